@@ -1,0 +1,284 @@
+"""Phase edges, evaluation timesteps and sigmas: where a phased consistency model jumps from and to.
+
+A PCM splits the path from pure noise (timestep T - 1) to the image (timestep 0) into M phases and learns to jump from
+anywhere in a phase to its lower edge (arXiv 2405.18407, section 3.1). Three published schedules walk those jumps:
+
+``trailing``
+    The DDIM grid of the authors' model card: 999, 749, 499, 249 for four steps.
+``aligned``
+    The edges that training defines on its solver grid: 999, 739, 499, 239 for four phases on 50 points.
+``tcd``
+    The grid of the authors' demo (TCDScheduler): 999, 759, 499, 259.
+
+They agree for one, two and five steps. A schedule holds timesteps only; ``PhaseSchedule.sigmas`` looks them up in the
+model's own sigma table, so one schedule serves eps, v and flow models alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import PCMError
+
+Spacing = Literal["trailing", "aligned", "tcd"]
+Terminal = Literal["zero", "alpha0"]
+SPACINGS = cast(tuple[Spacing, ...], get_args(Spacing))
+TERMINALS = cast(tuple[Terminal, ...], get_args(Terminal))
+MAX_COUNT = 64
+
+
+def phase_edges(phases: int, grid: int = 50, train_steps: int = 1000) -> tuple[int, ...]:
+    """Lower edges of the phases, ascending: ``(0, 239, 499, 739)`` for 4 phases on the 50-point grid.
+
+    The solver grid holds the timesteps ``r i - 1`` with ``r = train_steps / grid``; phase k starts at grid index
+    ``floor(k grid / phases)`` and ends at the timestep below it (``DDIMSolver`` and ``ddim_style_multiphase_pred`` of
+    the authors' ``train_pcm_lora_sd15.py``). The bottom edge is timestep 0, not -1.
+
+    Raises:
+        PCMError: if a count is out of range, the grid does not divide ``train_steps`` or has too few points.
+    """
+    stride = _grid_stride(grid, train_steps)
+    _check_count("phases", phases)
+    if phases > grid:
+        raise PCMError(
+            f"{phases} phases do not fit on a solver grid of {grid} points.",
+            "at least one grid point per phase.",
+            f"Use a finer grid (for example {_finer_grid(phases, train_steps)}) or fewer phases.",
+        )
+    return tuple(max(stride * (phases_below * grid // phases) - 1, 0) for phases_below in range(phases))
+
+
+def eval_timesteps(
+    steps: int,
+    *,
+    phases: int | None = None,
+    spacing: Spacing = "trailing",
+    grid: int = 50,
+    train_steps: int = 1000,
+) -> tuple[int, ...]:
+    """Timesteps the model is evaluated at, descending from ``train_steps - 1``.
+
+    Args:
+        steps: how many evaluations, 1 to 64.
+        phases: phases of the model, for ``aligned`` only; default ``steps``. With fewer steps a subset of the edges is
+            visited, with more the phases are subdivided on the solver grid.
+        spacing: ``trailing``, ``aligned`` or ``tcd``.
+        grid: points of the solver grid (``aligned`` and ``tcd``); must divide ``train_steps``.
+
+    Raises:
+        PCMError: if a value is out of range or unknown.
+    """
+    stride = _grid_stride(grid, train_steps)
+    _check_count("steps", steps)
+    _check_choice("spacing", spacing, SPACINGS)
+    if spacing == "trailing":
+        # Half-to-even rounding, as numpy does in diffusers' DDIMScheduler.
+        points = np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps]
+        return tuple(int(point) - 1 for point in points)
+    if spacing == "tcd":
+        if steps > grid:
+            raise _too_many_steps(steps, grid, train_steps)
+        return tuple((grid - i * grid // steps) * stride - 1 for i in range(steps))
+    return _aligned_timesteps(steps, phases or steps, grid, train_steps)
+
+
+def _aligned_timesteps(steps: int, phases: int, grid: int, train_steps: int) -> tuple[int, ...]:
+    starts = (train_steps - 1, *reversed(phase_edges(phases, grid, train_steps)[1:]))
+    if steps <= phases:
+        return tuple(starts[i * phases // steps] for i in range(steps))
+    if steps > grid:
+        raise _too_many_steps(steps, grid, train_steps)
+    stride = train_steps // grid
+    points: list[int] = []
+    share = _split_evenly(steps, [_grid_points(a, b, stride) for a, b in zip(starts, (*starts[1:], -1), strict=True)])
+    for top, low, count in zip(starts, (*starts[1:], -1), share, strict=True):
+        length = _grid_points(top, low, stride)
+        points += [top - stride * (i * length // count) for i in range(count)]
+    return tuple(points)
+
+
+def _grid_points(top: int, low: int, stride: int) -> int:
+    """Solver points in the half-open interval (low, top]."""
+    return round((top - low) / stride)
+
+
+def _split_evenly(steps: int, capacity: list[int]) -> list[int]:
+    """Deal steps to phases from the noisiest down, one at a time, never more than a phase has grid points."""
+    share = [1] * len(capacity)
+    phase = 0
+    while sum(share) < steps:
+        if share[phase] < capacity[phase]:
+            share[phase] += 1
+        phase = (phase + 1) % len(capacity)
+    return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSchedule:
+    """Where to evaluate and where each phase ends, in timesteps of a ``train_steps`` grid.
+
+    Attributes:
+        timesteps: evaluation points, strictly descending.
+        starts: upper end of every phase, descending; the phase of a step is found here.
+        edges: lower edges the model was trained on, ascending.
+        terminal: ``zero`` ends at sigma 0, ``alpha0`` at the sigma of timestep 0 (diffusers' set_alpha_to_one=False).
+        start: the timestep at which sampling enters; ``train_steps - 1`` for a full denoise.
+        notes: what was snapped, dropped or assumed, one sentence each.
+    """
+
+    timesteps: tuple[int, ...]
+    starts: tuple[int, ...]
+    edges: tuple[int, ...]
+    spacing: Spacing
+    grid: int
+    terminal: Terminal = "zero"
+    start: int = 999
+    train_steps: int = 1000
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Model evaluations."""
+        return len(self.timesteps)
+
+    @property
+    def phases(self) -> int:
+        """Phases of the model."""
+        return len(self.starts)
+
+    def phase_of(self, step: int) -> int:
+        """Phase of a step, 0 for the noisiest: the lowest phase whose upper end is not below the step's timestep."""
+        return sum(start >= self.timesteps[step] for start in self.starts) - 1
+
+    def sigmas(self, table: Tensor) -> Tensor:
+        """Look the schedule up in a model's sigma table.
+
+        Args:
+            table: [L] sigmas ascending, sigma of pure noise last; L is ``train_steps`` or a multiple of it.
+
+        Returns:
+            float32 [steps + 1] on the CPU, strictly descending, first entry bit-equal to a table entry.
+
+        Raises:
+            PCMError: if the table cannot be indexed by timestep (for example the 50-entry LCM table).
+        """
+        table = table.detach().flatten().to("cpu", torch.float32)
+        if len(table) < self.train_steps or len(table) % self.train_steps:
+            raise PCMError(
+                f"The model's sigma table has {len(table)} entries.",
+                f"{self.train_steps} entries, or a multiple of it.",
+                "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the full table.",
+            )
+        scale = len(table) // self.train_steps
+        last = [table[scale - 1]] if self.terminal == "alpha0" else [table.new_zeros(())]
+        return torch.stack([table[(t + 1) * scale - 1] for t in self.timesteps] + last)
+
+
+def build_schedule(
+    phases: int,
+    steps: int | None = None,
+    *,
+    spacing: Spacing = "trailing",
+    grid: int = 50,
+    terminal: Terminal = "zero",
+    denoise: float = 1.0,
+    start: int | None = None,
+    spend_extra_steps: bool = False,
+    train_steps: int = 1000,
+) -> PhaseSchedule:
+    """Resolve what a user asks for into a schedule.
+
+    Args:
+        phases: phases M of the model, 1 to 64.
+        steps: evaluations N of a full denoise; default M. More than M is snapped to M, because extra deterministic
+            evaluations inside a phase made results worse in every experiment; fewer runs, with a note.
+        denoise: share of the path to run, 0 < denoise <= 1: enters at timestep ``denoise * train_steps``, keeps every
+            later evaluation point and takes at least one step.
+        start: the entry timestep itself, instead of ``denoise``.
+        spend_extra_steps: really take the N > M steps.
+
+    Raises:
+        PCMError: if a value is out of range or unknown.
+    """
+    _check_choice("spacing", spacing, SPACINGS)
+    _check_choice("terminal", terminal, TERMINALS)
+    edges = phase_edges(phases, grid, train_steps)
+    notes: list[str] = []
+    count = phases if steps is None else steps
+    _check_count("steps", count)
+    if count > phases and not spend_extra_steps:
+        notes.append(f"{count} steps were asked of a {phases}-phase model; ran its {phases} phase jumps.")
+        count = phases
+    elif count < phases:
+        notes.append(f"This model has {phases} phases; {count} steps skip trained edges. Use at least {phases}.")
+    points = eval_timesteps(count, phases=phases, spacing=spacing, grid=grid, train_steps=train_steps)
+    entry = _entry_timestep(denoise, start, train_steps)
+    timesteps = _enter(points, entry, train_steps // grid)
+    return PhaseSchedule(
+        timesteps=timesteps,
+        starts=eval_timesteps(phases, spacing=spacing, grid=grid, train_steps=train_steps),
+        edges=edges,
+        spacing=spacing,
+        grid=grid,
+        terminal=terminal,
+        start=timesteps[0],
+        train_steps=train_steps,
+        notes=tuple(notes),
+    )
+
+
+def _entry_timestep(denoise: float, start: int | None, train_steps: int) -> int:
+    if not 0 < denoise <= 1:  # also refuses NaN
+        raise PCMError(f"denoise is {denoise}.", "a number above 0 and up to 1.", "Use 1 to start from pure noise.")
+    entry = round(denoise * train_steps) if start is None else start
+    if not 0 <= entry <= train_steps:
+        raise PCMError(f"The start timestep is {entry}.", f"0 to {train_steps - 1}.", "Correct the start.")
+    # Timestep 0 is the bottom edge itself: entering there would leave nothing to do.
+    return min(max(entry, 1), train_steps - 1)
+
+
+def _enter(points: tuple[int, ...], entry: int, stride: int) -> tuple[int, ...]:
+    """Start at ``entry`` and keep the later points; a first jump shorter than a solver step is dropped."""
+    if entry >= points[0]:
+        return points
+    later = tuple(point for point in points if point < entry)
+    if later and entry - later[0] < stride:
+        return later
+    return (entry, *later)
+
+
+def _grid_stride(grid: int, train_steps: int) -> int:
+    if grid < 1 or train_steps % grid:
+        raise PCMError(
+            f"The solver grid has {grid} points.",
+            f"a divisor of {train_steps}; other grids never train the first timestep, {train_steps - 1}.",
+            "Use 40, 50 or 100.",
+        )
+    return train_steps // grid
+
+
+def _finer_grid(phases: int, train_steps: int) -> int:
+    return next(n for n in range(phases, train_steps + 1) if train_steps % n == 0)
+
+
+def _check_count(name: str, count: int) -> None:
+    if not 1 <= count <= MAX_COUNT:
+        raise PCMError(f"{name} is {count}.", f"1 to {MAX_COUNT}.", f"Set {name} to the number in the LoRA's name.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PCMError(f'{name} is "{value}".', f"one of {', '.join(choices)}.", f"Correct {name}.")
+
+
+def _too_many_steps(steps: int, grid: int, train_steps: int) -> PCMError:
+    return PCMError(
+        f"{steps} steps do not fit on a solver grid of {grid} points.",
+        "at most one step per grid point.",
+        f"Use spacing trailing, or a grid of {_finer_grid(steps, train_steps)}.",
+    )

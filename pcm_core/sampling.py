@@ -1,0 +1,181 @@
+"""The PCM sampler: one flat loop, the k-diffusion call contract, the same arithmetic for eps, v, x0 and flow models.
+
+With ``denoised`` the model's x0, the paper's jump F(x, t, s) (Eq. 2, exact-solution form of DDIM) is in sigma space
+
+    variance exploding:  x = x0 + sigma eps              ->  x_s = x0 + sigma_s eps = lerp(x0, x, sigma_s / sigma)
+    flow matching:       x = (1 - sigma) x0 + sigma eps  ->  x_s = x + (sigma_s - sigma)(eps - x0) = the same lerp
+
+so one line serves every parametrisation. F(x, t, t) = x holds identically: the weight is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PCMError
+
+Model = Callable[..., Tensor]
+NoiseSampler = Callable[[float, float], Tensor]
+
+
+@torch.no_grad()
+def sample_pcm(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    determinism: float | Sequence[float] = 1.0,
+    flow: bool = False,
+    noise_scale: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    progress: Callable[[int], Iterable[int]] = range,
+) -> Tensor:
+    """Jump along ``sigmas``.
+
+    Args:
+        model: ``model(x, sigma [B], **extra_args) -> denoised``, the x0 prediction after guidance.
+        x: noised latent of any rank and float dtype, batch first. Never written to.
+        sigmas: [N + 1] strictly descending; N model evaluations.
+        callback: receives ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` before each update.
+        disable: accepted for the contract; show progress through ``callback`` or ``progress``.
+        determinism: r of the paper's Eq. 44, one number or one per step: 1 is the deterministic PCM jump, 0 renoises
+            fully (LCM). The last step never adds noise. See ``gamma_to_determinism`` for TCD's gamma.
+        flow: the model is a flow model (x = (1 - sigma) x0 + sigma eps). Matters only for ``determinism`` below 1.
+        noise_scale: standard deviation of a flow model's noise.
+        noise_sampler: ``(sigma, sigma_next) -> noise`` like x; default: seeded by ``extra_args["seed"]`` on the CPU.
+        progress: wraps the range of steps, e.g. a progress bar.
+
+    Returns:
+        The latent at ``sigmas[-1]``, same shape as ``x``.
+
+    Raises:
+        PCMError: if ``sigmas`` has one entry or does not descend, or ``determinism`` is outside 0..1.
+    """
+    extra_args = extra_args or {}
+    levels = check_sigmas(sigmas)
+    steps = len(levels) - 1
+    rates = _rates(determinism, steps)
+    if noise_sampler is None and any(rate < 1 for rate in rates[:-1]):
+        noise_sampler = seeded_noise(x, extra_args.get("seed"))
+    ones = x.new_ones([x.shape[0]])
+    for i in progress(max(steps, 0)):
+        sigma, sigma_next = levels[i], levels[i + 1]
+        denoised = model(x, sigma * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        if sigma_next == 0:
+            x = denoised
+        elif rates[i] == 1 or i + 1 == steps:
+            x = jump(x, denoised, sigma, sigma_next)
+        else:
+            assert noise_sampler is not None
+            noise = noise_sampler(sigma, sigma_next) * noise_scale
+            x = stochastic_jump(x, denoised, noise, sigma, sigma_next, rates[i], flow=flow)
+    return x
+
+
+def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """The deterministic PCM jump from ``sigma`` to ``sigma_next`` (paper Eq. 2 in sigma space)."""
+    return torch.lerp(denoised, x, sigma_next / sigma)
+
+
+def stochastic_jump(
+    x: Tensor, denoised: Tensor, noise: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool
+) -> Tensor:
+    """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
+    alpha, alpha_next = (1 - sigma, 1 - sigma_next) if flow else (1.0, 1.0)
+    kept = math.sqrt(determinism) * sigma_next / sigma
+    fresh = math.sqrt(1 - determinism) * sigma_next
+    return (alpha_next - kept * alpha) * denoised + kept * x + fresh * noise
+
+
+def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
+    """Noise like ``x`` drawn on the CPU, so that a seed gives the same picture on every device.
+
+    Equal to k-diffusion's default noise sampler on a CPU (seed + 1 keeps it apart from the initial noise).
+    """
+    generator = torch.Generator(device="cpu")
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed((seed + 1) % 2**64)
+
+    def sample(sigma: float, sigma_next: float) -> Tensor:
+        noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        return noise.to(x.device)
+
+    return sample
+
+
+def gamma_to_determinism(gamma: float, sigmas: Tensor, table: Tensor) -> tuple[float, ...]:
+    """TCD's gamma as r of Eq. 44, one value per step of ``sigmas``.
+
+    TCD goes to timestep ``s' = floor((1 - gamma) s)`` and forward-noises to s (``TCDScheduler.step``); in sigma space
+    that is Eq. 44 with ``r = (sigma_s' / sigma_s)^2``. For flow tables, where TCD is not defined, the same fraction of
+    the timestep index is used and the flow form of the identity, ``r = (sigma_s' (1 - sigma_s) / (sigma_s (1 -
+    sigma_s')))^2``; this is our extension.
+
+    Args:
+        gamma: 0 (deterministic) to 1.
+        sigmas: [N + 1] the schedule.
+        table: [L] the model's ascending sigma table; a flow table ends at 1.
+
+    Raises:
+        PCMError: if gamma is outside 0..1.
+    """
+    if not 0 <= gamma <= 1:
+        raise PCMError(f"gamma is {gamma}.", "a number from 0 (deterministic) to 1.", "TCD recommends 0.3.")
+    flow = bool(table[-1] <= 1)
+    values = [float(s) for s in sigmas]
+    ascending = table.detach().flatten().to("cpu", torch.float64)
+    rates: list[float] = []
+    for sigma in values[1:]:
+        if sigma <= 0 or gamma == 0:
+            rates.append(1.0)
+            continue
+        s = int((ascending - sigma).abs().argmin())
+        lower = float(ascending[math.floor((1 - gamma) * s)])
+        ratio = lower * (1 - sigma) / (sigma * (1 - lower)) if flow else lower / sigma
+        rates.append(min(1.0, ratio**2))
+    return tuple(rates)
+
+
+def check_sigmas(sigmas: Tensor) -> list[float]:
+    """Sigmas as Python floats; an empty schedule means nothing to do.
+
+    Raises:
+        PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
+    """
+    levels: list[float] = sigmas.detach().flatten().tolist()
+    if len(levels) == 1:
+        raise PCMError(
+            f"The schedule has a single sigma, {levels[0]:.6g}.",
+            "at least two: where to start and where to end.",
+            "Raise steps, or move the split of SplitSigmas.",
+        )
+    for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
+        if not (math.isfinite(high) and high > low >= 0):
+            raise PCMError(
+                f"Sigma {i + 1} of the schedule is {low:.6g} after {high:.6g}.",
+                "finite sigmas that strictly descend and stay at or above zero.",
+                "Use the PCM Phase Scheduler, or check what edits the SIGMAS on the way.",
+            )
+    return levels
+
+
+def _rates(determinism: float | Sequence[float], steps: int) -> list[float]:
+    rates = [float(determinism)] * steps if isinstance(determinism, (int, float)) else [float(r) for r in determinism]
+    if len(rates) != steps:
+        raise PCMError(f"{len(rates)} values of determinism for {steps} steps.", "one per step.", "Match the schedule.")
+    for rate in rates:
+        if not 0 <= rate <= 1:
+            raise PCMError(f"determinism is {rate}.", "0 (full renoising) to 1 (deterministic).", "Use 1 for PCM.")
+    return rates
