@@ -6,6 +6,7 @@ blurred and noised so that a decoder's softness is not mistaken for another clas
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -24,17 +25,19 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        channels = (3, 16, 32, 64, 64)
         self.convs = nn.ModuleList(
-            nn.Conv2d(inside, outside, 3, stride=2, padding=1)
-            for inside, outside in ((3, 16), (16, 32), (32, 48), (48, 64))
+            nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+            for inside, outside in itertools.pairwise(channels)
         )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outside) for outside in channels[1:])
         self.hidden = nn.Linear(64 * 4 * 4, FEATURES)
         self.heads = nn.Linear(FEATURES, len(SHAPES) + len(COLOURS) + len(BACKGROUNDS) + 3)
 
     def forward(self, picture: Tensor) -> Tensor:
         x = picture - 0.5
-        for conv in self.convs:
-            x = torch.relu(conv(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
         return torch.relu(self.hidden(x.flatten(1)))
 
     def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,14 +68,14 @@ def train_judge(steps: int, seed: int = 0, batch: int = 64, folder: Path = WEIGH
         labels = labels + cross_entropy(background, scene.background)
         return labels + 20 * nn.functional.mse_loss(geometry / SIZE, scene.geometry / SIZE)
 
-    run_steps("judge", steps, judge.parameters(), loss, lr=2e-3, weight_decay=1e-4)
-    save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()}, folder / JUDGE_FILE)
+    run_steps("judge", steps, judge.parameters(), loss, lr=3e-3, weight_decay=1e-3)
+    save_file({key: value.contiguous() for key, value in judge.state_dict().items()}, folder / JUDGE_FILE)
     return judge
 
 
 def load_judge(folder: Path = WEIGHTS) -> Judge:
     judge = Judge()
-    judge.load_state_dict({key: value.float() for key, value in load_file(folder / JUDGE_FILE).items()})
+    judge.load_state_dict(load_file(folder / JUDGE_FILE))
     return judge.eval().requires_grad_(False)
 
 

@@ -1,0 +1,97 @@
+"""Rebuild every weight of the demo world from nothing.
+
+    python -m demo.train                     everything, in order
+    python -m demo.train --only lora         one stage, on the files of the earlier ones
+
+Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are).
+``demo/README.md`` states what each took on two CPU cores. Every stage writes its file when done and prints its loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .distill import distil, save_lora
+from .judge import correct, load_judge, train_judge
+from .teacher import LatentPool, load_teacher, train_teacher
+from .train_vae import WEIGHTS, finetune_decoder, load_vae, psnr, train_vae
+from .world import render, sample_scene
+
+
+@dataclass(frozen=True)
+class LoraRun:
+    """One distillation: file, phases, iterations, learning rate."""
+
+    file: str
+    phases: int
+    steps: int
+    lr: float
+
+
+LORAS = (
+    LoraRun("demo_pcm_4phase.safetensors", 4, 2500, 1e-3),
+    LoraRun("demo_lcm.safetensors", 1, 2500, 3e-4),
+    LoraRun("demo_pcm_2phase.safetensors", 2, 2500, 5e-4),
+    LoraRun("demo_pcm_8phase.safetensors", 8, 2500, 1e-3),
+)
+
+
+def stage_vae(folder: Path) -> None:
+    print(f"autoencoder: PSNR {psnr(train_vae(3000, folder=folder)):.2f} dB")
+
+
+def stage_judge(folder: Path) -> None:
+    train_judge(3500, folder=folder)
+    scene = sample_scene(4000, torch.Generator().manual_seed(123))
+    with torch.no_grad():
+        judge = load_judge(folder)
+        features = torch.cat([judge(batch) for batch in render(scene).split(250)])
+    print(f"judge: {correct(judge, features, scene).all(1).float().mean():.4f} of real drawings fully right")
+
+
+def stage_teacher(folder: Path) -> None:
+    train_teacher(load_vae(folder), 22_000, folder=folder)
+
+
+def stage_lora(folder: Path) -> None:
+    teacher, pool = load_teacher(folder), LatentPool(load_vae(folder), 32_000, seed=1)
+    for run in LORAS:
+        lora = distil(teacher, pool, run.phases, run.steps, lr=run.lr)
+        save_lora(lora, run.file, run.phases, run.steps, run.lr, folder)
+
+
+def stage_decoder(folder: Path) -> None:
+    vae = load_vae(folder).requires_grad_(True)
+    finetune_decoder(vae, 1500, folder=folder)
+    print(f"decoder: PSNR {psnr(vae):.2f} dB")
+
+
+STAGES: dict[str, Callable[[Path], None]] = {
+    "vae": stage_vae,
+    "judge": stage_judge,
+    "teacher": stage_teacher,
+    "lora": stage_lora,
+    "decoder": stage_decoder,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the demo world.")
+    parser.add_argument("--only", choices=STAGES, action="append", help="run only this stage (repeatable)")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where the weights go")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.only or STAGES:
+        started = time.monotonic()
+        STAGES[name](options.folder)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
