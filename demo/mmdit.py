@@ -83,8 +83,8 @@ class JointBlock(nn.Module):
     def forward(self, context: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         context_qkv, context_gates = self.context_block.before(context, c)
         x_qkv, x_gates = self.x_block.before(x, c)
-        qkv = rearrange(torch.cat([context_qkv, x_qkv], dim=1), "b l (n h d) -> n b h l d", n=3, h=DEPTH)
-        attended = rearrange(nn.functional.scaled_dot_product_attention(*qkv), "b h l d -> b l (h d)")
+        q, k, v = rearrange(torch.cat([context_qkv, x_qkv], dim=1), "b l (n h d) -> n b h l d", n=3, h=DEPTH)
+        attended = rearrange(nn.functional.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
         tokens = context.shape[1]
         if not self.context_block.pre_only:
             context = self.context_block.after(context, attended[:, :tokens], context_gates)
@@ -121,7 +121,7 @@ class PatchEmbedder(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """Velocity ``v = noise - x0`` of latents [B, 16, 8, 8] at model time [B] (1000 sigma), [B, 3, 32] and [B, 32] text."""
+    """Velocity ``noise - x0`` of latents [B, 16, 8, 8] at model time [B] (1000 sigma); text [B, 3, 32] and [B, 32]."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """A narrow autoencoder that ships as a full TAESD.
 
-The host loads TAESD files of one size only: 64 channels everywhere, 1.2 GMAC a picture and half, too slow to train on a
-CPU. We train the same graph with fewer channels, growing as the picture shrinks, and export it by zero padding: a padded
-channel is zero before and after every ReLU, and an all-zero Block is the identity on non-negative input, so the exported
-file computes exactly what was trained. ``narrow`` undoes the padding.
+The host loads TAESD files of one size only, 64 channels everywhere, too slow to train on a CPU. We train the same graph
+with fewer channels, growing as the picture shrinks, and export it by zero padding: a padded channel is zero before and
+after every ReLU, and an all-zero Block is the identity on non-negative input, so the exported file computes exactly
+what was trained. ``narrow`` undoes the padding.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ so one line serves every parametrisation. F(x, t, t) = x holds identically: the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -154,14 +155,14 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
     Raises:
         PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
     """
-    levels: list[float] = sigmas.detach().flatten().tolist()
+    levels = [float(level) for level in sigmas.detach().flatten().cpu()]
     if len(levels) == 1:
         raise PCMError(
             f"The schedule has a single sigma, {levels[0]:.6g}.",
             "at least two: where to start and where to end.",
             "Raise steps, or move the split of SplitSigmas.",
         )
-    for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (high, low) in enumerate(itertools.pairwise(levels)):
         if not (math.isfinite(high) and high > low >= 0):
             raise PCMError(
                 f"Sigma {i + 1} of the schedule is {low:.6g} after {high:.6g}.",
