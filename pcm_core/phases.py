@@ -43,7 +43,7 @@ def phase_edges(phases: int, grid: int = 50, train_steps: int = 1000) -> tuple[i
         PCMError: if a count is out of range, the grid does not divide ``train_steps`` or has too few points.
     """
     stride = _grid_stride(grid, train_steps)
-    _check_count("phases", phases)
+    _check_count("phases", phases, train_steps)
     if phases > grid:
         raise PCMError(
             f"{phases} phases do not fit on a solver grid of {grid} points.",
@@ -74,7 +74,7 @@ def eval_timesteps(
         PCMError: if a value is out of range or unknown.
     """
     stride = _grid_stride(grid, train_steps)
-    _check_count("steps", steps)
+    _check_count("steps", steps, train_steps)
     _check_choice("spacing", spacing, SPACINGS)
     if spacing == "trailing":
         # Half-to-even rounding, as numpy does in diffusers' DDIMScheduler.
@@ -84,7 +84,7 @@ def eval_timesteps(
         if steps > grid:
             raise _too_many_steps(steps, grid, train_steps)
         return tuple((grid - i * grid // steps) * stride - 1 for i in range(steps))
-    return _aligned_timesteps(steps, phases or steps, grid, train_steps)
+    return _aligned_timesteps(steps, steps if phases is None else phases, grid, train_steps)
 
 
 def _aligned_timesteps(steps: int, phases: int, grid: int, train_steps: int) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ def build_schedule(
     edges = phase_edges(phases, grid, train_steps)
     notes: list[str] = []
     count = phases if steps is None else steps
-    _check_count("steps", count)
+    _check_count("steps", count, train_steps)
     if count > phases and not spend_extra_steps:
         notes.append(f"{count} steps were asked of a {phases}-phase model; ran its {phases} phase jumps.")
         count = phases
@@ -266,9 +266,10 @@ def _finer_grid(phases: int, train_steps: int) -> int:
     return next(n for n in range(phases, train_steps + 1) if train_steps % n == 0)
 
 
-def _check_count(name: str, count: int) -> None:
-    if not 1 <= count <= MAX_COUNT:
-        raise PCMError(f"{name} is {count}.", f"1 to {MAX_COUNT}.", f"Set {name} to the number in the LoRA's name.")
+def _check_count(name: str, count: int, train_steps: int) -> None:
+    most = min(MAX_COUNT, train_steps)
+    if not 1 <= count <= most:
+        raise PCMError(f"{name} is {count}.", f"1 to {most}.", f"Set {name} to the number in the LoRA's name.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
