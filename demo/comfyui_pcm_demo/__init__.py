@@ -1,0 +1,10 @@
+"""The demo world's text encoder as a node. No real text encoder is small enough to ship with a demo."""
+
+
+async def comfy_entrypoint():
+    from .prompt_node import DemoExtension
+
+    return DemoExtension()
+
+
+__all__ = ["comfy_entrypoint"]

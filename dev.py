@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""The developers' commands: ``python dev.py demo | serve | test | bench``. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from devtools import environment, host
+from devtools.base import make_base
+from devtools.browser import ensure_chromium
+from devtools.errors import DevError
+from devtools.paths import BASE, ROOT
+from devtools.server import Server
+
+
+def own_checkout(options: argparse.Namespace) -> str | None:
+    """The ComfyUI checkout that the user wants instead of a pinned one; a flag beats COMFYUI_PATH."""
+    return options.comfyui or (None if options.comfyui_version else os.environ.get("COMFYUI_PATH"))
+
+
+def prepare(options: argparse.Namespace) -> Path:
+    """Everything but the server: ``.venv``, the host and its requirements, the base directory. Returns the host."""
+    given = own_checkout(options)
+    chosen = host.existing_host(given) if given else None
+    environment.make_venv()
+    if chosen is None:
+        newest = host.pinned_host(host.NEWEST)  # its requirements run every pinned version
+        chosen = host.pinned_host(options.comfyui_version or host.NEWEST)
+        environment.install(newest / "requirements.txt", pinned=True)
+    else:
+        environment.install(chosen / "requirements.txt", pinned=False)
+    make_base(BASE)
+    return chosen
+
+
+def run_python(*arguments: str, **extra_environment: str) -> int:
+    """Run the interpreter of ``.venv`` at the root of the repository and return its exit code."""
+    command = [str(environment.venv_python()), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | extra_environment, check=False).returncode
+
+
+def demo(options: argparse.Namespace) -> int:
+    chosen = prepare(options)
+    print("Starting ComfyUI")
+    with Server(environment.venv_python(), chosen, BASE, port=options.port) as server:
+        code = run_python("-m", "demo.quickstart", "--url", server.url)
+        if code:
+            print(f"ComfyUI's log: {server.log}", file=sys.stderr)
+            return 1
+    if (ROOT / "demo" / "score.py").exists():
+        if run_python("-m", "demo.score", "--quick"):
+            raise DevError("The pictures are made, but demo/score.py failed; its message is above.")
+    print(f"\nPictures and table: {ROOT / 'output' / 'demo'}")
+    print("To look at the same graph in the browser: python dev.py serve")
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    chosen = prepare(options)
+    print("Starting ComfyUI")
+    with Server(environment.venv_python(), chosen, BASE, port=options.port) as server:
+        print(f"ComfyUI is at {server.url} (log: {server.log})")
+        print('Open the workflow "PCM quick start" in the sidebar. Ctrl-C stops the server.')
+        assert server.process is not None
+        code = server.process.wait()
+    raise DevError(f"ComfyUI ended by itself with exit code {code} (log: {server.log}).")
+
+
+def test(options: argparse.Namespace) -> int:
+    chosen = prepare(options)
+    ensure_chromium()
+    selection = [] if options.long else ["-m", "not long"]
+    code = run_python("-m", "pytest", *selection, *options.rest, COMFYUI_PATH=str(chosen))
+    if code or options.rest or own_checkout(options):
+        return code
+    return test_other_hosts(options)
+
+
+def test_other_hosts(options: argparse.Namespace) -> int:
+    """The host tests on the oldest supported ComfyUI, with ``--long`` on all of them."""
+    versions = list(host.SDISTS) if options.long else [host.OLDEST]
+    for version in versions:
+        if version != (options.comfyui_version or host.NEWEST):
+            print(f"\nComfyUI {version}")
+            path = host.pinned_host(version)
+            if code := run_python("-m", "pytest", "-m", "not long", "tests/host", COMFYUI_PATH=str(path)):
+                return code
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    chosen = prepare(options)
+    scripts = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+    if not scripts:
+        raise DevError(f"There is no benchmark in {ROOT / 'benchmarks'}.")
+    for script in scripts:
+        print(f"\n{script.name}")
+        if run_python("-m", f"benchmarks.{script.stem}", *options.rest, COMFYUI_PATH=str(chosen)):
+            raise DevError(f"{script.name} failed; its message is above.")
+    return 0
+
+
+COMMANDS = {
+    demo: "the quick start: a grid of pictures from the real ComfyUI",
+    serve: "ComfyUI with the pack and the demo models, to open in a browser",
+    test: "the test suite; what follows -- goes to pytest",
+    bench: "the benchmarks; what follows -- goes to each",
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Options, and in ``rest`` what follows ``--``."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(prog="dev.py", description="Make everything, then run one of these commands.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for function, text in COMMANDS.items():
+        command = commands.add_parser(function.__name__, help=text, description=text)
+        command.set_defaults(function=function)
+        which = command.add_mutually_exclusive_group()
+        which.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout (default: COMFYUI_PATH)")
+        which.add_argument(
+            "--comfyui-version", choices=[*host.SDISTS], help=f"a pinned ComfyUI (default: {host.NEWEST})"
+        )
+        if function in (demo, serve):
+            command.add_argument("--port", type=int, help="default: 8188 for serve, any free one for demo")
+        if function is test:
+            command.add_argument("--long", action="store_true", help="slow tests too, and every supported ComfyUI")
+    options = parser.parse_args(arguments[:split])
+    options.rest = arguments[split + 1 :]
+    if options.function is serve and options.port is None:
+        options.port = 8188
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: the command's own, 1 after one sentence on stderr, 130 after Ctrl-C."""
+    if sys.version_info < (3, 11):
+        print("dev.py needs Python 3.11 or newer.", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill stops the server too
+    options = parse(arguments)
+    try:
+        return options.function(options)
+    except (DevError, OSError) as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""The base directory of the server: custom nodes, models, input, output and user settings outside the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from .errors import DevError
+from .paths import ROOT, WEIGHTS
+
+PACKS = {"phased-consistency": ROOT, "comfyui_pcm_demo": ROOT / "demo" / "comfyui_pcm_demo"}
+WORKFLOW = ROOT / "demo" / "workflows" / "quickstart.json"
+MODEL_FOLDERS = ("diffusion_models", "loras", "vae_approx", "checkpoints")
+
+
+def make_base(base: Path) -> None:
+    """Create or refresh a base directory with both packs, the demo weights and the quick-start workflow.
+
+    Raises:
+        DevError: something else lies where a link belongs.
+    """
+    for folder in ("custom_nodes", "input", "output", *(f"models/{name}" for name in MODEL_FOLDERS)):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    for name, source in PACKS.items():
+        link_folder(base / "custom_nodes" / name, source)
+    for file in sorted(WEIGHTS.glob("*.safetensors")):
+        folder = model_folder(file.name)
+        if folder is not None:
+            link_file(base / "models" / folder / file.name, file)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():  # the first visit would open the template dialog over the canvas
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
+    saved = base / "user" / "default" / "workflows" / "PCM quick start.json"
+    if WORKFLOW.exists() and not saved.exists():
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(WORKFLOW, saved)
+
+
+def model_folder(file: str) -> str | None:
+    """Where the host looks for a file of ``demo/weights``; None for those it does not use (the judge)."""
+    if file.startswith("taesd"):
+        return "vae_approx"
+    if file in ("demo_sd3.safetensors", "demo_wan.safetensors"):
+        return "diffusion_models"
+    return "loras" if file.startswith("demo_") else None
+
+
+def link_folder(link: Path, source: Path) -> None:
+    """A symlink, or on Windows a junction, which needs no privilege."""
+    if link.exists() and link.resolve() == source.resolve():
+        return
+    if link.is_symlink():
+        link.unlink()
+    if link.exists():
+        raise DevError(f"{link} exists and is not our link to {source}; move it away.")
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(source), str(link))  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        link.symlink_to(source, target_is_directory=True)
+
+
+def link_file(link: Path, source: Path) -> None:
+    """A symlink where everybody may make one, else a copy that is refreshed."""
+    if os.name == "nt":
+        shutil.copy2(source, link)
+    elif not (link.is_symlink() and link.resolve() == source.resolve()):
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)

@@ -1,0 +1,79 @@
+"""The virtual environment: made once, then recognised by a stamp."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from .errors import DevError, last_line
+from .paths import LOGS, ROOT, VENV
+
+REQUIREMENTS = ROOT / "requirements-dev.txt"
+CONSTRAINTS = ROOT / "constraints-host.txt"
+TORCHAUDIO = "torchaudio==2.11.0"  # the host lists it; its own pin of torch is older than ours, hence --no-deps
+
+
+def venv_python() -> Path:
+    """The interpreter of ``.venv``."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_venv() -> None:
+    """Create ``.venv`` with the running interpreter unless it is there.
+
+    Raises:
+        DevError: the venv module could not create it.
+    """
+    if venv_python().exists():
+        return
+    print("Creating .venv")
+    try:
+        venv.create(VENV, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise DevError(
+            f"Could not create {VENV}: {error}. On Debian and Ubuntu the package python3-venv may be missing."
+        ) from error
+
+
+def pip(*arguments: str, what: str) -> None:
+    """Run pip in ``.venv``, with its output in ``.logs/pip.log``.
+
+    Raises:
+        DevError: naming ``what``, pip's own last error line and the log.
+    """
+    LOGS.mkdir(exist_ok=True)
+    log = LOGS / "pip.log"
+    command = [str(venv_python()), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
+    with log.open("wb") as out:
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise DevError(f"Could not {what}: {last_line(log, 'ERROR:')} (pip exit {code}, log: {log}).")
+
+
+def install(host_requirements: Path, *, pinned: bool) -> None:
+    """Install our tools and the host's own requirements, unless the stamp says that this was done.
+
+    torch goes first, so that the host's plain ``torch`` is already satisfied. ``pinned`` applies the tested versions
+    of everything the host leaves open; a checkout of the user's own may want others.
+    """
+    steps = [
+        ["-r", str(REQUIREMENTS)],
+        ["--no-deps", TORCHAUDIO],
+        ["-r", str(host_requirements), *(["-c", str(CONSTRAINTS)] if pinned else [])],
+    ]
+    stamp = VENV / "installed.sha256"
+    digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}".encode())
+    for file in (REQUIREMENTS, CONSTRAINTS, host_requirements):
+        digest.update(file.read_bytes())
+    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return
+    print("Installing PyTorch, the tools and ComfyUI's requirements into .venv (several minutes the first time)")
+    for step in steps:
+        pip("install", *step, what="install the requirements")
+    stamp.write_text(digest.hexdigest())

@@ -1,0 +1,122 @@
+"""Start the real ComfyUI server on the CPU, know when it is ready, and stop it without fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from .base import PACKS
+from .errors import DevError, last_line
+from .paths import LOGS
+
+START_TIMEOUT = 300.0
+BAD_IMPORT = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint")
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_port(port: int) -> None:
+    """Raise DevError if somebody listens on the port."""
+    with socket.socket() as probe:
+        if os.name != "nt":  # as the host does it: a port in TIME_WAIT is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise DevError(f"Port {port} cannot be used ({error}); choose another with --port.") from error
+
+
+class Server:
+    """The host as a context manager. ``url`` answers between ``__enter__`` and ``__exit__``.
+
+    Raises:
+        DevError: from ``__enter__``, when the port is taken, the host ends early, is not ready after five minutes, or
+            did not import one of our packs. The message names the log.
+    """
+
+    def __init__(self, python: Path, host: Path, base: Path, *, port: int | None = None, log: Path | None = None):
+        self.python, self.host, self.base = python, host, base
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log or LOGS / f"comfyui-{time.strftime('%Y%m%d-%H%M%S')}-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        check_port(self.port)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            str(self.python), str(self.host / "main.py"), "--cpu", "--base-directory", str(self.base),
+            "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
+            "--listen", "127.0.0.1", "--port", str(self.port),
+        ]  # fmt: skip
+        own_group = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
+        environment = os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, **own_group
+            )
+        try:
+            self.wait_until_ready()
+            self.check_packs()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_until_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            if (code := self.process.poll()) is not None:
+                line = last_line(self.log, "Error", "error")
+                raise DevError(f"ComfyUI ended with exit code {code} while starting: {line} (log: {self.log})")
+            try:
+                with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.25)
+        raise DevError(f"ComfyUI did not answer at {self.url} within {START_TIMEOUT:.0f} s (log: {self.log}).")
+
+    def check_packs(self) -> None:
+        """The host starts happily without a pack that fails to import: read its log."""
+        for line in self.log.read_text("utf-8", errors="replace").splitlines():
+            if BAD_IMPORT.search(line) and any(name in line for name in PACKS):
+                raise DevError(f"ComfyUI could not import our pack: {line.strip()} (log: {self.log})")
+
+    def stop(self) -> None:
+        """SIGTERM to the whole group, SIGKILL after ten seconds; harmless when it has already ended."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            self.signal_group(process, "SIGTERM")
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.signal_group(process, "SIGKILL")
+                process.wait(timeout=10)
+
+    @staticmethod
+    def signal_group(process: subprocess.Popen[bytes], name: str) -> None:
+        if os.name == "nt":
+            process.kill()
+        else:
+            try:
+                os.killpg(process.pid, getattr(signal, name))
+            except ProcessLookupError:
+                pass
