@@ -1,0 +1,12 @@
+"""The extension: which nodes there are, and what is registered beside them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class PhasedConsistencyExtension(ComfyExtension):
+    """Phased Consistency for ComfyUI."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return []

@@ -1,0 +1,148 @@
+"""Boots the real ComfyUI in this process, loads the pack through the host's own loader and runs prompts in it.
+
+COMFYUI_PATH names the checkout (0.16.3 to 0.30.0). Without it every test here is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parent.parent
+# The stock nodes that the tests compare with or send through.
+EXTRAS = (
+    "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
+    "perpneg", "flux", "lt", "mask", "cfg", "advanced_samplers", "controlnet",
+)  # fmt: skip
+
+if str(HERE) not in sys.path:
+    sys.path.append(str(HERE))  # for ``import tiny``
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in Path(item.path).parents:
+            item.add_marker(pytest.mark.host)
+
+
+class FakeServer:
+    """What the executor and ``ComfyAPI`` touch of the server."""
+
+    client_id = last_node_id = last_prompt_id = routes = None
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.sockets_metadata: dict[str, Any] = {}
+        self.node_replace_manager = self
+        self.prompt_queue = self
+
+    def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
+        self.events.append((event, data))
+
+    def register(self, replacement: Any) -> None:
+        """NodeReplaceManager.register."""
+
+
+class Host:
+    """The running host: its ``nodes`` module, its models folder, and ways to call nodes and prompts."""
+
+    def __init__(self, nodes: ModuleType, server: FakeServer, base: Path) -> None:
+        self.nodes, self.server, self.base = nodes, server, base
+
+    def node(self, node_id: str) -> Any:
+        return self.nodes.NODE_CLASS_MAPPINGS[node_id]
+
+    def call(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        """Execute one node directly, as the executor does: inference mode, defaults filled in."""
+        import torch
+
+        cls = self.node(node_id)
+        for name, (_, *options) in {**cls.INPUT_TYPES()["required"]}.items():
+            if name not in inputs and options and "default" in options[0]:
+                inputs[name] = options[0]["default"]
+        with torch.inference_mode():
+            if hasattr(cls, "define_schema"):
+                return tuple(cls.execute(**inputs).args)
+            return tuple(getattr(cls(), cls.FUNCTION)(**inputs))
+
+    def pack(self, module: str) -> ModuleType:
+        """A module of the pack as the host loaded it, e.g. ``nodes.host`` or ``pcm_core.errors``."""
+        name = next(n for n, m in sys.modules.items() if getattr(m, "__file__", None) == str(PACK / "__init__.py"))
+        return importlib.import_module(f"{name}.{module}")
+
+    def run_prompt(self, prompt: dict[str, Any]) -> Any:
+        """Validate and execute an API prompt; returns the PromptExecutor with its history and messages."""
+        import execution
+
+        prompt_id = str(uuid.uuid4())
+        valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, prompt, None))
+        assert valid and not node_errors, (error, node_errors)
+        options: dict[str, Any] = {}
+        if "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters:
+            options["cache_args"] = {"lru": 0, "ram": 0, "ram_inactive": 0}
+        executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, **options)
+        executor.execute(prompt, prompt_id, {}, outputs)
+        return executor
+
+
+def _boot(comfyui: Path, base: Path) -> Host:
+    sys.path[:] = [str(comfyui)] + [p for p in sys.path if p and Path(p).resolve() not in (PACK, comfyui)] + [str(PACK)]
+    import comfy.options  # parsing stays off: pytest's own arguments are none of the host's business
+
+    comfy.options.enable_args_parsing(False)
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True  # before comfy.model_management
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    comfy.cli_args.args.base_directory = str(base)
+    comfy.cli_args.args.disable_api_nodes = True
+    importlib.import_module("utils.extra_config")  # before nodes, which puts <host>/comfy and its utils.py first
+    nodes, server = importlib.import_module("nodes"), importlib.import_module("server")
+    import torch
+
+    torch.set_num_threads(1)
+    assert Path(nodes.__file__).parent == comfyui, f"import nodes found {nodes.__file__}"
+    fake = FakeServer()
+    server.PromptServer.instance = fake
+    asyncio.run(_load(nodes, comfyui))
+    return Host(nodes, fake, base)
+
+
+async def _load(nodes: ModuleType, comfyui: Path) -> None:
+    await nodes.init_public_apis()
+    for name in EXTRAS:
+        path = comfyui / "comfy_extras" / f"nodes_{name}.py"
+        if path.exists():
+            assert await nodes.load_custom_node(str(path), module_parent="comfy_extras"), path
+    core = set(nodes.NODE_CLASS_MAPPINGS)
+    assert await nodes.load_custom_node(str(PACK), core, module_parent="custom_nodes"), "the pack did not load"
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.skip("COMFYUI_PATH is not set: host tests need a ComfyUI checkout, 0.16.3 or later")
+    comfyui = Path(path).resolve()
+    if not (comfyui / "nodes.py").exists():
+        pytest.fail(f"COMFYUI_PATH is {comfyui}, which holds no nodes.py")
+    yield _boot(comfyui, tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def zoo(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Tiny models by name, each made once: ``zoo["sd3"]`` is a ``tiny.Tiny``."""
+    import tiny
+
+    return tiny.Zoo(tmp_path_factory.mktemp("tiny"))
