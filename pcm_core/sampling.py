@@ -62,12 +62,12 @@ def sample_pcm(
     """
     extra_args = extra_args or {}
     levels = check_sigmas(sigmas)
-    steps = len(levels) - 1
+    steps = max(len(levels) - 1, 0)
     rates = _rates(determinism, steps)
     if noise_sampler is None and any(rate < 1 for rate in rates[:-1]):
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
-    for i in progress(max(steps, 0)):
+    for i in progress(steps):
         sigma, sigma_next = levels[i], levels[i + 1]
         denoised = model(x, sigma * ones, **extra_args)
         if callback is not None:
