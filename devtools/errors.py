@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class DevError(Exception):
@@ -11,6 +14,7 @@ class DevError(Exception):
 
 def last_line(log: Path, *markers: str) -> str:
     """The last line of a log that holds one of ``markers``, or the last line there is."""
-    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    text = COLOUR_CODE.sub("", log.read_text("utf-8", errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = [line for line in lines if any(marker in line for marker in markers)]
     return (marked or lines or ["the log is empty"])[-1]

@@ -13,10 +13,11 @@ import urllib.request
 from pathlib import Path
 
 from .base import PACKS
-from .errors import DevError, last_line
+from .errors import COLOUR_CODE, DevError, last_line
 from .paths import LOGS
 
 START_TIMEOUT = 300.0
+NEW_PROCESS_GROUP = 0x200  # of Windows; named in subprocess there only
 BAD_IMPORT = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint")
 
 
@@ -61,11 +62,16 @@ class Server:
             "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
             "--listen", "127.0.0.1", "--port", str(self.port),
         ]  # fmt: skip
-        own_group = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
         environment = os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, **own_group
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=os.name != "nt",
+                creationflags=NEW_PROCESS_GROUP if os.name == "nt" else 0,
             )
         try:
             self.wait_until_ready()
@@ -94,8 +100,9 @@ class Server:
 
     def check_packs(self) -> None:
         """The host starts happily without a pack that fails to import: read its log."""
-        for line in self.log.read_text("utf-8", errors="replace").splitlines():
-            if BAD_IMPORT.search(line) and any(name in line for name in PACKS):
+        ours = [os.path.join("custom_nodes", name) for name in PACKS]
+        for line in COLOUR_CODE.sub("", self.log.read_text("utf-8", errors="replace")).splitlines():
+            if BAD_IMPORT.search(line) and any(name in line for name in ours):
                 raise DevError(f"ComfyUI could not import our pack: {line.strip()} (log: {self.log})")
 
     def stop(self) -> None:
