@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .phases import Terminal, phase_edges
+from .phases import Terminal, phase_edges, table_scale
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,7 +27,8 @@ class SolverGrid:
     Attributes:
         sigma: noise level of point i.
         below: noise level of point i - 1; the bottom edge for i = 0.
-        edge: noise level of the lower edge of the phase that point i lies in. ``edge <= below < sigma``.
+        edge: noise level of the lower edge of the phase that point i lies in. ``edge <= below < sigma``, except that
+            a grid of every timestep has nothing below point 0 but itself (``alpha0``).
     """
 
     sigma: Tensor
@@ -47,21 +48,20 @@ class SolverGrid:
         on the edges that will be sampled: choose ``grid`` so that sampling's timesteps are grid points.
 
         Raises:
-            PCMError: as ``phase_edges``.
+            PCMError: as ``phase_edges``, or if the table cannot be indexed by timestep.
         """
         edges = phase_edges(phases, grid, train_steps)
-        stride, scale = train_steps // grid, len(table) // train_steps
         ascending = table.detach().flatten().to("cpu", torch.float32)
-
-        def at(timestep: int) -> Tensor:
-            if timestep == 0 and terminal == "zero":
-                return ascending.new_zeros(())
-            return ascending[(timestep + 1) * scale - 1]
-
-        points = [stride * (i + 1) - 1 for i in range(grid)]
-        lower = [max(point - stride, 0) for point in points]
+        stride, scale = train_steps // grid, table_scale(ascending, train_steps)
+        lowest = ascending[scale - 1]
+        bottom = lowest if terminal == "alpha0" else torch.zeros_like(lowest)
+        sigma = ascending[stride * scale - 1 :: stride * scale]
+        below = torch.cat([bottom.reshape(1), sigma[:-1]])
+        # The phase of point i starts at the highest edge not above the point below it.
+        lower = [max(stride * i - 1, 0) for i in range(grid)]
         target = [max(edge for edge in edges if edge <= low) for low in lower]
-        return cls(*(torch.stack([at(t) for t in row]) for row in (points, lower, target)))
+        edge = torch.stack([ascending[(t + 1) * scale - 1] if t else bottom for t in target])
+        return cls(sigma, below, edge)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor, *, flow: bool) -> Tensor:

@@ -168,15 +168,24 @@ class PhaseSchedule:
             PCMError: if the table cannot be indexed by timestep (for example the 50-entry LCM table).
         """
         table = table.detach().flatten().to("cpu", torch.float32)
-        if len(table) < self.train_steps or len(table) % self.train_steps:
-            raise PCMError(
-                f"The model's sigma table has {len(table)} entries.",
-                f"{self.train_steps} entries, or a multiple of it.",
-                "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the full table.",
-            )
-        scale = len(table) // self.train_steps
+        scale = table_scale(table, self.train_steps)
         last = [table[scale - 1]] if self.terminal == "alpha0" else [table.new_zeros(())]
         return torch.stack([table[(t + 1) * scale - 1] for t in self.timesteps] + last)
+
+
+def table_scale(table: Tensor, train_steps: int) -> int:
+    """Entries per timestep of a [L] sigma table: timestep t is entry ``(t + 1) * scale - 1``.
+
+    Raises:
+        PCMError: if L is not a multiple of ``train_steps``.
+    """
+    if len(table) < train_steps or len(table) % train_steps:
+        raise PCMError(
+            f"The model's sigma table has {len(table)} entries.",
+            f"{train_steps} entries, or a multiple of it.",
+            "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the full table.",
+        )
+    return len(table) // train_steps
 
 
 def build_schedule(
