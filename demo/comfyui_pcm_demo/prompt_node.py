@@ -43,7 +43,7 @@ class PCMDemoPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text: str) -> io.NodeOutput:
+    def execute(cls, text: str) -> io.NodeOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
         world = load_world()
         context, pooled = world.embed([world.parse_prompt(text)])
         return io.NodeOutput([[context, {"pooled_output": pooled}]])
