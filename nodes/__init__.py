@@ -9,4 +9,7 @@ class PhasedConsistencyExtension(ComfyExtension):
     """Phased Consistency for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        from .sampler import PCMSampler, SamplerPCM
+        from .scheduler import PCMPhaseScheduler
+
+        return [PCMPhaseScheduler, PCMSampler, SamplerPCM]

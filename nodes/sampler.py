@@ -1,0 +1,194 @@
+"""PCM Sampler, all in one, and SamplerPCM for SamplerCustomAdvanced. Both walk the host's own sampling path."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..pcm_core.errors import PCMError
+from ..pcm_core.profiles import PCMProfile
+from ..pcm_core.sampling import gamma_to_determinism, sample_pcm
+from . import host, widgets
+from .guider import phase_guider
+from .plan import make_plan, window
+
+_UNSET = -1.0
+
+
+def sample_phased(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    determinism: float = _UNSET,
+    gamma: float = _UNSET,
+) -> Tensor:
+    """``pcm_core.sampling.sample_pcm`` inside the host: everything it needs is read from the model at run time.
+
+    A schedule that ends at timestep 0 (terminal alpha0) leaves a variance-exploding latent with the noise of that
+    step; it is scaled to variance-preserving there, as diffusers' DDIM does with set_alpha_to_one=False.
+    """
+    patcher = host.patcher_of(model)
+    flow, table = host.is_flow(patcher), host.sigma_table(patcher)
+    samples = sample_pcm(
+        model,
+        x,
+        sigmas,
+        extra_args,
+        callback,
+        determinism=_rates(patcher, sigmas, table, determinism, gamma),
+        flow=flow,
+        noise_scale=host.noise_scale(patcher),
+        progress=partial(host.steps, disable=disable),
+    )
+    if not flow and len(sigmas) and float(sigmas[-1]) == float(table[0]):
+        return samples * (1 + float(table[0]) ** 2) ** -0.5
+    return samples
+
+
+def _rates(model: Any, sigmas: Tensor, table: Tensor, determinism: float, gamma: float) -> float | tuple[float, ...]:
+    """r of Eq. 44 from the widgets, else from the profile; at most one of the widgets is set."""
+    check_noise(determinism, gamma)
+    if determinism == _UNSET and gamma == _UNSET:
+        profile = host.profile_of(model) or PCMProfile()
+        determinism, gamma = profile.determinism, _UNSET if profile.gamma is None else profile.gamma
+    return determinism if gamma == _UNSET else gamma_to_determinism(gamma, sigmas, table)
+
+
+def check_noise(determinism: float, gamma: float) -> None:
+    """Refuse values outside 0..1 (-1 is unset) and two answers to one question.
+
+    Raises:
+        PCMError: see above.
+    """
+    for name, value in (("determinism", determinism), ("gamma", gamma)):
+        if value != _UNSET and not 0 <= value <= 1:  # also refuses NaN
+            raise PCMError(f"{name} is {value}.", "0 to 1, or -1 for what the LoRA says.", "Use -1.")
+    if _UNSET not in (determinism, gamma):
+        raise PCMError(f"determinism is {determinism} and gamma is {gamma}.", "one of them.", "Set the other to -1.")
+
+
+class SamplerPCM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SamplerPCM",
+            display_name="SamplerPCM",
+            category="PCM/sampling",
+            description="The phase jump as a SAMPLER, for SamplerCustom and SamplerCustomAdvanced. Use it with the "
+            "PCM Phase Scheduler. Deterministic unless the LoRA or a setting says otherwise.",
+            search_aliases=["phased consistency", "pcm", "few step", "4 step", "lcm", "tcd", "fast sampler"],
+            inputs=[widgets.determinism(), widgets.gamma()],
+            outputs=[io.Sampler.Output(tooltip="The sampler. It reads the model and the sigmas when it runs.")],
+        )
+
+    @classmethod
+    def execute(cls, determinism: float, gamma: float) -> io.NodeOutput:
+        check_noise(determinism, gamma)
+        return io.NodeOutput(host.ksampler(sample_phased, determinism=determinism, gamma=gamma))
+
+
+class PCMSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMSampler",
+            display_name="PCM Sampler",
+            category="PCM/sampling",
+            description="Samples in a few phase jumps. After Load PCM LoRA nothing needs setting: steps, cfg, spacing "
+            "and noise come with the LoRA.",
+            search_aliases=[
+                "phased consistency",
+                "pcm",
+                "ksampler",
+                "few step",
+                "4 step",
+                "fast sampler",
+                "lcm",
+                "tcd",
+            ],
+            inputs=[
+                widgets.model(),
+                io.Conditioning.Input("positive", tooltip="What to make."),
+                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
+                io.Latent.Input("latent_image", tooltip="The latent to fill or change, with its mask if it has one."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise. The same seed and settings give the same bits.",
+                ),
+                widgets.steps(),
+                widgets.cfg(),
+                widgets.denoise(),
+                widgets.phases(),
+                widgets.spacing(),
+                widgets.terminal(),
+                widgets.grid(),
+                widgets.spend_extra_steps(),
+                widgets.determinism(),
+                widgets.gamma(),
+                io.Boolean.Input(
+                    "add_noise",
+                    default=True,
+                    advanced=True,
+                    tooltip="Off: the latent already carries the noise of the first step.",
+                ),
+                io.Int.Input(
+                    "start_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="First step to run, counted from 0.",
+                ),
+                io.Int.Input(
+                    "end_step", default=10000, min=0, max=10000, advanced=True, tooltip="Stop before this step."
+                ),
+                io.Boolean.Input(
+                    "return_with_leftover_noise",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: stop at the noise level of end_step, for another sampler to go on. Off: finish there.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The result."),
+                io.Latent.Output(display_name="denoised_output", tooltip="The last clean prediction of the model."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: host.Latent,
+        seed: int,
+        cfg: str,
+        determinism: float,
+        gamma: float,
+        add_noise: bool,
+        start_step: int,
+        end_step: int,
+        return_with_leftover_noise: bool,
+        **schedule: Any,
+    ) -> io.NodeOutput:
+        check_noise(determinism, gamma)
+        plan = make_plan(model, **schedule).report("PCM Sampler")
+        sigmas = window(plan.sigmas, start_step, end_step, leftover_noise=return_with_leftover_noise)
+        guider = phase_guider(model, positive, negative, cfg, plan)
+        sampler = host.ksampler(sample_phased, determinism=determinism, gamma=gamma)
+        return io.NodeOutput(*host.sample(guider, sampler, sigmas, latent_image, seed=seed, add_noise=add_noise))

@@ -1,0 +1,41 @@
+"""PCM Phase Scheduler: the sigmas of the phase jumps, from the model's own table."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import widgets
+from .plan import make_plan
+
+
+class PCMPhaseScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMPhaseScheduler",
+            display_name="PCM Phase Scheduler",
+            category="PCM/sampling",
+            description="Sigmas that jump from phase to phase. The first is the model's own sigma_max; with everything "
+            "on auto the LoRA decides the rest.",
+            search_aliases=["phased consistency", "pcm", "few step", "4 step", "lcm", "tcd", "timesteps", "sigmas"],
+            inputs=[
+                widgets.model(),
+                widgets.steps(),
+                widgets.denoise(),
+                widgets.phases(),
+                widgets.spacing(),
+                widgets.terminal(),
+                widgets.grid(),
+                widgets.spend_extra_steps(),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty where denoise is 0.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(make_plan(model, **settings).report("PCM Phase Scheduler").sigmas)

@@ -1,0 +1,63 @@
+"""CFG per phase: the text people type, and which phase a sigma belongs to.
+
+Guidance follows ComfyUI's convention: denoised = negative + cfg (positive - negative), so exactly 1 needs no negative
+pass. What a phase gains from guidance differs: high noise decides the composition, low noise only finishes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .errors import PCMError
+
+
+def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
+    """One CFG value per phase, noisiest phase first.
+
+    Args:
+        guidance: a number for every phase, or text such as ``"1.5"`` or ``"5, 1, 1, 1"``.
+        phases: phases of the model.
+
+    Raises:
+        PCMError: if an entry is no finite number of at least 0, or there are neither one nor ``phases`` of them.
+    """
+    # U+FF0C is the comma of Chinese and Japanese input methods.
+    entries = guidance.replace("\uff0c", ",").split(",") if isinstance(guidance, str) else [guidance]
+    values = [_value(entry, phases) for entry in entries]
+    if len(values) == 1:
+        return (values[0],) * phases
+    if len(values) != phases:
+        raise PCMError(
+            f"cfg has {len(values)} values for a model of {phases} {'phase' if phases == 1 else 'phases'}.",
+            f"one value, or one per phase ({phases}).",
+            f'Write "{_example(phases)}", or set phases to {len(values)}.',
+        )
+    return tuple(values)
+
+
+def phase_at(sigma: float, tops: Sequence[float]) -> int:
+    """Phase of a noise level, 0 for the noisiest.
+
+    Args:
+        tops: highest sigma of each phase, descending.
+    """
+    return max(sum(top >= sigma for top in tops) - 1, 0)
+
+
+def _value(entry: str | float, phases: int) -> float:
+    try:
+        value = float(entry)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise PCMError(
+            f'cfg contains "{entry.strip() if isinstance(entry, str) else entry}".',
+            "finite numbers of at least 0, separated by commas.",
+            f'Write "1", or one per phase: "{_example(phases)}".',
+        )
+    return value
+
+
+def _example(phases: int) -> str:
+    return ", ".join(["5"] + ["1"] * (phases - 1))
