@@ -9,7 +9,8 @@ class PhasedConsistencyExtension(ComfyExtension):
     """Phased Consistency for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .lora import PCMLoraLoader
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
 
-        return [PCMPhaseScheduler, PCMSampler, SamplerPCM]
+        return [PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]

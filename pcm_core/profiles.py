@@ -1,21 +1,22 @@
 """What a few-step LoRA wants: phases, steps, guidance, spacing, shift, strength, and where each value comes from.
 
-Nobody but our own distiller writes these settings into a file, so a profile is assembled from the best source there
-is: the file's metadata, then its SHA-256, then its name. ``unknown`` is an answer too.
+Nobody but our own distiller writes these settings into a file, so a profile comes from the best source there is: the
+file's metadata, its name (``families.json``), and for a released file under another name its SHA-256. ``unknown`` is an
+answer too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from . import families
 from .errors import PCMError
-from .phases import PhaseSchedule, Spacing, Terminal, build_schedule
+from .phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule
+from .safetensors_header import read_header
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
 # P: trained as jumps between fixed edges. D: fixed list, deterministic. R: renoised every step (LCM).
@@ -35,9 +36,11 @@ class PCMProfile:
         steps: default number of evaluations.
         cfg: default guidance, ComfyUI's convention (1 skips the negative prompt); ``cfg_range`` what is sensible.
         determinism: r of Eq. 44; ``gamma`` (TCD) overrides it where set.
+        ancestral: determinism is that of an ancestral step with eta 1, see ``sampling.ancestral_to_determinism``.
         sigmas: explicit schedule including the final 0, instead of spacing and grid.
+        timesteps: the same as timesteps of the model's table; ``resolved`` turns them into ``sigmas``.
         shift: linear timestep shift of flow models; ``None`` leaves the model's own.
-        strength: LoRA strength.
+        strength: LoRA strength that a user's 1.0 means; ``strength_no_alpha`` the same for files without alpha keys.
         embedded_guidance: the guidance scalar of guidance-distilled models (FluxGuidance), not CFG.
         expert: which of two experts the file is for.
         verified: False where the table says UNVERIFIED.
@@ -53,12 +56,15 @@ class PCMProfile:
     cfg_range: tuple[float, float] = (1.0, 1.0)
     determinism: float = 1.0
     gamma: float | None = None
+    ancestral: bool = False
     spacing: Spacing = "trailing"
     grid: int = 50
     terminal: Terminal = "zero"
     sigmas: tuple[float, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
     shift: float | None = None
     strength: float = 1.0
+    strength_no_alpha: float | None = None
     embedded_guidance: float | None = None
     expert: Literal["high", "low"] | None = None
     prediction: str = ""
@@ -68,7 +74,16 @@ class PCMProfile:
 
     @property
     def known(self) -> bool:
+        """Whether anything said which family this is."""
         return self.family != "unknown"
+
+    def resolved(self, table: Sequence[float]) -> PCMProfile:
+        """With ``timesteps`` looked up in a model's ascending sigma table; unchanged if there are none."""
+        if self.timesteps is None:
+            return self
+        scale = len(table) // 1000
+        sigmas = tuple(float(table[(t + 1) * scale - 1]) for t in self.timesteps)
+        return replace(self, sigmas=(*sigmas, 0.0))
 
     def schedule(
         self,
@@ -93,74 +108,110 @@ class PCMProfile:
         )
 
 
-_PCM_NAME = re.compile(r"pcm_(?P<base>sd15|sdxl)_(?P<cfg>smallcfg|normalcfg)_(?P<n>\d+)step")
-_METADATA_TYPES: dict[str, Any] = {
-    "phases": int, "steps": int, "cfg": float, "determinism": float, "gamma": float, "spacing": str, "grid": int,
-    "terminal": str, "shift": float, "strength": float, "embedded_guidance": float, "prediction": str,
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+# Values stored as pcm_<name>, and how to read them.
+_METADATA: dict[str, Any] = {
+    "family": str, "sampling_class": str, "phases": int, "steps": int, "cfg": float, "cfg_range": _numbers,
+    "determinism": float, "gamma": float, "ancestral": _flag, "spacing": str, "grid": int, "terminal": str,
+    "sigmas": _numbers, "timesteps": _integers, "shift": float, "strength": float, "strength_no_alpha": float,
+    "embedded_guidance": float, "expert": str, "prediction": str, "note": str,
+}  # fmt: skip
+_WORDS = {
+    "sampling_class": ("P", "D", "R", "A", "1", "X"), "spacing": ("trailing", "aligned", "tcd"),
+    "terminal": ("zero", "alpha0"), "expert": ("high", "low"),
+}  # fmt: skip
+_LIMITS = {
+    "phases": (1, MAX_COUNT), "steps": (1, MAX_COUNT), "grid": (1, 1000), "cfg": (0, 100), "determinism": (0, 1),
+    "gamma": (0, 1), "shift": (1e-3, 1000), "strength": (-100, 100),
 }  # fmt: skip
 
 
-def profile_from_name(name: str) -> PCMProfile | None:
-    """Read the settings a file name carries; ``None`` if the name says nothing."""
-    match = _PCM_NAME.search(name.lower())
-    if match is None:
-        return None
-    steps = int(match["n"])
-    normal = match["cfg"] == "normalcfg"
-    values: dict[str, Any] = {
-        "family": "PCM", "base": match["base"], "phases": steps, "steps": steps,
-        "cfg": {4: 3.0, 8: 4.0}.get(steps, 5.0) if normal else 1.0,
-        "cfg_range": ({4: (2.5, 3.5), 8: (3.0, 6.0)}.get(steps, (2.0, 7.5)) if normal else (1.0, 2.0)),
-    }  # fmt: skip
-    return PCMProfile(**values, sources=dict.fromkeys(values, "file name"))
+def profile_from_name(name: str | Path) -> PCMProfile | None:
+    """Read the settings a file name carries, with its folder where that says something; ``None`` if nothing does."""
+    values = families.values_by_name(families.search_text(name))
+    return None if values is None else PCMProfile(**values, sources=dict.fromkeys(values, "file name"))
+
+
+def profile_from_checksum(path: str | Path) -> PCMProfile | None:
+    """The settings of a released PCM file under any name; ``None`` for every other file.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    name = families.name_by_checksum(path)
+    profile = None if name is None else profile_from_name(name)
+    return profile and replace(profile, sources=dict.fromkeys(profile.sources, "sha256"))
 
 
 def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
     """Read the ``pcm_*`` entries our distiller writes into a safetensors header; ``None`` if there are none.
 
     Raises:
-        PCMError: if an entry is not a number where one is needed, or the phases are missing.
+        PCMError: if an entry is not what it should be, or nothing says how many steps to take.
     """
     entries = {key.removeprefix("pcm_"): value for key, value in metadata.items() if key.startswith("pcm_")}
     if not entries:
         return None
     values: dict[str, Any] = {"family": "PCM", "base": entries.get("base_model", "")}
-    for name, kind in _METADATA_TYPES.items():
-        if name in entries:
-            values[name] = _convert(name, entries[name], kind)
-    if "phases" not in values:
+    values |= {name: _read(name, entries[name]) for name in _METADATA if name in entries}
+    if not {"phases", "steps", "sigmas", "timesteps"} & set(values):
         raise PCMError("The metadata has pcm_ entries but no pcm_phases.", "the number of phases.", "Save it again.")
-    values.setdefault("steps", values["phases"])
+    if "sigmas" in values:
+        values["steps"] = len(values["sigmas"]) - 1
+    values.setdefault("steps", values.get("phases") or len(values.get("timesteps", ())))
     profile = PCMProfile(**values, sources=dict.fromkeys(values, "metadata"))
-    if profile.determinism < 1:
-        profile = replace(profile, phases=None, sampling_class="R", family="LCM-like")
+    if "sampling_class" not in values and profile.determinism < 1:
+        return replace(profile, phases=None, sampling_class="R", family="LCM-like")
     return profile
 
 
 def profile_for(path: str | Path) -> PCMProfile:
-    """The profile of a LoRA file: metadata first, then the name, else ``unknown``.
+    """The profile of a LoRA file: metadata first, then the name, then the checksum, else ``unknown``.
 
     Raises:
-        PCMError: if the file is not a readable safetensors file.
+        PCMError: if the file is not a sound safetensors file, or its pcm_ metadata contradicts itself.
     """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise PCMError(f"{path.name} cannot be read ({error}).", "a safetensors file.", "Download it again.") from error
-    return profile_from_metadata(metadata) or profile_from_name(path.stem) or PCMProfile()
+    metadata = read_header(path).metadata
+    return (
+        profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()
+    )
 
 
 def profile_to_metadata(profile: PCMProfile) -> dict[str, str]:
     """The ``pcm_*`` metadata from which ``profile_from_metadata`` restores the profile."""
-    names = [f.name for f in fields(profile) if f.name in _METADATA_TYPES]
-    entries = {f"pcm_{name}": str(getattr(profile, name)) for name in names if getattr(profile, name) is not None}
+    values = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name in _METADATA}
+    entries = {f"pcm_{name}": _write(value) for name, value in values.items() if value not in (None, "")}
     return entries | {"pcm_base_model": profile.base}
 
 
-def _convert(name: str, text: str, kind: Any) -> Any:
+def _write(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _read(name: str, text: str) -> Any:
     try:
-        return kind(text)
-    except ValueError as error:
-        raise PCMError(f'The metadata says pcm_{name} = "{text}".', "a number.", "Save the file again.") from error
+        value = _METADATA[name](text)
+        numbers = [n for n in (value if isinstance(value, tuple) else [value]) if isinstance(n, (int, float))]  # pyright: ignore[reportUnknownVariableType]
+        low, high = _LIMITS.get(name, (-math.inf, math.inf))
+        sound = all(math.isfinite(n) and low <= n <= high for n in numbers) and value in _WORDS.get(name, (value,))
+    except (ValueError, KeyError, OverflowError):
+        sound, value = False, None
+    if sound and name == "sigmas":
+        sound = len(value) > 1 and all(a > b >= 0 for a, b in zip(value, value[1:], strict=False))
+    if sound and name == "cfg_range":
+        sound = len(value) == 2
+    if not sound:
+        expected = f"one of {', '.join(_WORDS[name])}." if name in _WORDS else "a number in range."
+        raise PCMError(f'The metadata says pcm_{name} = "{text[:80]}".', expected, "Save the file again.")
+    return value

@@ -1,0 +1,114 @@
+"""Load PCM LoRA: applied completely, and everything downstream configured, or one sentence that says why not."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..pcm_core import lora
+from ..pcm_core.errors import PCMError
+from ..pcm_core.lora_report import LoraReport
+from ..pcm_core.profiles import PCMProfile, profile_for
+from . import host
+
+
+class PCMLoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMLoraLoader",
+            display_name="Load PCM LoRA",
+            category="PCM/loaders",
+            description="Applies a PCM or other few-step LoRA in any key format and hands its steps, cfg, schedule and "
+            "noise to the PCM nodes with the MODEL. Says what it found, and refuses a LoRA that does not fit.",
+            search_aliases=["phased consistency", "pcm", "lora", "load lora", "lcm", "tcd", "hyper", "lightning",
+                            "few step", "4 step"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model the LoRA is for."),
+                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A .safetensors file in models/loras."),
+                io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="1 is what its authors intend, also for files that others load at 0.125."),
+                io.Boolean.Input("allow_partial", default=False, advanced=True,
+                                 tooltip="Apply what fits where some tensors do not, instead of refusing the file."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA and its settings."),
+                io.String.Output(display_name="report", tooltip="What was found in the file and what became of it."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> tuple[str, int, int]:
+        stat = host.lora_path(lora_name).stat()
+        return lora_name, stat.st_mtime_ns, stat.st_size
+
+    @classmethod
+    def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:
+        if not math.isfinite(strength):
+            raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
+        path = host.lora_path(lora_name)
+        profile = profile_for(path)
+        _refuse(model, path.name, profile)
+        tensors, metadata = lora.read_lora(path)
+        targets, shapes = host.lora_targets(model)
+        tensors, report = lora.normalise(
+            tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
+            profile=profile, allow_partial=allow_partial,
+        )  # fmt: skip
+        factor, notes = _strength(profile, report, strength)
+        patched = host.patch_lora(model, tensors, strength * factor)
+        if profile.known:
+            patched, profile, more = _configure(patched, profile)
+            notes += more
+        elif (kept := host.profile_of(model)) is not None:
+            profile = kept
+            notes.append(f"No few-step LoRA known to this pack; the settings of {kept.family} stay in force.")
+        report = lora.with_profile(report, profile, notes)
+        logging.info("Load PCM LoRA: %s", report.line())
+        return io.NodeOutput(patched, report.text())
+
+
+def _refuse(model: Any, name: str, profile: PCMProfile) -> None:
+    """A family no sigma list can serve, or a second few-step LoRA on one model."""
+    if profile.sampling_class == "X":
+        raise PCMError(f"{name} is {profile.family}.", "a family that a list of sigmas can sample.", profile.note)
+    present = host.profile_of(model)
+    if present is not None and present.known and profile.known:
+        raise PCMError(
+            f"{name} is a {profile.family} LoRA, and the model already carries one of {present.family}.",
+            "one few-step LoRA per model: each bends the model towards its own schedule, two of them fit neither.",
+            "Remove one of the two loaders.",
+        )
+
+
+def _strength(profile: PCMProfile, report: LoraReport, strength: float) -> tuple[float, list[str]]:
+    """What the user's 1.0 means for this file."""
+    factor = profile.strength
+    if report.alpha_missing and profile.strength_no_alpha is not None:
+        factor = profile.strength_no_alpha
+    if factor == 1:
+        return 1.0, []
+    return factor, [f"strength {strength:g} x {factor:g}, the strength {profile.family} is made for."]
+
+
+def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[str]]:
+    """Set the shift the LoRA was trained with, look its timesteps up, and attach the profile."""
+    notes: list[str] = []
+    current = host.flow_shift(model)
+    if profile.shift is not None and current is not None and not math.isclose(current, profile.shift, rel_tol=1e-4):
+        model = host.with_flow_shift(model, profile.shift)
+        notes.append(
+            f"The model's shift was {current:.4g}; {profile.family} needs {profile.shift:g}, which is set now."
+        )
+    elif profile.shift is not None and current is None:
+        profile = replace(profile, shift=None)
+    if profile.timesteps is not None:
+        profile = profile.resolved(host.sigma_table(model).tolist())
+    return host.attach_profile(model, profile), profile, notes

@@ -1,0 +1,116 @@
+"""The table of few-step families, ``families.json``, and what a file name or a checksum finds in it.
+
+The table is data, so that people can add a row without reading code: see its ``about``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+_TABLE = Path(__file__).with_name("families.json")
+# Folders that say nothing about the files in them.
+_PLAIN_FOLDERS = {"", ".", "loras", "lora", "models", "checkpoints", "diffusion_models", "unet", "downloads"}
+_BASES = {"15": "sd15", "xl": "sdxl", "sdxl": "sdxl", "sd3": "sd3", "sd21": "sd21", "sd": "sd15", "pixart": "pixart"}
+# Row entries that become profile values as they are.
+_PLAIN = (
+    "determinism", "gamma", "spacing", "grid", "terminal", "strength", "strength_no_alpha", "embedded_guidance",
+    "prediction", "note", "ancestral",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def table() -> dict[str, Any]:
+    """``families.json`` with compiled patterns."""
+    loaded: dict[str, Any] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    for row in loaded["families"]:
+        row["pattern"] = re.compile(row["match"], re.IGNORECASE)
+    return loaded
+
+
+def search_text(path: str | Path) -> str:
+    """What the patterns see: parent folder and file name without extension, in lower case."""
+    path = Path(path)
+    stem = re.sub(r"\.(safetensors|sft)$", "", path.name, flags=re.IGNORECASE)
+    folder = path.parent.name
+    return (stem if folder.lower() in _PLAIN_FOLDERS else f"{folder}/{stem}").lower()
+
+
+def values_by_name(text: str) -> dict[str, Any] | None:
+    """Profile values of the first row that matches ``search_text``; ``None`` if no row does."""
+    for row in table()["families"]:
+        match = row["pattern"].search(text)
+        if match is not None:
+            return _values(row, match)
+    return None
+
+
+def name_by_checksum(path: str | Path) -> str | None:
+    """The released name of a file, by SHA-256; files that are not as large as a released one are not read."""
+    path = Path(path)
+    stat = path.stat()
+    if not any(low <= stat.st_size <= high for low, high in table()["sizes"].values()):
+        return None
+    return _checksum_name(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def _checksum_name(path: str, mtime: int, size: int) -> str | None:
+    del mtime, size  # part of the cache key only
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return released_name(digest.hexdigest())
+
+
+def released_name(sha256: str) -> str | None:
+    """The released file with this SHA-256; the table knows the first eight digits."""
+    return next((row["name"] for row in table()["files"] if sha256.startswith(row["sha256"])), None)
+
+
+def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {name: row[name] for name in _PLAIN if name in row}
+    values |= {"family": row["family"], "sampling_class": row["class"], "base": _base(row, match)}
+    values["verified"] = row["verified"]
+    steps = row.get("steps")
+    if steps == "name":
+        steps = int(_group(match, "n") or row.get("default_steps", 4))
+    for name in ("sigmas", "timesteps"):
+        if name in row:
+            values[name] = tuple(row[name])
+            steps = len(row[name]) - (name == "sigmas")
+    if steps is not None:
+        values["steps"] = steps
+    if row["class"] == "P" and "sigmas" not in row:
+        values["phases"] = steps
+    if "shift" in row:
+        values["shift"] = float(_group(match, "shift")) if row["shift"] == "name" else float(row["shift"])
+    if "cfg" in row:
+        cfg = cast("float | dict[str, float]", row["cfg"])
+        values["cfg"] = float(cfg.get(str(steps), 1.0) if isinstance(cfg, dict) else cfg)
+        low, high = row.get("cfg_range", (values["cfg"], values["cfg"]))
+        values["cfg_range"] = (float(low), float(high))
+    expert = _group(match, "expert")
+    return values | ({"expert": expert.lower()} if expert else {})
+
+
+def _base(row: Mapping[str, Any], match: re.Match[str]) -> str:
+    base = row["base"]
+    if isinstance(base, dict):
+        return next(value for part, value in cast(dict[str, str], base).items() if part in match.string)
+    if base is not None:
+        return base
+    found = re.sub(r"[-_ .]", "", _group(match, "base").lower())
+    return "sd15" if found.startswith(("sdv1", "sd1")) else _BASES.get(found, "")
+
+
+def _group(match: re.Match[str], name: str) -> str:
+    """A named group of the match, or its twin in another alternative (``n2``); empty if neither took part."""
+    groups = match.groupdict()
+    return groups.get(name) or groups.get(f"{name}2") or ""

@@ -1,0 +1,229 @@
+"""Arithmetic on LoRA tensors: checks, norms, and joining parts of a fused weight into one update."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .errors import PCMError
+from .lora_keys import Module, Target
+
+_SUFFIX = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
+_WHOLE = ("diff", "set_weight", "w_norm")
+_BIAS = ("diff_b", "b_norm")
+# What can be joined when several modules share a weight.
+_JOINABLE = {"up", "down", "alpha", "diff", "diff_b"}
+
+
+def rank_of(module: Module) -> int:
+    """Rank of a low-rank pair, 0 for other updates."""
+    down = module.parts.get("down")
+    return down.shape[0] if down is not None and "up" in module.parts and down.ndim > 1 else 0
+
+
+def scale_of(module: Module, alphas: Mapping[str, float]) -> float:
+    """alpha / rank; 1 without an alpha, as every loader assumes."""
+    alpha, rank = alphas.get(module.stem), rank_of(module)
+    return 1.0 if alpha is None or not rank else alpha / rank
+
+
+def check_values(name: str, module: Module) -> None:
+    """Refuse what no LoRA can hold: incomplete pairs, rank 0, integers, an alpha that is no positive number.
+
+    Raises:
+        PCMError: naming the tensor.
+    """
+    parts, keys = module.parts, module.keys
+    for role, tensor in parts.items():
+        if role != "reshape_weight" and not (tensor.is_floating_point() or role == "alpha"):
+            _bad(name, keys[role], f"has dtype {_dtype(tensor)}", "floating point values")
+        if role != "alpha" and tensor.numel() == 0:
+            _bad(name, keys[role], f"has shape {tuple(tensor.shape)}, a LoRA of rank zero", "a rank of at least 1")
+    if ("up" in parts) != ("down" in parts):
+        have = keys.get("up") or keys["down"]
+        _bad(name, have, "has no counterpart", "a pair lora_up and lora_down (lora_B and lora_A)")
+    if not set(parts) - {"alpha", "dora_scale", "reshape_weight"}:
+        _bad(name, next(iter(keys.values())), "stands alone", "the matrices that belong to it")
+    if "up" in parts:
+        _check_pair(name, module)
+    alpha = parts.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha)) or float(alpha) <= 0):
+        shown = f"{float(alpha):g}" if alpha.numel() == 1 else f"{alpha.numel()} numbers"
+        _bad(name, keys["alpha"], f"is {shown}", "one positive number")
+
+
+def _check_pair(name: str, module: Module) -> None:
+    up, down, keys = module.parts["up"], module.parts["down"], module.keys
+    if up.ndim < 2 or down.ndim < 2:
+        _bad(name, keys["up"], f"and {keys['down']} have shapes {tuple(up.shape)} and {tuple(down.shape)}", "matrices")
+    inner = up.shape[1:].numel()
+    if inner != down.shape[0] and "mid" not in module.parts:
+        _bad(name, keys["up"], f"has rank {inner} and {keys['down']} rank {down.shape[0]}", "one rank")
+
+
+def fits(module: Module, target: Target, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a module's update has the shape of its target."""
+    parts = module.parts
+    if target.weight not in shapes:
+        return False
+    shape = tuple(shapes[target.weight])
+    rows = shape[0] if target.rows is None else target.rows[1]
+    numel = rows * math.prod(shape[1:])
+    partial = target.rows is not None or target.swap
+    if partial and not set(parts) <= _JOINABLE:
+        return False
+    if any(parts[role].numel() != numel for role in _WHOLE if role in parts):
+        return False
+    bias = shapes.get(target.weight.removesuffix(".weight") + ".bias")
+    if any(role in parts and (bias is None or parts[role].numel() != rows) for role in _BIAS):
+        return False
+    if "up" not in parts or "reshape_weight" in parts:
+        return True
+    up, down = parts["up"], parts["down"]
+    if up.shape[0] != rows:
+        return False
+    return "mid" in parts or rows * down.shape[1:].numel() == numel
+
+
+def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, float]) -> dict[str, float]:
+    """Frobenius norm of each module's update at strength 1, by stem.
+
+    ``|B A|^2 = sum(B^T B * A A^T)`` needs two Gram matrices of the rank's size and never the update itself. A NaN or
+    infinity anywhere in the tensors surfaces in the norm.
+
+    Raises:
+        PCMError: if a tensor holds NaN or infinity.
+    """
+    norms: dict[str, float] = {}
+    for module in modules:
+        parts = module.parts
+        square = 0.0
+        if "up" in parts and "mid" not in parts:
+            up, down = (parts[role].flatten(1).float() for role in ("up", "down"))
+            square = float(((up.T @ up) * (down @ down.T)).sum()) * scale_of(module, alphas) ** 2
+        others = [tensor for role, tensor in parts.items() if role not in ("up", "down", "alpha") or "mid" in parts]
+        square += sum(float(tensor.float().square().sum()) for tensor in others)
+        if not math.isfinite(square):
+            _refuse_not_finite(name, module)
+        norms[module.stem] = math.sqrt(max(square, 0.0))
+    return norms
+
+
+def _refuse_not_finite(name: str, module: Module) -> None:
+    for role, tensor in module.parts.items():
+        if not bool(torch.isfinite(tensor.float()).all()):
+            _bad(name, module.keys[role], "holds NaN or infinity", "finite numbers")
+
+
+def group_norms(
+    norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[Module, Target]]]
+) -> dict[str, float]:
+    """Norms of the applied modules, joined by the block group of the weight they patch."""
+    squares: dict[str, float] = {}
+    for weight, entries in placed.items():
+        words = weight.removeprefix("diffusion_model.").removeprefix("transformer.").removeprefix("lora_unet_")
+        match = re.match(r"(.+?)[._]\d+[._]", words)
+        group = match[1] if match else "other"
+        squares[group] = squares.get(group, 0.0) + sum(norms[module.stem] ** 2 for module, _ in entries)
+    return {group: math.sqrt(square) for group, square in squares.items()}
+
+
+def emit(
+    name: str,
+    weight: str,
+    entries: Sequence[tuple[Module, Target]],
+    alphas: Mapping[str, float],
+    shape: Sequence[int] | None,
+) -> dict[str, Tensor]:
+    """The tensors that update one weight, under the names the host knows.
+
+    Raises:
+        PCMError: if two different updates claim the same weight.
+    """
+    stem = weight.removesuffix(".weight")
+    entries = _without_copies(name, weight, entries)
+    module, target = entries[0]
+    if len(entries) == 1 and target.rows is None and not target.swap:
+        output = {f"{stem}.{_SUFFIX.get(role, role)}": t for role, t in module.parts.items() if role != "alpha"}
+        if module.stem in alphas:
+            output[f"{stem}.alpha"] = torch.tensor(alphas[module.stem])
+        return output
+    assert shape is not None
+    return _join(stem, entries, alphas, shape[0])
+
+
+def _without_copies(
+    name: str, weight: str, entries: Sequence[tuple[Module, Target]]
+) -> list[tuple[Module, Target]]:
+    """Files that carry every module in two spellings hold each update twice; one of them is enough."""
+    kept: list[tuple[Module, Target]] = []
+    for module, target in entries:
+        rivals = [other for other, other_target in kept if other_target.rows == target.rows]
+        if not rivals:
+            kept.append((module, target))
+        elif not _same(rivals[0], module):
+            first, second = (next(iter(m.keys.values())) for m in (rivals[0], module))
+            _bad(name, first, f"and {second} both update {weight}, differently", "one update for each weight")
+    return kept
+
+
+def _same(a: Module, b: Module) -> bool:
+    return set(a.parts) == set(b.parts) and all(torch.equal(a.parts[role], b.parts[role]) for role in a.parts)
+
+
+def _join(
+    stem: str, entries: Sequence[tuple[Module, Target]], alphas: Mapping[str, float], rows: int
+) -> dict[str, Tensor]:
+    """One block-diagonal update for a fused weight: exact, and rows nobody trained stay untouched."""
+    output: dict[str, Tensor] = {}
+    pairs = [(module, target) for module, target in entries if rank_of(module)]
+    if pairs:
+        scales = [scale_of(module, alphas) for module, _ in pairs]
+        even = len(set(scales)) == 1
+        ups = [_wide(module.parts["up"].flatten(1)) for module, _ in pairs]
+        # Unequal scales have to go into the values, in fp32 so that nothing is rounded.
+        ups = ups if even else [up.float() * scale for up, scale in zip(ups, scales, strict=True)]
+        rank = sum(up.shape[1] for up in ups)
+        joined = ups[0].new_zeros(rows, rank)
+        column = 0
+        for up, (_, target) in zip(ups, pairs, strict=True):
+            _rows(joined, target)[:, column : column + up.shape[1]] = _swapped(up, target)
+            column += up.shape[1]
+        output[f"{stem}.lora_up.weight"] = joined
+        output[f"{stem}.lora_down.weight"] = torch.cat([_wide(module.parts["down"].flatten(1)) for module, _ in pairs])
+        output[f"{stem}.alpha"] = torch.tensor(scales[0] * rank if even else float(rank))
+    for role in ("diff", "diff_b"):
+        holders = [(module.parts[role], target) for module, target in entries if role in module.parts]
+        if holders:
+            tensors = [(_wide(tensor), target) for tensor, target in holders]
+            width = tensors[0][0].shape[1:] if role == "diff" else ()
+            output[f"{stem}.{role}"] = joined = tensors[0][0].new_zeros(rows, *width)
+            for tensor, target in tensors:
+                _rows(joined, target).copy_(_swapped(tensor, target))
+    return output
+
+
+def _rows(tensor: Tensor, target: Target) -> Tensor:
+    return tensor if target.rows is None else tensor.narrow(0, *target.rows)
+
+
+def _swapped(tensor: Tensor, target: Target) -> Tensor:
+    return torch.cat(tensor.chunk(2)[::-1]) if target.swap else tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """fp8 has no concatenation; fp16 holds its values exactly."""
+    return tensor.to(torch.float16) if tensor.element_size() == 1 else tensor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _bad(name: str, key: str, found: str, expected: str) -> NoReturn:
+    raise PCMError(f"{name}: {key[:120]} {found}.", f"{expected}.", "The file is damaged or no LoRA: download it again.")

@@ -1,0 +1,131 @@
+"""What was found in a LoRA file and what became of every tensor of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+
+from .lora_keys import FAMILY_NAMES
+from .profiles import PCMProfile
+
+_SHOWN = 12
+_PROFILE_LINES = (
+    "phases", "steps", "cfg", "determinism", "gamma", "spacing", "grid", "terminal", "sigmas", "timesteps", "shift",
+    "strength", "embedded_guidance", "expert",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraReport:
+    """The account of one LoRA; ``text()`` for people, ``line()`` for the log.
+
+    Attributes:
+        name: file name.
+        format: key format, e.g. ``kohya (lora_unet_*.lora_up.weight)``.
+        family: base family of the LoRA, ``sd15``, ``sdxl``, ...; empty if not recognised.
+        ranks: rank to number of modules.
+        scales: alpha / rank to number of modules.
+        alpha_missing: the file had no alpha of its own.
+        offered: LoRA tensors in the file, text encoder keys not counted.
+        matched: those that are applied.
+        mismatched: keys whose shape does not fit the model.
+        unknown: keys the model has no weight for.
+        harmless: image-input keys left out on a model without image input.
+        text_encoder: tensors for text encoders; the node leaves those alone.
+        norms: block group to Frobenius norm of its update at strength 1.
+        notes: repairs and oddities, one sentence each.
+        profile: sampling settings, each with its source.
+    """
+
+    name: str = "LoRA"
+    format: str = ""
+    family: str = ""
+    ranks: Mapping[int, int] = field(default_factory=dict[int, int])
+    scales: Mapping[float, int] = field(default_factory=dict[float, int])
+    alpha_missing: bool = False
+    offered: int = 0
+    matched: int = 0
+    mismatched: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    text_encoder: int = 0
+    norms: Mapping[str, float] = field(default_factory=dict[str, float])
+    notes: tuple[str, ...] = ()
+    profile: PCMProfile = field(default_factory=PCMProfile)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Keys that are not applied although they should be."""
+        return self.mismatched + self.unknown
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    def line(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, rank {_counted(self.ranks)}, "
+            f"alpha/rank {_counted(self.scales)}, {self.matched} of {self.offered} tensors applied"
+        )
+
+    def text(self) -> str:
+        """The whole report, one fact per line."""
+        lines = [
+            f"file: {self.name}",
+            f"keys: {self.format}",
+            f"base: {family_name(self.family)}",
+            f"rank: {_counted(self.ranks)}",
+            f"alpha/rank: {_counted(self.scales)}" + (" (the file has no alpha)" if self.alpha_missing else ""),
+            f"tensors: {self.matched} of {self.offered} applied, {len(self.mismatched)} of the wrong shape, "
+            f"{len(self.unknown)} unknown",
+        ]
+        if self.text_encoder:
+            lines.append(f"text encoder: {self.text_encoder} tensors left out; this node changes the MODEL only")
+        if self.harmless:
+            lines.append(f"left out: {len(self.harmless)} tensors for an image input that this model does not have")
+        lines += [f"missing blocks: {', '.join(blocks(self.missing))}"] if self.missing else []
+        lines += ["update norm: " + ", ".join(f"{group} {norm:.3g}" for group, norm in self.norms.items())]
+        lines += profile_lines(self.profile)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def profile_lines(profile: PCMProfile) -> list[str]:
+    """The profile, one value per line with its source."""
+    if not profile.known:
+        return ["profile: unknown. Nothing says which few-step family this is: set phases, steps and cfg yourself."]
+    known = f"profile: {profile.family}, class {profile.sampling_class}"
+    lines = [known + ("" if profile.verified else " (UNVERIFIED: settings not confirmed by its authors)")]
+    for name in _PROFILE_LINES:
+        value = getattr(profile, name)
+        if value is not None:
+            lines.append(f"  {name}: {_short(value)} ({profile.sources.get(name, 'default')})")
+    return lines + ([f"  {profile.note}"] if profile.note else [])
+
+
+def blocks(keys: Iterable[str]) -> list[str]:
+    """The blocks that keys belong to: up to and including the first number; the first dozen of them."""
+    found = list(dict.fromkeys(re.split(r"(?<=\d)(?=[._])", key, maxsplit=1)[0][:60] for key in keys))
+    return found[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
+
+
+def family_name(family: str) -> str:
+    """The name of a base family for people."""
+    return FAMILY_NAMES.get(family, family or "unknown base model")
+
+
+def _counted(values: Mapping[int, int] | Mapping[float, int]) -> str:
+    if len(values) <= 1:
+        return "".join(f"{value:g}" for value in values) or "none"
+    shown = sorted(values.items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{value:g} ({count} modules)" for value, count in shown)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+assert set(_PROFILE_LINES) <= {f.name for f in fields(PCMProfile)}

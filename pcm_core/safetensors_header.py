@@ -1,0 +1,153 @@
+"""Read a safetensors file that may be anything: the header is checked before a single tensor is touched.
+
+Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length n, n bytes of JSON that map
+each tensor name to dtype, shape and data offsets, then the data. Nothing is ever unpickled.
+
+All checks cost O(header): a file can lie about sizes, offsets and nesting, but not make us allocate more than its own
+size or wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import PCMError
+
+MAX_HEADER = 32 * 2**20
+MAX_TENSORS = 65_536
+# JSON values of an honest header: about seven per tensor, and some metadata.
+_MAX_VALUES = 600_000
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: ``start`` and ``end`` are byte offsets into the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: every tensor lies inside the file, has the size its shape says and overlaps no other."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Raises:
+        PCMError: if the file is missing, is no safetensors file, is truncated or contradicts itself.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        raise PCMError(
+            f"{path.name} is a {path.suffix or 'file without extension'}.",
+            "a .safetensors file; other formats can run code when opened.",
+            "Download the safetensors version, or convert it with a tool you trust.",
+        )
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else -1
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
+                _broken(path, f"its header is said to be {length} bytes long in a file of {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise PCMError(f"{path.name} cannot be opened ({error.strerror}).", "a readable file.", "Check it.") from error
+    return _check(path, _parse(path, raw), size - 8 - length)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a checked file, memory mapped on the CPU, and its metadata.
+
+    Raises:
+        PCMError: as ``read_header``, or if the safetensors library cannot load a tensor (a dtype torch lacks).
+    """
+    header = read_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in header.tensors}
+    except (OSError, SafetensorError, AttributeError, RuntimeError, ValueError, TypeError) as error:
+        _broken(Path(path), f"the safetensors library says: {error}", error)
+    return tensors, header.metadata
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    if raw.count(b",") + raw.count(b"{") + raw.count(b"[") > _MAX_VALUES:
+        _broken(path, f"its header holds more than {_MAX_VALUES:,} values")
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        _broken(path, f"its header is not valid JSON ({str(error)[:80]})", error)
+    if not isinstance(header, dict):
+        _broken(path, "its header is not a JSON object")
+    return cast(dict[str, Any], header)
+
+
+def _check(path: Path, header: dict[str, Any], data: int) -> Header:
+    metadata: Any = header.pop("__metadata__", {})
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast(dict[str, Any], metadata).values()):
+        _broken(path, "its metadata is not a table of strings")
+    if len(header) > MAX_TENSORS:
+        _broken(path, f"it lists {len(header):,} tensors, and no LoRA has more than {MAX_TENSORS:,}")
+    tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != position:
+            _broken(path, f'the data of "{name[:80]}" starts at byte {info.start} instead of {position}')
+        position = info.end
+    if position != data:
+        _broken(path, f"its tensors need {position} bytes and the file holds {data}")
+    return Header(tensors, cast(dict[str, str], metadata))
+
+
+def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end))
+        bits = _BITS[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        _broken(path, f'the entry of "{name[:80]}" is not a tensor', error)
+    if not whole or len(shape) > 8 or end < start or math.prod(shape) * bits != (end - start) * 8:
+        _broken(path, f'"{name[:80]}" has shape {str(shape)[:60]} in {dtype} but bytes {start} to {end}')
+    return TensorInfo(dtype, tuple(shape), start, end)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key appears twice")
+    return table
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _broken(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
+    raise PCMError(
+        f"{path.name} is damaged or not a safetensors file: {reason}.",
+        "a complete safetensors file.",
+        "Download it again.",
+    ) from cause
