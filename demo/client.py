@@ -70,7 +70,7 @@ class Client:
                 on_step(data["value"], data["max"])
             elif kind in ("execution_error", "execution_interrupted"):
                 raise PromptError(f"{data.get('node_type')}: {data.get('exception_message', kind).strip()}", data)
-            elif kind == "execution_success":
+            elif kind == "executing" and data["node"] is None:  # sent once the history is written
                 return json.loads(self.get(f"/history/{prompt_id}"))[prompt_id]["outputs"]
 
     def queue(self, graph: Graph) -> str:
