@@ -217,6 +217,8 @@ def test_fewer_steps_than_phases_run_with_a_note() -> None:
         (40, 600, [600, 499, 249]),
         (40, 250, [249]),  # the jump 250 -> 249 is shorter than a solver step
         (40, 249, [249]),
+        (50, 519, [519, 499, 239]),  # and this is one solver step
+        (50, 518, [499, 239]),
         (50, 1, [1]),
         (50, 0, [1]),  # timestep 0 is where sampling ends
         (50, 999, [999, 739, 499, 239]),
