@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy.context_windows
 import comfy.k_diffusion.sampling
 import comfy.lora
 import comfy.model_management
@@ -29,6 +30,7 @@ from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES, Target
 from ..pcm_core.profiles import PCMProfile
 
 CFGGuider = comfy.samplers.CFGGuider
+context_windows = comfy.context_windows
 Latent = dict[str, Any]
 TRAIN_STEPS = 1000
 
@@ -171,7 +173,7 @@ def noise_for(latent: Latent, seed: int) -> Any:
 
 
 def sample(
-    guider: Any, sampler: Any, sigmas: Tensor, latent: Latent, *, seed: int, add_noise: bool = True
+    guider: Any, sampler: Any, sigmas: Tensor, latent: Latent, *, seed: int, add_noise: bool = True, noise: Any = None
 ) -> tuple[Latent, Latent]:
     """Run a guider and a sampler over ``sigmas``: masks, batch_index, nested latents, previews and all.
 
@@ -181,6 +183,7 @@ def sample(
         latent: never written to.
         seed: of the starting noise, and of the sampler's own where it draws any.
         add_noise: False continues a latent that already carries noise.
+        noise: starting noise like the fixed latent, instead of ``noise_for`` it.
 
     Returns:
         The result, and the model's last x0.
@@ -192,7 +195,8 @@ def sample(
     fixed = fix_latent(model, latent)
     if len(sigmas) == 0:
         return fixed, fixed.copy()
-    noise = noise_for(fixed, seed) if add_noise else fixed["samples"] * 0.0
+    if noise is None:
+        noise = noise_for(fixed, seed) if add_noise else fixed["samples"] * 0.0
     kept: dict[str, Any] = {}
     samples = guider.sample(
         noise,

@@ -31,8 +31,11 @@ def sample_phased(
     disable: bool | None = None,
     determinism: float = _UNSET,
     gamma: float = _UNSET,
+    **options: Any,
 ) -> Tensor:
     """``pcm_core.sampling.sample_pcm`` inside the host: everything it needs is read from the model at run time.
+
+    ``options`` go to it as they are.
 
     A schedule that ends at timestep 0 (terminal alpha0) leaves a variance-exploding latent with the noise of that
     step; it is scaled to variance-preserving there, as diffusers' DDIM does with set_alpha_to_one=False.
@@ -49,6 +52,7 @@ def sample_phased(
         flow=flow,
         noise_scale=host.noise_scale(patcher),
         progress=partial(host.steps, disable=disable),
+        **options,
     )
     if not flow and len(sigmas) and float(sigmas[-1]) == float(table[0]):
         return samples * (1 + float(table[0]) ** 2) ** -0.5

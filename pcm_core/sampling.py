@@ -37,6 +37,7 @@ def sample_pcm(
     flow: bool = False,
     noise_scale: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
+    final: bool = True,
     progress: Callable[[int], Iterable[int]] = range,
 ) -> Tensor:
     """Jump along ``sigmas``.
@@ -52,6 +53,7 @@ def sample_pcm(
         flow: the model is a flow model (x = (1 - sigma) x0 + sigma eps). Matters only for ``determinism`` below 1.
         noise_scale: standard deviation of a flow model's noise.
         noise_sampler: ``(sigma, sigma_next) -> noise`` like x; default: seeded by ``extra_args["seed"]`` on the CPU.
+        final: False if another run goes on from here, so that the last of these steps may add noise too.
         progress: wraps the range of steps, e.g. a progress bar.
 
     Returns:
@@ -64,7 +66,7 @@ def sample_pcm(
     levels = check_sigmas(sigmas)
     steps = max(len(levels) - 1, 0)
     rates = _rates(determinism, steps)
-    if noise_sampler is None and any(rate < 1 for rate in rates[:-1]):
+    if noise_sampler is None and any(rate < 1 for rate in (rates[:-1] if final else rates)):
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
     for i in progress(steps):
@@ -74,7 +76,7 @@ def sample_pcm(
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         if sigma_next == 0:
             x = denoised
-        elif rates[i] == 1 or i + 1 == steps:
+        elif rates[i] == 1 or (final and i + 1 == steps):
             x = jump(x, denoised, sigma, sigma_next)
         else:
             assert noise_sampler is not None
