@@ -1,0 +1,129 @@
+"""The adversarial consistency loss (paper section 3.3, Eq. 8 and 9): the two landings of a phase must look alike.
+
+A discriminator made of the frozen backbone's features and small trained heads sees both landings, renoised to the same
+random level inside the phase. Unlike a GAN against data it vanishes at self-consistency (Theorem 5), and an accuracy
+near chance (a discriminator loss near 2) is what healthy training shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .objective import SolverGrid
+
+Features = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+_GROUPS = 8
+
+
+def renoise_std(sigma: Tensor, sigma_to: Tensor, *, flow: bool) -> Tensor:
+    """Standard deviation of the independent noise that lifts a latent from ``sigma`` to ``sigma_to >= sigma``.
+
+    Variance exploding: ``sqrt(sigma_to^2 - sigma^2)``. Flow: the latent is first scaled by
+    ``a = (1 - sigma_to) / (1 - sigma)``, so ``sqrt(sigma_to^2 - (a sigma)^2)``. The official flow code uses
+    ``(sigma_to - sigma) / (1 - sigma)``, which is right only for noise shared with the latent and too small by up to
+    ``1 / sqrt(2)``.
+    """
+    kept = sigma * _flow_scale(sigma, sigma_to) if flow else sigma
+    return (sigma_to.square() - kept.square()).clamp(min=0).sqrt()
+
+
+def renoise(x: Tensor, sigma: Tensor, sigma_to: Tensor, noise: Tensor, *, flow: bool) -> Tensor:
+    """Forward diffusion of latents [B, ...] from level ``sigma`` [B] to ``sigma_to`` [B] with fresh unit noise."""
+    shape = (-1, *[1] * (x.ndim - 1))
+    std = renoise_std(sigma, sigma_to, flow=flow).reshape(shape)
+    if flow:
+        x = x * _flow_scale(sigma, sigma_to).reshape(shape)
+    return x + std * noise
+
+
+def _flow_scale(sigma: Tensor, sigma_to: Tensor) -> Tensor:
+    return (1 - sigma_to) / (1 - sigma).clamp(min=torch.finfo(sigma.dtype).eps)
+
+
+def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """``relu(1 - D(real)) + relu(1 + D(fake))``, the mean over heads; 2 is chance."""
+    losses = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
+    """``relu(1 - D(fake))``, the mean over heads, as the official code has it; 1 is chance."""
+    return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
+
+
+class Heads:
+    """One small residual head per feature map: project, normalise, activate, twice, then one score per token.
+
+    Pointwise, as the official SDXL and SD3 heads, so that any number of tokens and any latent rank will do.
+
+    Args:
+        widths: channels of each feature map.
+        hidden: channels inside the heads, a multiple of 8.
+        generator: of the initial weights, on the CPU.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int, generator: torch.Generator) -> None:
+        self.widths = tuple(widths)
+        self._weights = [self._make(width, hidden, generator) for width in widths]
+
+    @staticmethod
+    def _make(width: int, hidden: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(columns))
+
+        return {"enter": matrix(hidden, width), "mix": matrix(hidden, hidden), "leave": matrix(1, hidden)}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for weights in self._weights:
+            yield from weights.values()
+
+    def to(self, device: torch.device) -> Heads:
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+        return self
+
+    def __call__(self, features: Sequence[Tensor], *, frozen: bool = False) -> list[Tensor]:
+        """Scores [B, T, 1] of features [B, T, C], one per map; ``frozen`` keeps gradient from the heads."""
+        scores: list[Tensor] = []
+        for weights, feature in zip(self._weights, features, strict=True):
+            enter, mix, leave = (weight.detach() if frozen else weight for weight in weights.values())
+            x = _activate(F.linear(feature.to(enter.dtype), enter))
+            x = x + _activate(F.linear(x, mix))
+            scores.append(F.linear(x, leave))
+        return scores
+
+    def state(self) -> list[Tensor]:
+        return [parameter.detach().cpu().clone() for parameter in self.parameters()]
+
+    @torch.no_grad()
+    def load(self, state: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters(), state, strict=True):
+            parameter.copy_(value)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(F.group_norm(x.movedim(1, 2), _GROUPS).movedim(2, 1), 0.01)
+
+
+class Adversary:
+    """Features and heads as one discriminator.
+
+    Args:
+        features: ``(x, sigma [B], captions [B]) -> [[B, T, C], ...]``, of the frozen backbone, differentiable in x.
+        heads: made for those widths.
+    """
+
+    def __init__(self, features: Features, heads: Heads) -> None:
+        self.features, self.heads = features, heads
+
+    def level(self, grid: SolverGrid, index: Tensor, generator: torch.Generator) -> Tensor:
+        """A noise level inside the phase of each sample, [B] on the CPU: the sigma of a solver point of that phase."""
+        draw = torch.rand(len(index), generator=generator)
+        same = grid.edge[index][:, None] == grid.edge[None, :]
+        first, count = same.int().argmax(1), same.sum(1)
+        return grid.sigma[first + (draw * count).long().clamp(max=count - 1)]

@@ -1,0 +1,127 @@
+"""What a distillation is asked to do, how it fails, and what its file says about it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..errors import PCMError
+from ..phases import Spacing, Terminal, phase_edges
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What to train.
+
+    Attributes:
+        phases, grid, spacing, terminal: the phases and the solver grid their edges lie on; see ``matching_grid``.
+        steps: optimiser steps of the whole run; the cosine ends there.
+        batch: samples per forward pass over all processes; ``accumulate`` passes make one optimiser step.
+        lr, warmup, weight_decay, clip: AdamW, linear warm-up then cosine to 2 %, gradient norm.
+        loss: ``huber`` (pseudo-Huber with ``huber_c``, official) or ``l2``.
+        cfg: range the teacher's guidance is drawn from, ComfyUI's convention (official w + 1). (1, 1) distils without
+            guidance, with no second teacher pass: the student then keeps a wide CFG range of its own.
+        caption_dropout: share of captions replaced by the null caption, for student and teacher alike; official 0.1
+            for distillation without guidance.
+        ema: decay of the moving average, 0 for none; it ramps up, ``min(ema, (step + 1) / (step + 10))``.
+        target: whose jump the student must agree with, the ``student`` without gradient (official) or the ``ema``.
+        adversarial: weight of the adversarial loss (official 0.1); ``adversarial_lr`` of its heads.
+        autocast: compute dtype of the passes, e.g. ``torch.bfloat16``; the adapters stay float32.
+        seed: of everything that is drawn.
+    """
+
+    phases: int = 4
+    grid: int = 40
+    spacing: Spacing = "trailing"
+    terminal: Terminal = "zero"
+    steps: int = 1000
+    batch: int = 4
+    accumulate: int = 1
+    lr: float = 1e-4
+    warmup: int = 50
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: float = 1e-3
+    cfg: tuple[float, float] = (1.0, 1.0)
+    caption_dropout: float = 0.0
+    ema: float = 0.0
+    target: Literal["student", "ema"] = "student"
+    adversarial: float = 0.0
+    adversarial_lr: float = 1e-5
+    autocast: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1.")
+        for name in ("lr", "huber_c", "clip", "adversarial_lr"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
+        for name in ("caption_dropout", "ema"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
+        for name in ("adversarial", "weight_decay", "warmup"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
+        low, high = self.cfg
+        _require(0 < low <= high < math.inf, "cfg", self.cfg, "a range of numbers above 0, smaller first.")
+        _require(self.target == "student" or self.ema > 0, "target", self.target, "an ema above 0 to go with it.")
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg != (1.0, 1.0)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 2 %."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _require(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:
+        raise PCMError(f"{name} is {value}.", expected, f"Correct {name}.")
+
+
+class Diverged(PCMError):  # noqa: N818
+    """The loss or its gradient was not finite at ``step`` (1 is the first); the adapters are the last good ones."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(
+            f"The {what} became NaN or infinite at step {step}.",
+            "finite numbers.",
+            "The adapters of the last good step are kept. Lower the learning rate, or check the latents for NaN.",
+        )
+        self.step = step
+
+
+def distill_metadata(
+    config: DistillConfig, *, prediction: str, base_model: str, steps: int, shift: float | None = None
+) -> dict[str, str]:
+    """The safetensors metadata from which ``profile_from_metadata`` configures loader and sampler.
+
+    A student that was distilled with guidance is sampled at cfg 1; one without at the user's, default 1.
+    """
+    low, high = config.cfg
+    entries: dict[str, object] = {
+        "phases": config.phases,
+        "spacing": config.spacing,
+        "grid": config.grid,
+        "edges": ",".join(map(str, phase_edges(config.phases, config.grid))),
+        "terminal": config.terminal,
+        "guidance_min": low,
+        "guidance_max": high,
+        "cfg": 1.0,
+        "prediction": prediction,
+        "base_model": base_model,
+        "train_steps": steps,
+        "loss": f"pseudo-huber {config.huber_c:g}" if config.loss == "huber" else "l2",
+    }
+    if config.adversarial:
+        entries["adversarial"] = config.adversarial
+    if shift is not None:
+        entries["shift"] = shift
+    return {f"pcm_{name}": str(value) for name, value in entries.items()} | {"format": "pt"}

@@ -1,0 +1,84 @@
+"""Latents for training: they stay where they are and move one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import PCMError
+
+
+class Data(Protocol):
+    """What the trainer asks of a data set. Rows and captions are plain numbers; caption -1 is the null caption."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Row numbers [count], int64 on the CPU, all of latents of one shape."""
+        ...
+
+    def latents(self, rows: Tensor) -> Tensor:
+        """Latents [len(rows), ...] as the model sees them, float32 on the training device."""
+        ...
+
+    def captions(self, rows: Tensor) -> Tensor:
+        """Caption numbers [len(rows)], int64 on the CPU."""
+        ...
+
+
+class LatentSet:
+    """Latents of any rank and of several shapes, grouped so that every batch has one shape.
+
+    Args:
+        tensors: each [B, ...]; kept by reference, never copied or moved as a whole.
+        captions: one caption number per tensor, or one per row.
+        prepare: from a batch as stored to one as trained on: device, dtype, the model's own scaling.
+
+    Raises:
+        PCMError: if there are no rows, or captions and rows do not pair up.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor], captions: Sequence[int], prepare: Callable[[Tensor], Tensor] = Tensor.float
+    ) -> None:
+        count = sum(len(tensor) for tensor in tensors)
+        if count == 0:
+            raise PCMError("There are no latents to train on.", "at least one.", "Connect encoded pictures or clips.")
+        if len(captions) == count:
+            numbers = list(captions)
+        elif len(captions) == len(tensors):
+            numbers = [caption for tensor, caption in zip(tensors, captions, strict=True) for _ in range(len(tensor))]
+        else:
+            raise PCMError(
+                f"There are {len(captions)} captions for {len(tensors)} latents with {count} pictures or clips.",
+                "one caption for each latent.",
+                "Encode one caption per latent, or one for all.",
+            )
+        self.tensors, self.prepare = list(tensors), prepare
+        self._captions = torch.tensor(numbers)
+        self._places = [(i, j) for i, tensor in enumerate(self.tensors) for j in range(len(tensor))]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (i, _) in enumerate(self._places):
+            groups.setdefault(tuple(self.tensors[i].shape[1:]), []).append(row)
+        self._groups = [torch.tensor(members) for members in groups.values()]
+        self._group_of = {row: group for rows, group in zip(groups.values(), self._groups, strict=True) for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Rows of one shape, the shape drawn in proportion to its rows; without repeats while there are enough."""
+        first = int(torch.randint(len(self), (), generator=generator))
+        group = self._group_of[first]
+        if len(group) >= count:
+            return group[torch.randperm(len(group), generator=generator)[:count]]
+        return group[torch.randint(len(group), (count,), generator=generator)]
+
+    def latents(self, rows: Tensor) -> Tensor:
+        places = [self._places[int(row)] for row in rows]
+        # Cloned by the stack: tensors made in inference mode cannot enter autograd otherwise.
+        return self.prepare(torch.stack([self.tensors[i][j] for i, j in places]))
+
+    def captions(self, rows: Tensor) -> Tensor:
+        return self._captions[rows]

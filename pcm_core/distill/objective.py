@@ -1,0 +1,226 @@
+"""The phased consistency objective, for any model that can be called.
+
+One training step (paper Algorithm 1 and Eq. 7; ``train_pcm_lora_sd15.py``): noise a clean latent to a solver grid point
+i, let the *student* jump from there to the lower edge of its phase, let the *teacher* take one guided solver step to
+point i - 1 and the student (no gradient) jump from there to the same edge. The two landings must agree.
+
+Everything happens in sigma space on x0 predictions, so eps, v, x0 and flow models differ only in how x is noised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import PCMError
+from ..phases import Spacing, Terminal, eval_timesteps, phase_edges, table_scale
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+Prediction = Literal["eps", "v", "x0", "flow"]
+
+
+@dataclass(frozen=True)
+class SolverGrid:
+    """The teacher's solver points and what each must reach; float32 [n], ascending, on the CPU.
+
+    Attributes:
+        sigma: noise level of point i.
+        below: noise level of point i - 1; the bottom edge for i = 0.
+        edge: noise level of the lower edge of the phase that point i lies in. ``edge <= below < sigma``, except that
+            a grid of every timestep has nothing below point 0 but itself (``alpha0``).
+    """
+
+    sigma: Tensor
+    below: Tensor
+    edge: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    @classmethod
+    def from_table(
+        cls, table: Tensor, phases: int, grid: int = 50, terminal: Terminal = "alpha0", train_steps: int = 1000
+    ) -> SolverGrid:
+        """Build the grid of ``phase_edges(phases, grid)`` from a model's ascending sigma table.
+
+        ``terminal`` says what the lowest edge is: the sigma of timestep 0 (``alpha0``, official) or 0 (``zero``). Train
+        on the edges that will be sampled: choose ``grid`` so that sampling's timesteps are grid points.
+
+        Raises:
+            PCMError: as ``phase_edges``, or if the table cannot be indexed by timestep.
+        """
+        edges = phase_edges(phases, grid, train_steps)
+        ascending = table.detach().flatten().to("cpu", torch.float32)
+        stride, scale = train_steps // grid, table_scale(ascending, train_steps)
+        lowest = ascending[scale - 1]
+        bottom = lowest if terminal == "alpha0" else torch.zeros_like(lowest)
+        sigma = ascending[stride * scale - 1 :: stride * scale]
+        below = torch.cat([bottom.reshape(1), sigma[:-1]])
+        # The phase of point i starts at the highest edge not above the point below it.
+        lower = [max(stride * i - 1, 0) for i in range(grid)]
+        target = [max(edge for edge in edges if edge <= low) for low in lower]
+        edge = torch.stack([ascending[(t + 1) * scale - 1] if t else bottom for t in target])
+        return cls(sigma, below, edge)
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor, *, flow: bool) -> Tensor:
+    """x at noise level ``sigma`` [B]: ``(1 - sigma) x0 + sigma eps`` for flow models, ``x0 + sigma eps`` otherwise."""
+    level = _like(sigma, clean)
+    return torch.lerp(clean, noise, level) if flow else clean + level * noise
+
+
+def jump_batch(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """``sampling.jump`` with one pair of noise levels per sample; ``sigma`` may be 0 where ``sigma_next`` is."""
+    weight = torch.where(sigma > 0, sigma_next / sigma.clamp(min=torch.finfo(sigma.dtype).tiny), 1.0)
+    return torch.lerp(denoised, x, _like(weight, x))
+
+
+def pseudo_huber(error: Tensor, c: float = 1e-3) -> Tensor:
+    """``mean(sqrt(e^2 + c^2) - c)``, the official loss; quadratic below ``c``, absolute above."""
+    return (torch.sqrt(error.square() + c * c) - c).mean()
+
+
+def matching_grid(phases: int, train_steps: int = 1000) -> tuple[int, Spacing]:
+    """The solver grid whose phase edges are the timesteps that sampling visits, and the spacing that visits them.
+
+    ``trailing`` wherever a grid of 40 or 50 points has those edges (1, 2, 4, 5 and 8 phases); otherwise 50 points and
+    ``aligned``, because then only the trained edges themselves can be sampled. Training on other edges than sampling
+    is what the official scripts do for 4, 8 and 16 phases on 50 points.
+
+    Raises:
+        PCMError: if ``phases`` does not fit on 50 points.
+    """
+    trailing = eval_timesteps(phases, train_steps=train_steps)[1:]
+    for grid in (50, 40):
+        if phases <= grid and tuple(reversed(phase_edges(phases, grid, train_steps)[1:])) == trailing:
+            return grid, "trailing"
+    phase_edges(phases, 50, train_steps)
+    return 50, "aligned"
+
+
+def as_denoiser(network: Denoiser, prediction: Prediction) -> Denoiser:
+    """``(x, sigma [B]) -> x0`` from a network that predicts eps, v, x0 or a flow velocity.
+
+    Eps, v and x0 networks see the unit-variance input ``x / sqrt(1 + sigma^2)``, as they were trained; x itself is in
+    the variance exploding space of the host. A v network predicts ``alpha eps - sigma_vp x0``, so
+    ``x0 = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) v``. A flow network predicts ``eps - x0``.
+
+    Raises:
+        PCMError: if ``prediction`` is unknown.
+    """
+    if prediction not in ("eps", "v", "x0", "flow"):
+        raise PCMError(
+            f'The prediction type is "{prediction}".', "eps, v, x0 or flow.", "Name what the network returns."
+        )
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        level = _like(sigma, x)
+        if prediction == "flow":
+            return x - level * network(x, sigma)
+        variance = 1 + level.square()
+        output = network(x * variance.rsqrt(), sigma)
+        if prediction == "eps":
+            return x - level * output
+        if prediction == "v":
+            return x / variance - level * variance.rsqrt() * output
+        return output
+
+    return denoise
+
+
+def guided(conditional: Tensor, unconditional: Tensor, cfg: Tensor) -> Tensor:
+    """Guidance in ComfyUI's convention, ``uncond + cfg (cond - uncond)`` with ``cfg`` [B]; 1 is the conditional.
+
+    The official code writes ``cond + w (cond - uncond)``: its w is ``cfg - 1``.
+    """
+    return unconditional + _like(cfg, conditional) * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class PhasedPair:
+    """Two landings on the lower edge of a phase that must agree.
+
+    Attributes:
+        prediction: where the student lands in one jump, [B, ...] in sigma space, with gradient.
+        landing: where the teacher's solver step and the target's jump land.
+        edge: noise level of the landing, [B].
+        flow: how latents are noised.
+    """
+
+    prediction: Tensor
+    landing: Tensor
+    edge: Tensor
+    flow: bool
+
+    @property
+    def error(self) -> Tensor:
+        """The difference in the unit-variance space of the paper, float32.
+
+        Latents of variance exploding models grow with sigma; flow latents do not.
+        """
+        error = self.prediction.float() - self.landing.float()
+        return error if self.flow else error * _like((1 + self.edge.square()).rsqrt(), error)
+
+
+def phased_pair(
+    student: Denoiser,
+    teacher: Denoiser,
+    target: Denoiser,
+    clean: Tensor,
+    noise: Tensor,
+    index: Tensor,
+    grid: SolverGrid,
+    *,
+    flow: bool,
+) -> PhasedPair:
+    """Run the three roles once; arguments as ``phased_loss``.
+
+    Where the solver step already ends on the edge the target's jump is the identity by construction, so the landing is
+    the solver step itself; a batch of nothing else does not call the target.
+    """
+    sigma, below, edge = (row[index].to(clean) for row in (grid.sigma, grid.below, grid.edge))
+    x = add_noise(clean, noise, sigma, flow=flow)
+    prediction = jump_batch(x, student(x, sigma), sigma, edge)
+    with torch.no_grad():
+        landing = jump_batch(x, teacher(x, sigma), sigma, below)
+        if bool((below > edge).any()):
+            landing = torch.where(
+                _like(below == edge, x), landing, jump_batch(landing, target(landing, below), below, edge)
+            )
+    return PhasedPair(prediction, landing, edge, flow)
+
+
+def phased_loss(
+    student: Denoiser,
+    teacher: Denoiser,
+    target: Denoiser,
+    clean: Tensor,
+    noise: Tensor,
+    index: Tensor,
+    grid: SolverGrid,
+    *,
+    flow: bool,
+    huber_c: float = 1e-3,
+) -> Tensor:
+    """The multiphase consistency loss of one batch.
+
+    Args:
+        student: ``(x, sigma [B]) -> x0``, with gradient.
+        teacher: the frozen model, guidance included (ComfyUI's convention ``uncond + cfg (cond - uncond)``).
+        target: the student without gradient, or its moving average.
+        clean: latents [B, ...] of any rank; ``noise`` alike.
+        index: grid points [B], int64, on the CPU.
+        flow: how x is noised.
+        huber_c: the loss's transition from quadratic to absolute.
+    """
+    pair = phased_pair(student, teacher, target, clean, noise, index, grid, flow=flow)
+    return pseudo_huber(pair.error, huber_c)
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """[B] to [B, 1, ...] of x's rank."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
