@@ -5,6 +5,7 @@ Supported hosts: 0.16.3 to 0.30.0. When the host changes, this file changes and 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,6 +236,23 @@ def _x0_out(model: Any, x0: Any, samples: Any) -> Any:
     return model.model.process_latent_out(x0.to("cpu"))
 
 
+def stock_sampling(model: Any, sampler: str, scheduler: str, steps: int, denoise: float) -> tuple[Any, Tensor]:
+    """SAMPLER and sigmas as KSampler makes them from its widgets.
+
+    Raises:
+        PCMError: if the host has no such sampler or scheduler.
+    """
+    for kind, name, known in (
+        ("sampler", sampler, comfy.samplers.KSampler.SAMPLERS),
+        ("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS),
+    ):
+        if name not in known:
+            close = difflib.get_close_matches(name, known) or sorted(known)[:5]
+            raise PCMError(f'There is no {kind} "{name}".', f"one of the host's {kind}s.", f"Try {', '.join(close)}.")
+    walk = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise)
+    return comfy.samplers.sampler_object(sampler), walk.sigmas.cpu()
+
+
 # Stock drop-downs: additive, and harmless when called again or when another pack has rebound the lists.
 
 
@@ -249,6 +267,11 @@ def add_scheduler(name: str, handler: Callable[[Any, int], Tensor]) -> None:
     """Offer ``handler(model_sampling, steps) -> sigmas`` wherever schedulers are chosen by name."""
     comfy.samplers.SCHEDULER_HANDLERS.setdefault(name, comfy.samplers.SchedulerHandler(handler))
     _append(name, comfy.samplers.SCHEDULER_NAMES, comfy.samplers.KSampler.SCHEDULERS)
+
+
+def simple_sigmas(sampling: Any, steps: int) -> Tensor:
+    """The host's own ``simple`` schedule: the trailing timesteps of the table, rounded down."""
+    return comfy.samplers.simple_scheduler(sampling, steps)
 
 
 def _append(name: str, *lists: list[str]) -> None:
