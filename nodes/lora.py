@@ -104,9 +104,7 @@ def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[s
     current = host.flow_shift(model)
     if profile.shift is not None and current is not None and not math.isclose(current, profile.shift, rel_tol=1e-4):
         model = host.with_flow_shift(model, profile.shift)
-        notes.append(
-            f"The model's shift was {current:.4g}; {profile.family} needs {profile.shift:g}, which is set now."
-        )
+        notes.append(f"The model's shift was {current:.4g}; {profile.family} needs {profile.shift:g}: now set.")
     elif profile.shift is not None and current is None:
         profile = replace(profile, shift=None)
     if profile.timesteps is not None:

@@ -8,30 +8,33 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import lora_fuse
 from .errors import PCMError
 from .lora_keys import HARMLESS, Module, Target, canonical, detect_family, key_format, split_keys, wrapper
-from .lora_names import extra_targets
+from .lora_names import extra_targets, native_name
 from .lora_report import LoraReport, blocks, family_name
-from .profiles import PCMProfile
+from .profiles import PCMProfile, profile_for, profile_to_metadata
 from .safetensors_header import read_tensors
 
-Placed = dict[str, list[tuple[Module, Target]]]
 Shapes = Mapping[str, Sequence[int]]
 
 # PEFT's default, which the authors' training scripts leave untouched (pcm.md 4.2, 4.3; issue 33 of their repository).
 PEFT_ALPHA = 8.0
 PCM_SCALE = 0.125
+_PEFT_METADATA = "lora_adapter_metadata"
 _PCM_SD3 = ("to_q", "to_k", "to_v", "to_out", "to_add_out", "net_0_proj", "net_2", "linear", "linear_1", "linear_2",
             "proj", "proj_out", "context_embedder")  # fmt: skip
 
@@ -79,40 +82,45 @@ def normalise(
     modules, text, foreign = split_keys(tensors)
     listed = list(modules.values())
     _refuse_no_lora(name, listed, text, foreign)
-    family = detect_family(listed)
-    profile = profile or PCMProfile()
-    alphas, alpha_missing, notes = _alphas(listed, family, metadata or {}, profile)
     for module in listed:
         lora_fuse.check_values(name, module)
-    norms = lora_fuse.module_norms(name, listed, alphas)
-    if key_map is None:
-        placed, rejected = {_portable(module, family): [(module, Target(""))] for module in listed}, ([], [], [])
-    else:
-        placed, rejected = _place(listed, key_map, shapes or {}, model_family)
-    mismatched, unknown, harmless = rejected
+    family, profile = detect_family(listed), profile or PCMProfile()
+    alphas, note = _alphas(listed, family, metadata or {}, profile)
+    match = _portable(listed, family) if key_map is None else _place(listed, key_map, shapes or {}, model_family)
+    pairs = [module for module in listed if lora_fuse.rank_of(module)]
     report = LoraReport(
         name=name,
         format=key_format(listed),
         family=family,
-        ranks=Counter(rank for module in listed if (rank := lora_fuse.rank_of(module))),
-        scales=Counter(round(lora_fuse.scale_of(module, alphas), 6) for module in listed if lora_fuse.rank_of(module)),
-        alpha_missing=alpha_missing,
+        ranks=Counter(lora_fuse.rank_of(module) for module in pairs),
+        scales=Counter(round(lora_fuse.scale_of(module, alphas), 6) for module in pairs),
+        alpha_missing=bool(pairs) and not any("alpha" in module.parts for module in pairs),
         offered=len(tensors) - len(text),
-        matched=sum(len(module.keys) for entries in placed.values() for module, _ in entries),
-        mismatched=tuple(mismatched),
-        unknown=(*unknown, *foreign),
-        harmless=tuple(harmless),
+        matched=sum(len(module.keys) for entries in match.placed.values() for module, _ in entries),
+        mismatched=tuple(match.mismatched),
+        unknown=(*match.unknown, *foreign),
+        harmless=tuple(match.harmless),
         text_encoder=len(text),
-        norms=lora_fuse.group_norms(norms, placed),
-        notes=tuple(notes),
+        norms=lora_fuse.group_norms(lora_fuse.module_norms(name, listed, alphas), match.placed),
+        notes=(note,) if note else (),
         profile=profile,
     )
     if key_map is not None:
         _refuse_incomplete(report, model_family, allow_partial)
     output: dict[str, Tensor] = {}
-    for weight, entries in placed.items():
+    for weight, entries in match.placed.items():
         output |= lora_fuse.emit(name, weight, entries, alphas, (shapes or {}).get(weight))
     return output, report
+
+
+@dataclass
+class _Match:
+    """Where modules go: by weight, or why not."""
+
+    placed: dict[str, list[tuple[Module, Target]]]
+    mismatched: list[str] = field(default_factory=list[str])
+    unknown: list[str] = field(default_factory=list[str])
+    harmless: list[str] = field(default_factory=list[str])
 
 
 def _refuse_no_lora(name: str, modules: list[Module], text: list[str], foreign: list[str]) -> None:
@@ -139,30 +147,34 @@ def _refuse_no_lora(name: str, modules: list[Module], text: list[str], foreign: 
 
 def _alphas(
     modules: list[Module], family: str, metadata: Mapping[str, str], profile: PCMProfile
-) -> tuple[dict[str, float], bool, list[str]]:
-    """Alpha by module stem, whether the file had none, and what was repaired or is unusual."""
-    alphas = {m.stem: float(m.parts["alpha"]) for m in modules if "alpha" in m.parts and m.parts["alpha"].numel() == 1}
+) -> tuple[dict[str, float], str]:
+    """Alpha by module stem, and what was repaired or is unusual."""
+    alphas = {module.stem: float(module.parts["alpha"]) for module in modules if "alpha" in module.parts}
     pairs = [module for module in modules if lora_fuse.rank_of(module)]
     if alphas:
-        scales = {round(lora_fuse.scale_of(module, alphas), 4) for module in pairs}
-        if profile.family == "PCM" and family in ("sd15", "sdxl") and scales and scales != {PCM_SCALE}:
-            shown = ", ".join(f"{scale:g}" for scale in sorted(scales)[:3])
-            return alphas, False, [f"alpha/rank is {shown}; PCM's own files are expected to have {PCM_SCALE}. Left as it is."]
-        return alphas, False, []
+        return alphas, _unusual_scale(pairs, alphas, family, profile)
     given, source = _peft_alpha(metadata), "the file's PEFT metadata"
-    if given is None and _is_raw_peft(pairs, family):
+    if given is None and pairs and _is_raw_peft(pairs, family):
         given, source = PEFT_ALPHA, "PEFT's default, which the PCM training scripts use"
-    if given is None:
-        return {}, bool(pairs), []
-    rank = lora_fuse.rank_of(pairs[0])
-    note = f"The file has no alpha; {given:g} was added from {source}: the update is scaled by {given / rank:g}."
-    return {module.stem: given for module in pairs}, True, [note]
+    if given is None or not pairs:
+        return {}, ""
+    scale = given / lora_fuse.rank_of(pairs[0])
+    note = f"The file has no alpha; {given:g} was added from {source}: alpha/rank {scale:g}."
+    return dict.fromkeys((module.stem for module in pairs), given), note
+
+
+def _unusual_scale(pairs: list[Module], alphas: Mapping[str, float], family: str, profile: PCMProfile) -> str:
+    scales = sorted({round(lora_fuse.scale_of(module, alphas), 4) for module in pairs})
+    if profile.family != "PCM" or family not in ("sd15", "sdxl") or scales == [PCM_SCALE]:
+        return ""
+    shown = ", ".join(f"{scale:g}" for scale in scales[:3])
+    return f"alpha/rank is {shown}, and {PCM_SCALE} is expected of PCM's own files. Left as it is."
 
 
 def _peft_alpha(metadata: Mapping[str, str]) -> float | None:
     """``lora_alpha`` of the adapter configuration that diffusers stores as JSON."""
     try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        config = json.loads(metadata.get(_PEFT_METADATA, "{}"))
         found = [float(value) for key, value in config.items() if key.split(".")[-1] == "lora_alpha"]
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
@@ -177,7 +189,7 @@ def _is_raw_peft(pairs: list[Module], family: str) -> bool:
     """
     if family in ("sd15", "sd21", "sdxl", "unet"):
         return all(wrapper(module.stem).endswith("base_model.model.") for module in pairs)
-    if family != "sd3" or not pairs:
+    if family != "sd3":
         return False
     return all(
         module.parts["down"].dtype == torch.float32
@@ -188,38 +200,40 @@ def _is_raw_peft(pairs: list[Module], family: str) -> bool:
     )
 
 
-def _place(
-    modules: list[Module], key_map: Mapping[str, Target], shapes: Shapes, model_family: str
-) -> tuple[Placed, tuple[list[str], list[str], list[str]]]:
-    """Find the weight of every module: what is placed, and the keys that are mismatched, unknown or harmless."""
+def _place(modules: list[Module], key_map: Mapping[str, Target], shapes: Shapes, model_family: str) -> _Match:
+    """Find the weight of every module."""
     index: dict[str, Target] = {}
     for alias, target in key_map.items():
         index.setdefault(canonical(alias), target)
     for alias, target in extra_targets(model_family, shapes).items():
         index.setdefault(alias, target)
-    placed: Placed = {}
-    mismatched: list[str] = []
-    unknown: list[str] = []
-    harmless: list[str] = []
+    match = _Match({})
     for module in modules:
-        target, keys = index.get(module.name), list(module.keys.values())
+        target, keys = index.get(module.name), module.keys.values()
         if target is None:
-            (harmless if model_family == "wan" and HARMLESS.search(module.name) else unknown).extend(keys)
+            optional = model_family == "wan" and HARMLESS.search(module.name)
+            (match.harmless if optional else match.unknown).extend(keys)
         elif not lora_fuse.fits(module, target, shapes):
-            mismatched.extend(keys)
+            match.mismatched.extend(keys)
         else:
-            placed.setdefault(target.weight, []).append((module, target))
-    return placed, (mismatched, unknown, harmless)
+            match.placed.setdefault(target.weight, []).append((module, target))
+    return match
 
 
-def _portable(module: Module, family: str) -> str:
-    """The name other tools expect, as the weight the module would patch."""
-    if family in ("sd15", "sd21", "sdxl", "unet"):
-        stem = f"lora_unet_{module.name}"
-        return (f"{stem}_0" if stem.endswith("_to_out") else stem) + ".weight"
-    bare = module.stem[len(wrapper(module.stem)) :]
-    native = not bare.startswith(("transformer_blocks", "single_transformer_blocks")) and family != "sd3"
-    return f"{'diffusion_model' if native else 'transformer'}.{bare}.weight"
+def _portable(modules: list[Module], family: str) -> _Match:
+    """Where other tools expect each module, as the weight it would patch: kohya's names for UNets, else dotted ones."""
+    theirs = any(module.name.startswith(("transformer_blocks", "single_transformer_blocks")) for module in modules)
+    prefix = "transformer." if theirs and family not in ("ltxv", "ltx-2") else "diffusion_model."
+    match = _Match({})
+    for module in modules:
+        start = wrapper(module.stem)
+        stem = prefix + native_name(family if family == "wan" else "", module.stem[len(start) :])
+        if family in ("sd15", "sd21", "sdxl", "unet"):
+            stem = f"lora_unet_{module.name}" + ("_0" if module.name.endswith("_to_out") else "")
+        elif start.endswith("_"):  # no dots to restore; the host knows these names
+            stem = module.stem
+        match.placed.setdefault(f"{stem}.weight", []).append((module, Target("")))
+    return match
 
 
 def _refuse_incomplete(report: LoraReport, model_family: str, allow_partial: bool) -> None:
@@ -254,3 +268,50 @@ def _related(family: str, model_family: str) -> bool:
 def with_profile(report: LoraReport, profile: PCMProfile, notes: Sequence[str]) -> LoraReport:
     """The report with the profile as it was attached, and more notes."""
     return replace(report, profile=profile, notes=(*report.notes, *notes))
+
+
+def convert(path: str | Path, out: str | Path) -> LoraReport:
+    """Write ``path`` under names that other tools load, alpha and ``pcm_*`` metadata included.
+
+    Text encoder tensors and keys that are no LoRA are copied as they are.
+
+    Raises:
+        PCMError: as ``read_lora`` and ``normalise``, or if ``out`` is not a new .safetensors file.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix.lower() not in (".safetensors", ".sft") or out.exists():
+        state = "exists already" if out.exists() else "is no .safetensors file"
+        raise PCMError(f"{out.name} {state}.", "a new .safetensors file to write.", "Choose another name.")
+    tensors, metadata = read_lora(path)
+    profile = profile_for(path)
+    loadable, report = normalise(tensors, metadata=metadata, name=path.name, profile=profile)
+    _, text, foreign = split_keys(tensors)
+    loadable |= {key: tensors[key] for key in (*text, *foreign)}
+    metadata = {key: value for key, value in metadata.items() if key != _PEFT_METADATA}
+    metadata |= profile_to_metadata(profile) if profile.known else {}
+    save_file({key: tensor.contiguous() for key, tensor in loadable.items()}, out, metadata=metadata | {"format": "pt"})
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: report on a file, or convert it. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pcm_core.lora", description="Report on a few-step LoRA file.")
+    parser.add_argument("file", help="a .safetensors file")
+    parser.add_argument("--convert", metavar="OUT", help="write it under names that other tools load")
+    options = parser.parse_args(arguments)
+    try:
+        if options.convert:
+            report = convert(options.file, options.convert)
+        else:
+            tensors, metadata = read_lora(options.file)
+            profile = profile_for(options.file)
+            _, report = normalise(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
+    except PCMError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(report.text() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

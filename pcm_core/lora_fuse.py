@@ -120,9 +120,7 @@ def _refuse_not_finite(name: str, module: Module) -> None:
             _bad(name, module.keys[role], "holds NaN or infinity", "finite numbers")
 
 
-def group_norms(
-    norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[Module, Target]]]
-) -> dict[str, float]:
+def group_norms(norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[Module, Target]]]) -> dict[str, float]:
     """Norms of the applied modules, joined by the block group of the weight they patch."""
     squares: dict[str, float] = {}
     for weight, entries in placed.items():
@@ -157,9 +155,7 @@ def emit(
     return _join(stem, entries, alphas, shape[0])
 
 
-def _without_copies(
-    name: str, weight: str, entries: Sequence[tuple[Module, Target]]
-) -> list[tuple[Module, Target]]:
+def _without_copies(name: str, weight: str, entries: Sequence[tuple[Module, Target]]) -> list[tuple[Module, Target]]:
     """Files that carry every module in two spellings hold each update twice; one of them is enough."""
     kept: list[tuple[Module, Target]] = []
     for module, target in entries:
@@ -226,4 +222,4 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _bad(name: str, key: str, found: str, expected: str) -> NoReturn:
-    raise PCMError(f"{name}: {key[:120]} {found}.", f"{expected}.", "The file is damaged or no LoRA: download it again.")
+    raise PCMError(f"{name}: {key[:120]} {found}.", f"{expected}.", "The file is damaged; download it again.")

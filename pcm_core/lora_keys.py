@@ -1,7 +1,7 @@
 """The names LoRA tensors go by: key formats, base families, and which model weight a name means.
 
-Every trainer spells the same weight its own way (``lora_unet_down_blocks_0_...``, ``base_model.model.down_blocks.0...``,
-``diffusion_model.input_blocks.1...``). ``canonical`` reduces a spelling to one form by dropping wrapper prefixes and
+Every trainer spells the same weight its own way: ``lora_unet_down_blocks_0_...``, ``unet.down_blocks.0...``,
+``diffusion_model.input_blocks.1...``. ``canonical`` reduces a spelling to one form by dropping wrapper prefixes and
 turning dots into underscores, so that the same function applied to a model's own names makes the two meet.
 """
 
@@ -14,19 +14,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# PEFT may put the adapter's name before the last word: ``.lora_A.default.weight``.
+_ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?"
 _ROLES = {
-    "up": r"(?:\.lora_up|_lora\.up|\.lora\.up|\.lora_linear_layer\.up)\.weight|\.lora_B(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?",
-    "down": r"(?:\.lora_down|_lora\.down|\.lora\.down|\.lora_linear_layer\.down)\.weight|\.lora_A(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?",
+    "up": r"(?:\.lora_up|_lora\.up|\.lora\.up|\.lora_linear_layer\.up)\.weight|\.lora_B" + _ADAPTER,
+    "down": r"(?:\.lora_down|_lora\.down|\.lora\.down|\.lora_linear_layer\.down)\.weight|\.lora_A" + _ADAPTER,
     "mid": r"\.lora_mid\.weight",
     "alpha": r"(?:\.lora)?\.alpha",
-    "dora_scale": r"\.dora_scale|\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?",
+    "dora_scale": r"\.dora_scale|\.lora_magnitude_vector" + _ADAPTER,
     "diff": r"\.diff",
     "diff_b": r"\.diff_b",
     "set_weight": r"\.set_weight",
     "reshape_weight": r"\.reshape_weight",
     "w_norm": r"\.w_norm",
     "b_norm": r"\.b_norm",
-}  # fmt: skip
+}
 # LoHa and LoKr: the host computes them, we only rename.
 _OTHER = r"\.(?:hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
 _KEY = re.compile(
@@ -71,7 +73,7 @@ class Module:
 
 
 def canonical(stem: str) -> str:
-    """A module name without wrappers and without dots: ``unet.mid_block.attentions.0.proj_in`` and kohya's name agree."""
+    """A module name without wrappers and dots, ``mid_block_attentions_0_proj_in`` for every spelling of it."""
     bare = stem[_match_end(stem) :].replace(".processor.", ".").replace(".", "_")
     return re.sub(r"_to_out_0$", "_to_out", bare.replace("_processor_", "_"))
 

@@ -20,12 +20,21 @@ def _attention(native: str, theirs: str, names: tuple[str, ...] = _QKV) -> tuple
     return native, tuple(f"{theirs}.{name}" for name in names)
 
 
-_EMBEDDERS = ("timestep_embedder", "text_embedder", "guidance_embedder")
+_REFINER = "txt_in.individual_token_refiner.blocks.#"
+_THEIR_REFINER = "context_embedder.token_refiner.refiner_blocks.#"
+_EMBEDDERS = {
+    "time_in": "time_text_embed.timestep_embedder",
+    "vector_in": "time_text_embed.text_embedder",
+    "guidance_in": "time_text_embed.guidance_embedder",
+    "txt_in.t_embedder": "context_embedder.time_text_embed.timestep_embedder",
+    "txt_in.c_embedder": "context_embedder.time_text_embed.text_embedder",
+}
 
 _WAN: dict[str, tuple[str, ...]] = {
     **{f"blocks.#.self_attn.{n}": (f"blocks.#.attn1.to_{n}",) for n in "qkv"},
     **{f"blocks.#.cross_attn.{n}": (f"blocks.#.attn2.to_{n}",) for n in "qkv"},
-    **{f"blocks.#.{a}_attn.norm_{n}": (f"blocks.#.attn{i}.norm_{n}",) for a, i in (("self", 1), ("cross", 2)) for n in "qk"},
+    **{f"blocks.#.self_attn.norm_{n}": (f"blocks.#.attn1.norm_{n}",) for n in "qk"},
+    **{f"blocks.#.cross_attn.norm_{n}": (f"blocks.#.attn2.norm_{n}",) for n in "qk"},
     "blocks.#.self_attn.o": ("blocks.#.attn1.to_out.0",),
     "blocks.#.cross_attn.o": ("blocks.#.attn2.to_out.0",),
     "blocks.#.cross_attn.k_img": ("blocks.#.attn2.add_k_proj",),
@@ -50,8 +59,8 @@ _HUNYUAN: dict[str, tuple[str, ...]] = {
     **dict([
         _attention("double_blocks.#.img_attn.qkv", "transformer_blocks.#.attn"),
         _attention("double_blocks.#.txt_attn.qkv", "transformer_blocks.#.attn", _ADDED),
-        _attention("single_blocks.#.linear1", "single_transformer_blocks.#", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
-        _attention("txt_in.individual_token_refiner.blocks.#.self_attn.qkv", "context_embedder.token_refiner.refiner_blocks.#.attn"),
+        _attention("single_blocks.#.linear1", "single_transformer_blocks.#", (*(f"attn.{n}" for n in _QKV), "proj_mlp")),
+        _attention(f"{_REFINER}.self_attn.qkv", f"{_THEIR_REFINER}.attn"),
     ]),
     "double_blocks.#.img_attn.proj": ("transformer_blocks.#.attn.to_out.0",),
     "double_blocks.#.txt_attn.proj": ("transformer_blocks.#.attn.to_add_out",),
@@ -69,13 +78,14 @@ _HUNYUAN: dict[str, tuple[str, ...]] = {
     "single_blocks.#.norm.key_norm": ("single_transformer_blocks.#.attn.norm_k",),
     "img_in.proj": ("x_embedder.proj",),
     "txt_in.input_embedder": ("context_embedder.proj_in",),
-    **{f"{n}_in.{side}_layer": (f"time_text_embed.{theirs}.linear_{i}",)
-       for n, theirs in zip(("time", "vector", "guidance"), _EMBEDDERS, strict=True) for i, side in ((1, "in"), (2, "out"))},
-    **{f"txt_in.{n}_embedder.{side}_layer": (f"context_embedder.time_text_embed.{theirs}.linear_{i}",)
-       for n, theirs in zip("tc", _EMBEDDERS[:2], strict=True) for i, side in ((1, "in"), (2, "out"))},
-    **{f"txt_in.individual_token_refiner.blocks.#.{a}": (f"context_embedder.token_refiner.refiner_blocks.#.{b}",)
-       for a, b in {"adaLN_modulation.1": "norm_out.linear", "self_attn.proj": "attn.to_out.0", "mlp.0": "ff.net.0.proj",
-                    "mlp.2": "ff.net.2", "norm1": "norm1", "norm2": "norm2"}.items()},
+    **{f"{ours}.{side}_layer": (f"{theirs}.linear_{i}",)
+       for ours, theirs in _EMBEDDERS.items() for i, side in ((1, "in"), (2, "out"))},
+    f"{_REFINER}.adaLN_modulation.1": (f"{_THEIR_REFINER}.norm_out.linear",),
+    f"{_REFINER}.self_attn.proj": (f"{_THEIR_REFINER}.attn.to_out.0",),
+    f"{_REFINER}.mlp.0": (f"{_THEIR_REFINER}.ff.net.0.proj",),
+    f"{_REFINER}.mlp.2": (f"{_THEIR_REFINER}.ff.net.2",),
+    f"{_REFINER}.norm1": (f"{_THEIR_REFINER}.norm1",),
+    f"{_REFINER}.norm2": (f"{_THEIR_REFINER}.norm2",),
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("~norm_out.linear",),
 }  # fmt: skip
@@ -145,4 +155,13 @@ def _split_rows(count: int, shape: Sequence[int]) -> list[tuple[int, int] | None
     if count <= 1:
         return [None] * count
     third = shape[0] // 3 if count == 3 else shape[1]
-    return [(i * third, third) for i in range(3)] + [(3 * third, shape[0] - 3 * third)] * (count - 3)
+    rest = [(3 * third, shape[0] - 3 * third)] * (count - 3)
+    return [*((i * third, third) for i in range(3)), *rest]
+
+
+def native_name(family: str, name: str) -> str:
+    """The native spelling of a dotted diffusers name, where one weight has one name; else the name as it is."""
+    block = re.search(r"\.(\d+)\.", name)
+    pattern = name if block is None else f"{name[: block.start()]}.#.{name[block.end() :]}"
+    plain = {theirs[0]: ours for ours, theirs in _TABLES.get(family, {}).items() if len(theirs) == 1}
+    return plain.get(pattern, pattern).replace("#", block[1] if block else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 from .lora_keys import FAMILY_NAMES
 from .profiles import PCMProfile
@@ -66,8 +67,8 @@ class LoraReport:
     def line(self) -> str:
         """One line for the log."""
         return (
-            f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, rank {_counted(self.ranks)}, "
-            f"alpha/rank {_counted(self.scales)}, {self.matched} of {self.offered} tensors applied"
+            f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, "
+            f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, {self.matched} of {self.offered} tensors applied"
         )
 
     def text(self) -> str:
@@ -124,8 +125,8 @@ def _counted(values: Mapping[int, int] | Mapping[float, int]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return " ".join(_short(item) for item in cast(tuple[object, ...], value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 assert set(_PROFILE_LINES) <= {f.name for f in fields(PCMProfile)}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from . import families
 from .errors import PCMError
@@ -70,7 +71,7 @@ class PCMProfile:
     prediction: str = ""
     note: str = ""
     verified: bool = True
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def known(self) -> bool:
@@ -183,9 +184,7 @@ def profile_for(path: str | Path) -> PCMProfile:
         PCMError: if the file is not a sound safetensors file, or its pcm_ metadata contradicts itself.
     """
     metadata = read_header(path).metadata
-    return (
-        profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()
-    )
+    return profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()
 
 
 def profile_to_metadata(profile: PCMProfile) -> dict[str, str]:
@@ -196,22 +195,30 @@ def profile_to_metadata(profile: PCMProfile) -> dict[str, str]:
 
 
 def _write(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+    return ",".join(str(item) for item in cast(tuple[object, ...], value)) if isinstance(value, tuple) else str(value)
 
 
 def _read(name: str, text: str) -> Any:
     try:
-        value = _METADATA[name](text)
-        numbers = [n for n in (value if isinstance(value, tuple) else [value]) if isinstance(n, (int, float))]  # pyright: ignore[reportUnknownVariableType]
-        low, high = _LIMITS.get(name, (-math.inf, math.inf))
-        sound = all(math.isfinite(n) and low <= n <= high for n in numbers) and value in _WORDS.get(name, (value,))
+        value: Any = _METADATA[name](text)
+        sound = _is_sound(name, value)
     except (ValueError, KeyError, OverflowError):
         sound, value = False, None
-    if sound and name == "sigmas":
-        sound = len(value) > 1 and all(a > b >= 0 for a, b in zip(value, value[1:], strict=False))
-    if sound and name == "cfg_range":
-        sound = len(value) == 2
     if not sound:
-        expected = f"one of {', '.join(_WORDS[name])}." if name in _WORDS else "a number in range."
+        expected = f"one of {', '.join(_WORDS[name])}." if name in _WORDS else "numbers in range."
         raise PCMError(f'The metadata says pcm_{name} = "{text[:80]}".', expected, "Save the file again.")
     return value
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name in _WORDS:
+        return value in _WORDS[name]
+    if isinstance(value, str):
+        return True
+    numbers = cast(tuple[float, ...], value if isinstance(value, tuple) else (value,))
+    low, high = _LIMITS.get(name, (-math.inf, math.inf))
+    if not all(math.isfinite(number) and low <= number <= high for number in numbers):
+        return False
+    if name == "sigmas":
+        return len(numbers) > 1 and all(high > low >= 0 for high, low in pairwise(numbers))
+    return name != "cfg_range" or len(numbers) == 2

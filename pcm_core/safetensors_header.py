@@ -84,8 +84,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     header = read_header(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in header.tensors}
+        opened: Any = safe_open(path, framework="pt", device="cpu")
+        with opened as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header.tensors}
     except (OSError, SafetensorError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         _broken(Path(path), f"the safetensors library says: {error}", error)
     return tensors, header.metadata
