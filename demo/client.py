@@ -49,7 +49,7 @@ class Client:
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-            return json.loads(answer.read())
+            return json.loads(answer.read() or b"{}")
 
     def run(self, graph: Graph, on_step: Step | None = None) -> dict[str, Any]:
         """Run an API graph to its end and return the outputs by node id. ``on_step(done, total)`` follows samplers.
