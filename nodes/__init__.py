@@ -8,9 +8,15 @@ from comfy_api.latest import ComfyExtension, io
 class PhasedConsistencyExtension(ComfyExtension):
     """Phased Consistency for ComfyUI."""
 
+    async def on_load(self) -> None:
+        from .dropdowns import register
+
+        register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .guider import PCMGuider
         from .lora import PCMLoraLoader
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
 
-        return [PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]
+        return [PCMGuider, PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]

@@ -1,14 +1,19 @@
 """PCM Guider: one CFG value per phase."""
 
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..pcm_core.guidance import parse_guidance, phase_at
+from comfy_api.latest import io
+
+from ..pcm_core.guidance import guidance_entries, parse_guidance, phase_at
 from ..pcm_core.profiles import PCMProfile
-from . import host
-from .plan import AUTO, Plan
+from . import host, widgets
+from .plan import AUTO, Plan, make_plan
 
 
 class PhaseGuider(host.CFGGuider):
@@ -42,3 +47,43 @@ def phase_guider(model: Any, positive: Any, negative: Any, cfg: str, plan: Plan)
     guider.set_conds(positive, negative)
     guider.set_phases(values, plan.phase_tops)
     return guider
+
+
+class PCMGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMGuider",
+            display_name="PCM Guider",
+            category="PCM/sampling",
+            description="Guidance that follows the phases, for SamplerCustomAdvanced. High noise decides the "
+            'composition, so "5, 1, 1, 1" keeps the negative prompt where it matters and costs 5 passes instead of 8.',
+            search_aliases=[
+                "phased consistency",
+                "pcm",
+                "cfg per phase",
+                "cfg schedule",
+                "negative prompt",
+                "guidance",
+            ],
+            inputs=[
+                widgets.model(),
+                io.Conditioning.Input("positive", tooltip="What to make."),
+                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
+                widgets.cfg(),
+                widgets.phases(),
+                widgets.spacing(),
+                widgets.grid(),
+            ],
+            outputs=[io.Guider.Output(tooltip="A guider whose cfg depends on the phase of the noise level.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: Any, negative: Any, cfg: str, phases: int, spacing: str, grid: int
+    ) -> io.NodeOutput:
+        profile = host.profile_of(model)
+        if not phases and (profile is None or not (profile.phases or profile.sigmas or profile.timesteps)):
+            phases = len(guidance_entries(cfg))  # nothing else says how many there are
+        plan = make_plan(model, phases=phases, spacing=spacing, grid=grid)
+        return io.NodeOutput(phase_guider(model, positive, negative, cfg, plan))

@@ -22,9 +22,7 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
     Raises:
         PCMError: if an entry is no finite number of at least 0, or there are neither one nor ``phases`` of them.
     """
-    # U+FF0C is the comma of Chinese and Japanese input methods.
-    entries = guidance.replace("\uff0c", ",").split(",") if isinstance(guidance, str) else [guidance]
-    values = [_value(entry, phases) for entry in entries]
+    values = [_value(entry, phases) for entry in guidance_entries(guidance)]
     if len(values) == 1:
         return (values[0],) * phases
     if len(values) != phases:
@@ -34,6 +32,11 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
             f'Write "{_example(phases)}", or set phases to {len(values)}.',
         )
     return tuple(values)
+
+
+def guidance_entries(guidance: str | float) -> list[str | float]:
+    """The values as typed; U+FF0C is the comma of Chinese and Japanese input methods."""
+    return [*guidance.replace("\uff0c", ",").split(",")] if isinstance(guidance, str) else [guidance]
 
 
 def phase_at(sigma: float, tops: Sequence[float]) -> int:

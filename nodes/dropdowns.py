@@ -1,0 +1,30 @@
+"""The name ``pcm`` in the stock drop-downs, for nodes that choose a sampler and a scheduler by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..pcm_core.phases import MAX_COUNT, build_schedule
+from . import host
+from .sampler import sample_phased
+
+NAME = "pcm"
+
+
+def register() -> None:
+    """Add both names; nothing is replaced or removed, and calling it again changes nothing."""
+    host.add_sampler(NAME, sample_phased)
+    host.add_scheduler(NAME, phase_sigmas)
+
+
+def phase_sigmas(model_sampling: Any, steps: int) -> Tensor:
+    """One phase per step on the trailing timesteps: a name can say no more, the PCM nodes can.
+
+    KSampler asks for ``steps / denoise`` steps and keeps the last ones, so more than 64 are the tail of a long list.
+    """
+    table = host.table_of(model_sampling)
+    if steps > MAX_COUNT:
+        return host.simple_sigmas(model_sampling, steps)
+    return build_schedule(steps).sigmas(table)
