@@ -216,6 +216,9 @@ def build_schedule(
     """
     _check_choice("spacing", spacing, SPACINGS)
     _check_choice("terminal", terminal, TERMINALS)
+    _check_count("phases", phases, train_steps)
+    if spacing == "trailing" and phases > grid >= 1:
+        grid = _finer_grid(phases, train_steps)  # trailing points lie on no grid: any that can hold the edges will do
     edges = phase_edges(phases, grid, train_steps)
     notes: list[str] = []
     count = phases if steps is None else steps

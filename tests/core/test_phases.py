@@ -38,13 +38,13 @@ def flow_table(shift: float, entries: int = 1000) -> Tensor:
 
 @st.composite
 def schedule_options(draw: st.DrawFn) -> dict[str, Any]:
-    """What ``build_schedule`` accepts: no more phases, and on a solver grid no more steps, than the grid has points."""
+    """What ``build_schedule`` accepts: on a solver grid, no more phases and steps than it has points."""
     grid = draw(grids)
     spacing = draw(st.sampled_from(SPACINGS))
-    most = min(grid, MAX_COUNT)
+    most = MAX_COUNT if spacing == "trailing" else min(grid, MAX_COUNT)
     return {
         "phases": draw(st.integers(1, most)),
-        "steps": draw(st.none() | (counts if spacing == "trailing" else st.integers(1, most))),
+        "steps": draw(st.none() | st.integers(1, most)),
         "spacing": spacing,
         "grid": grid,
         "terminal": draw(st.sampled_from(TERMINALS)),
@@ -202,6 +202,11 @@ def test_extra_steps_are_spent_when_asked() -> None:
     assert [schedule.phase_of(i) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("phases", [50, 51, 64])
+def test_trailing_needs_no_solver_grid(phases: int) -> None:
+    assert build_schedule(phases).timesteps == eval_timesteps(phases)
+
+
 def test_fewer_steps_than_phases_run_with_a_note() -> None:
     schedule = build_schedule(8, 4)
     assert schedule.timesteps == eval_timesteps(4)
@@ -352,7 +357,8 @@ def test_tables_that_timesteps_cannot_index_are_refused(entries: int) -> None:
         ({"steps": 10000}, "steps is 10000"),
         ({"phases": 0}, "phases is 0"),
         ({"phases": 65, "grid": 100}, "phases is 65"),
-        ({"phases": 41, "grid": 40}, "41 phases"),
+        ({"phases": 41, "grid": 40, "spacing": "aligned"}, "41 phases"),
+        ({"phases": 41, "grid": 40, "spacing": "tcd"}, "41 phases"),
         ({"phases": 4, "grid": 0}, "0 points"),
         ({"phases": 4, "grid": -50}, "-50 points"),
         ({"phases": 4, "grid": 64}, "64 points"),
