@@ -17,6 +17,8 @@ from devtools.errors import DevError
 from devtools.paths import BASE, ROOT
 from devtools.server import Server
 
+TIMEOUT = "--timeout=600"  # of one test, in seconds
+
 
 def own_checkout(options: argparse.Namespace) -> str | None:
     """The ComfyUI checkout that the user wants instead of a pinned one; a flag beats COMFYUI_PATH."""
@@ -75,7 +77,7 @@ def test(options: argparse.Namespace) -> int:
     chosen = prepare(options)
     ensure_chromium()
     selection = [] if options.long else ["-m", "not long"]
-    code = run_python("-m", "pytest", *selection, *options.rest, COMFYUI_PATH=str(chosen))
+    code = run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
     if code or options.rest or own_checkout(options):
         return code
     return test_other_hosts(options)
@@ -88,7 +90,7 @@ def test_other_hosts(options: argparse.Namespace) -> int:
         if version != (options.comfyui_version or host.NEWEST):
             print(f"\nComfyUI {version}")
             path = host.pinned_host(version)
-            if code := run_python("-m", "pytest", "-m", "not long", "tests/host", COMFYUI_PATH=str(path)):
+            if code := run_python("-m", "pytest", TIMEOUT, "-m", "not long", "tests/host", COMFYUI_PATH=str(path)):
                 return code
     return 0
 

@@ -30,17 +30,17 @@ The LoRA file carries its settings, so the PCM Sampler needs none:
 Nodes = dict[str, tuple[str, str, tuple[int, int, int, int], dict[str, Any]]]
 QUICKSTART: Nodes = {
     "1": ("UNETLoader", "Load Diffusion Model", (0, 0, 320, 90), {"unet_name": "demo_sd3.safetensors"}),
-    "2": ("PCMLoraLoader", "Load PCM LoRA", (0, 140, 320, 110),
+    "2": ("PCMLoraLoader", "Load PCM LoRA", (0, 140, 320, 130),
           {"model": ["1", 0], "lora_name": "demo_pcm_4phase.safetensors"}),
     "3": ("PCMDemoPrompt", "Prompt", (360, 0, 300, 100), {"text": "a red circle on blue"}),
     "4": ("PCMDemoPrompt", "Negative prompt", (360, 150, 300, 100), {"text": ""}),
     "5": ("EmptySD3LatentImage", "Empty Latent Image", (360, 300, 300, 110), {"width": 64, "height": 64}),
-    "6": ("PCMSampler", "PCM Sampler", (700, 0, 320, 420),
+    "6": ("PCMSampler", "PCM Sampler", (700, 0, 320, 540),
           {"model": ["2", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 1}),
-    "7": ("VAELoader", "Load VAE", (700, 470, 320, 60), {"vae_name": "taesd3"}),
+    "7": ("VAELoader", "Load VAE", (360, 460, 300, 60), {"vae_name": "taesd3"}),
     "8": ("VAEDecode", "VAE Decode", (1060, 0, 200, 50), {"samples": ["6", 0], "vae": ["7", 0]}),
     "9": ("SaveImage", "Save Image", (1060, 100, 340, 380), {"images": ["8", 0], "filename_prefix": "pcm"}),
-    "10": ("PreviewAny", "What the LoRA says", (0, 300, 320, 240), {"source": ["2", 1]}),
+    "10": ("PreviewAny", "What the LoRA says", (0, 320, 320, 240), {"source": ["2", 1]}),
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     client = Client(parser.parse_args().url)
     infos = json.loads(client.get("/object_info"))
     api = to_api(QUICKSTART, infos)
-    ui = to_ui(QUICKSTART, api, infos, NOTE, (-400, 0, 360, 420))
+    ui = to_ui(QUICKSTART, api, infos, NOTE, (-400, 0, 360, 340))
     for path, content in ((FOLDER / "api" / "quickstart.json", api), (FOLDER / "quickstart.json", ui)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
