@@ -4,8 +4,8 @@
 ``adversarial`` the optional discriminator, ``data`` the latents, ``trainer`` the loop. Read them in that order.
 """
 
-from .adapters import Adapters, adaptable, checkpointed_blocks, differentiable_weights
-from .adversarial import Adversary, Heads, hinge_discriminator, hinge_generator, renoise, renoise_std
+from .adapters import Adapters, adaptable, blocks, differentiable_weights
+from .adversarial import Adversary, BlockFeatures, Heads, hinge_discriminator, hinge_generator, renoise, renoise_std
 from .config import DistillConfig, Diverged, distill_metadata
 from .data import Data, LatentSet
 from .objective import (
@@ -27,6 +27,7 @@ from .trainer import Processes, StepReport, Trainer
 __all__ = [
     "Adapters",
     "Adversary",
+    "BlockFeatures",
     "Data",
     "Denoiser",
     "DistillConfig",
@@ -42,7 +43,7 @@ __all__ = [
     "adaptable",
     "add_noise",
     "as_denoiser",
-    "checkpointed_blocks",
+    "blocks",
     "differentiable_weights",
     "distill_metadata",
     "guided",

@@ -128,6 +128,33 @@ class Adapters:
                 stack.callback(handle.remove)
             yield
 
+    @contextmanager
+    def checkpointed(self, root: nn.Module) -> Iterator[int]:
+        """Recompute the activations of every block of ``root`` in the backward pass instead of keeping them.
+
+        Yields how many blocks. A block runs again in the mode it first ran in.
+        """
+        found = list(blocks(root))
+        with ExitStack() as stack:
+            for block in found:
+                block.forward = self._checkpointing(block.forward)
+                stack.callback(block.__dict__.pop, "forward")
+            yield len(found)
+
+    def _checkpointing(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*arguments, **options)
+            mode = self.mode
+
+            def again(*arguments: Any, **options: Any) -> Any:
+                with self.use(mode):
+                    return forward(*arguments, **options)
+
+            return cast(Any, checkpoint).checkpoint(again, *arguments, use_reentrant=False, **options)
+
+        return run
+
     def _hook(self, pair: Pair) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self.mode == "off":
@@ -222,25 +249,25 @@ def _apply(module: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 @contextmanager
 def differentiable_weights(root: nn.Module) -> Iterator[None]:
-    """Let autograd run through a module that was loaded in inference mode.
+    """Freeze a module and let autograd run through it, even if it was loaded in inference mode.
 
     Tensors made there cannot be saved for backward. Inside the block each is replaced by an ordinary tensor on the same
     memory; afterwards the very same objects are back. Where the memory cannot be shared (a quantised subclass), by a
     copy. Must run outside inference mode.
     """
-    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
+    with ExitStack() as stack:
+        for parameter in root.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
         for module in root.modules():
             stores = cast("tuple[dict[str, Any], ...]", (module._parameters, module._buffers))  # pyright: ignore[reportPrivateUsage]
             for store in stores:
                 for name, tensor in store.items():
                     if tensor is not None and tensor.is_inference():
-                        swapped.append((store, name, tensor))
+                        stack.callback(store.__setitem__, name, tensor)
                         store[name] = _ordinary(tensor)
         yield
-    finally:
-        for store, name, tensor in swapped:
-            store[name] = tensor
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
@@ -251,34 +278,12 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return nn.Parameter(shared, requires_grad=False) if isinstance(tensor, nn.Parameter) else shared
 
 
-@contextmanager
-def checkpointed_blocks(root: nn.Module) -> Iterator[int]:
-    """Recompute the activations of every block in the backward pass instead of keeping them; yields how many blocks.
-
-    Blocks are the outermost modules with parts of their own that sit in a ``ModuleList`` or ``Sequential``.
-    """
-    blocks = list(_blocks(root))
-    with ExitStack() as stack:
-        for block in blocks:
-            block.forward = _checkpointing(block.forward)
-            stack.callback(block.__dict__.pop, "forward")
-        yield len(blocks)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with parts of their own that sit in a ``ModuleList`` or ``Sequential``, in order."""
     listed = isinstance(module, nn.ModuleList | nn.Sequential)
     for child in module.children():
         if listed and not isinstance(child, nn.ModuleList | nn.Sequential):
             if next(child.children(), None) is not None:
                 yield child
         else:
-            yield from _blocks(child)
-
-
-def _checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*arguments: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **options)
-        return cast(Any, checkpoint).checkpoint(forward, *arguments, use_reentrant=False, **options)
-
-    return run
+            yield from blocks(child)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,36 @@ class Heads:
 
 def _activate(x: Tensor) -> Tensor:
     return F.leaky_relu(F.group_norm(x.movedim(1, 2), _GROUPS).movedim(2, 1), 0.01)
+
+
+class BlockFeatures:
+    """What blocks of a backbone put out, as tokens [B, T, C], differentiable in x.
+
+    Args:
+        backbone: called as the trainer calls it, with the adapters off.
+        blocks: modules inside it; of several outputs the largest tensor counts (the picture beside its text).
+    """
+
+    def __init__(self, backbone: Callable[[Tensor, Tensor, Tensor], Tensor], blocks: Sequence[nn.Module]) -> None:
+        self.backbone, self.blocks = backbone, list(blocks)
+
+    def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: object, output: Tensor | Sequence[Tensor | None]) -> None:
+            found.append(_tokens(output))
+
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.callback(block.register_forward_hook(keep).remove)
+            self.backbone(x, sigma, captions)
+        return found
+
+
+def _tokens(output: Tensor | Sequence[Tensor | None]) -> Tensor:
+    if not isinstance(output, Tensor):
+        output = max((part for part in output if part is not None), key=Tensor.numel)
+    return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
 
 
 class Adversary:

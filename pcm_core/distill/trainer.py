@@ -186,9 +186,7 @@ class Trainer:
         if self.adversary is not None:
             generator_loss, discriminator_loss = self._adversarial(pair, batch)
             total = total + self.config.adversarial * generator_loss
-        # Checkpointed blocks run again in here, so they must still be the student's.
-        with self.adapters.use("student"):
-            (total / self.config.accumulate).backward()
+        (total / self.config.accumulate).backward()
         return torch.stack([loss.detach(), generator_loss.detach(), discriminator_loss.detach()]).double().cpu()
 
     def _adversarial(self, pair: PhasedPair, batch: _Batch) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Velocity(nn.Module):
         self.enter = nn.Linear(3, width)
         self.caption = nn.Embedding(captions + 1, width)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.SiLU()) for _ in range(2))
+        self.token = nn.Unflatten(1, (1, width))  # [B, 1, C], as a transformer's blocks give it
         self.leave = nn.Linear(width, 2)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -37,7 +38,7 @@ class Velocity(nn.Module):
         h = self.enter(torch.cat([x, sigma[:, None]], 1)) + self.caption(captions + 1)
         for block in self.blocks:
             h = h + block(h)
-        return self.leave(h)
+        return self.leave(self.token(h)[:, 0])
 
 
 class Recorder:
@@ -64,7 +65,7 @@ def make(processes: distill.Processes | None = None, **settings):
     adversary = None
     if config.adversarial:
         heads = distill.Heads([24], 8, torch.Generator().manual_seed(3))
-        adversary = distill.Adversary(lambda x, s, c: [network.enter(torch.cat([x, s[:, None]], 1))[:, None]], heads)
+        adversary = distill.Adversary(distill.BlockFeatures(backbone, [network.token]), heads)
     trainer = distill.Trainer(
         backbone, adapters, data, FLOW_TABLE, config, flow=True, adversary=adversary, processes=processes
     )
@@ -288,12 +289,17 @@ def test_grouped_convolutions_and_embeddings_are_left_alone():
         distill.adaptable(network, ["nothing"])
 
 
-def test_checkpointing_changes_memory_not_gradients():
-    plain, *_ = make()
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_checkpointing_changes_memory_not_gradients(adversarial):
+    """The discriminator's pass is recomputed with the adapters off, the student's with them on."""
+    plain, *_ = make(adversarial=adversarial)
+    trainer, network, _ = make(adversarial=adversarial)
+    with torch.no_grad():  # at zero the student would be the teacher
+        for mine, theirs in zip(plain.adapters.pairs.values(), trainer.adapters.pairs.values(), strict=True):
+            theirs.up.copy_(mine.up.normal_(generator=torch.Generator().manual_seed(8)))
     with plain.adapters.attached():
         plain._zero_grad()
         loss = plain._pass()
-    trainer, network, _ = make()
 
     class Block(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -304,7 +310,7 @@ def test_checkpointing_changes_memory_not_gradients():
             return self.inner(x)
 
     network.blocks = nn.ModuleList(Block(block) for block in network.blocks)
-    with trainer.adapters.attached(), distill.checkpointed_blocks(network) as count:
+    with trainer.adapters.attached(), trainer.adapters.checkpointed(network) as count:
         trainer._zero_grad()
         assert torch.equal(trainer._pass(), loss)
     assert count == 2
