@@ -14,9 +14,10 @@ class PhasedConsistencyExtension(ComfyExtension):
         register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .compare import PCMCompare
         from .guider import PCMGuider
         from .lora import PCMLoraLoader
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
 
-        return [PCMGuider, PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]
+        return [PCMCompare, PCMGuider, PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]
