@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import PCMError
 from .objective import SolverGrid
 
 Features = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -64,11 +65,17 @@ class Heads:
 
     Args:
         widths: channels of each feature map.
-        hidden: channels inside the heads, a multiple of 8.
+        hidden: channels inside the heads, a multiple of 8 and at least 16: one channel per group would normalise a
+            single token to zero.
         generator: of the initial weights, on the CPU.
+
+    Raises:
+        PCMError: if ``hidden`` does not fit.
     """
 
     def __init__(self, widths: Sequence[int], hidden: int, generator: torch.Generator) -> None:
+        if hidden < 2 * _GROUPS or hidden % _GROUPS:
+            raise PCMError(f"The heads have {hidden} channels.", "a multiple of 8, at least 16.", "Use 64.")
         self.widths = tuple(widths)
         self._weights = [self._make(width, hidden, generator) for width in widths]
 

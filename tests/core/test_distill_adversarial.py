@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pcm_core import distill
+from pcm_core.errors import PCMError
 
 
 @pytest.fixture
@@ -58,12 +59,19 @@ def test_heads_take_any_number_of_tokens_and_freeze():
     heads = distill.Heads([6, 10], 16, torch.Generator().manual_seed(0))
     features = [torch.randn(2, 7, 6, requires_grad=True), torch.randn(2, 1, 10, requires_grad=True)]
     scores = heads(features)
+    assert all(bool(score.any()) for score in scores)
     assert [tuple(score.shape) for score in scores] == [(2, 7, 1), (2, 1, 1)]
     distill.hinge_generator(heads(features, frozen=True)).backward()
     assert all(parameter.grad is None for parameter in heads.parameters())
     assert all(feature.grad is not None and bool(feature.grad.any()) for feature in features)
     distill.hinge_discriminator(scores, [-score for score in scores]).backward()
     assert all(parameter.grad is not None for parameter in heads.parameters())
+
+
+@pytest.mark.parametrize("hidden", [8, 20])
+def test_heads_that_would_be_dead_are_refused(hidden):
+    with pytest.raises(PCMError, match="multiple of 8"):
+        distill.Heads([4], hidden, torch.Generator())
 
 
 def test_heads_learn_to_tell_two_latents_apart():
@@ -83,7 +91,7 @@ def test_heads_learn_to_tell_two_latents_apart():
 @pytest.mark.parametrize("phases", [1, 2, 4])
 def test_levels_lie_inside_the_phase_and_reach_all_of_it(phases):
     grid = distill.SolverGrid.from_table(torch.arange(1, 1001) / 1000, phases, 40, terminal="zero")
-    adversary = distill.Adversary(lambda x, s, c: [x], distill.Heads([1], 8, torch.Generator().manual_seed(0)))
+    adversary = distill.Adversary(lambda x, s, c: [x], distill.Heads([1], 16, torch.Generator().manual_seed(0)))
     generator = torch.Generator().manual_seed(6)
     index = torch.arange(40).repeat(200)
     level = adversary.level(grid, index, generator)

@@ -64,7 +64,7 @@ def make(processes: distill.Processes | None = None, **settings):
     data = distill.LatentSet([clean[:32], clean[32:]], [0, 1])
     adversary = None
     if config.adversarial:
-        heads = distill.Heads([24], 8, torch.Generator().manual_seed(3))
+        heads = distill.Heads([24], 32, torch.Generator().manual_seed(3))
         adversary = distill.Adversary(distill.BlockFeatures(backbone, [network.token]), heads)
     trainer = distill.Trainer(
         backbone, adapters, data, FLOW_TABLE, config, flow=True, adversary=adversary, processes=processes
