@@ -1,0 +1,154 @@
+"""What the video node does to a model before it samples: shift, settings, context windows, second expert."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..pcm_core import video
+from ..pcm_core.errors import PCMError
+from ..pcm_core.profiles import PCMProfile
+from ..pcm_core.video_noise import Windows
+from . import host
+from .plan import AUTO
+
+# What two experts have in common, of the sizes that the host's detection finds.
+_TWINS = ("image_model", "model_type", "in_dim", "out_dim", "dim", "num_layers", "in_channels", "model_channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A model made ready: shifted, with its settings attached. The caller's model stays as it was."""
+
+    model: Any
+    family: video.VideoFamily
+    profile: PCMProfile
+    windows: Windows | None = None
+    notes: tuple[str, ...] = ()
+
+    def noted(self, *notes: str) -> Setup:
+        return replace(self, notes=self.notes + notes)
+
+
+def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
+    """Find out what the model is and wants.
+
+    Raises:
+        PCMError: if it is no video model, the preset is not for it, or the shift cannot be.
+    """
+    family = video.family_of(host.family_of(model))
+    profile, notes = video.choose(family, host.profile_of(model), preset)
+    model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
+    table = host.sigma_table(model)
+    profile = video.with_sigmas(family, profile, table, steps)
+    if shift and profile.sigmas is not None and profile.family not in family.uniform:
+        shift_notes = (f"{profile.family} has a fixed list of sigmas; shift {shift:g} does not move them.",)
+    model = host.attach_profile(model, profile)
+    return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)
+
+
+def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bool) -> tuple[Any, tuple[str, ...]]:
+    """``asked`` (0: not) goes before a ModelSampling node, that before the profile, that before the model's own."""
+    if not (math.isfinite(asked) and asked >= 0):
+        raise PCMError(f"shift is {asked}.", "a number above 0, or 0 for what the model wants.", "Use 0.")
+    own, wanted = host.flow_shift(model), profile.shift
+    if own is None:
+        if asked:
+            raise PCMError(f"shift is {asked:g}.", "0: this is no flow model and has no shift.", "Set shift to 0.")
+        return model, ()
+    unlike = wanted is not None and not math.isclose(asked or own, wanted, rel_tol=1e-3)
+    if not asked and keep_patch and "model_sampling" in model.object_patches:
+        note = f"A ModelSampling node set shift {own:g}, {profile.family} wants {wanted}; set shift here to change it."
+        return model, (note,) if unlike else ()
+    notes = (f"shift is {asked:g}; {profile.family} wants {wanted:g}.",) if asked and wanted and unlike else ()
+    target = asked or wanted or own
+    return (model if math.isclose(target, own) else host.with_flow_shift(model, target)), notes
+
+
+def second_expert(first: Setup, model: Any) -> Setup:
+    """The low-noise expert with the shift and the settings of the first.
+
+    Raises:
+        PCMError: if the two are not of one kind.
+    """
+    if differ := [f"{name} {a} and {b}" for name, a, b in _compare(first.model, model) if a != b]:
+        raise PCMError(
+            f"The two models differ: {', '.join(differ)}.",
+            "a high-noise and a low-noise model of one family.",
+            "Connect the pair that belongs together.",
+        )
+    own, notes = host.profile_of(model), ()
+    if own is not None and own.known:
+        names = ("family", "steps", "cfg", "determinism", "sigmas")
+        unlike = [name for name in names if getattr(own, name) != getattr(first.profile, name)]
+        if unlike and "family" in unlike:
+            notes = (f"The second model's LoRA ({own.family}) wants another {', '.join(unlike)}; used the first's.",)
+    shift, its = host.flow_shift(first.model), host.flow_shift(model)
+    if shift is not None and its is not None and not math.isclose(shift, its):
+        model = host.with_flow_shift(model, shift)
+    return replace(first, model=host.attach_profile(model, first.profile), windows=None, notes=notes)
+
+
+def _compare(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
+    ours, other = (model.model.model_config.unet_config for model in (first, second))
+    sizes = [(name, ours.get(name), other.get(name)) for name in _TWINS]
+    return [("class", type(first.model).__name__, type(second.model).__name__), *sizes]
+
+
+def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool) -> Setup:
+    """Attach context windows, unless the model brings its own.
+
+    Args:
+        window: pictures in one window; 0 for none.
+        overlap: pictures that two neighbours share.
+        nested: the latent holds more than the video.
+
+    Raises:
+        PCMError: if the family has no clip of that length, or the overlap is not shorter.
+    """
+    own = setup.model.model_options.get("context_handler")
+    if own is not None:
+        if window:
+            setup = setup.noted("The model brings its own context windows; window and overlap are not used.")
+        if getattr(own, "freenoise", True):
+            return setup  # it arranges the noise itself
+        overlap = min(own.context_overlap, own.context_length - 1)
+        return replace(setup, windows=Windows(length=own.context_length, overlap=overlap))
+    if not window:
+        return setup
+    stride = setup.family.stride
+    length = setup.family.latent_frames(window, "window")
+    shared = -(-overlap // stride)
+    if not 0 <= shared < length:
+        raise PCMError(
+            f"window is {window} pictures and overlap is {overlap}.",
+            "a window longer than its overlap.",
+            f"Use overlap {window // 4 // stride * stride}.",
+        )
+    windows = Windows(length=length, overlap=shared)
+    return replace(setup, model=_attach(setup.model, windows, setup.family.frames_axis, nested), windows=windows)
+
+
+def _attach(model: Any, windows: Windows, axis: int, nested: bool) -> Any:
+    """A clone with the host's handler: fixed windows, each frame weighted by its distance from the window's edge."""
+    api = host.context_windows
+    if nested and not hasattr(api.IndexListContextHandler, "_build_window_state"):
+        raise PCMError(
+            "This ComfyUI has no context windows for video with audio.",
+            "a newer one.",
+            "Update it, or set window to 0.",
+        )
+    handler = api.IndexListContextHandler(
+        context_schedule=api.get_matching_context_schedule(api.ContextSchedules.STATIC_STANDARD),
+        fuse_method=api.get_matching_fuse_method(api.ContextFuseMethods.PYRAMID),
+        context_length=windows.length,
+        context_overlap=windows.overlap,
+        dim=axis,
+    )
+    # A frame put before each later window, for models whose first latent frame is one picture. Older hosts have none.
+    handler.causal_window_fix = axis > 0
+    clone = model.clone()
+    clone.model_options["context_handler"] = handler
+    api.create_prepare_sampling_wrapper(clone)
+    return clone
