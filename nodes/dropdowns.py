@@ -27,4 +27,4 @@ def phase_sigmas(model_sampling: Any, steps: int) -> Tensor:
     table = host.table_of(model_sampling)
     if steps > MAX_COUNT:
         return host.simple_sigmas(model_sampling, steps)
-    return build_schedule(steps).sigmas(table)
+    return build_schedule(steps, grid=100).sigmas(table)  # trailing takes any grid that holds the phases

@@ -78,8 +78,7 @@ class Host:
 
     def pack(self, module: str) -> ModuleType:
         """A module of the pack as the host loaded it, e.g. ``nodes.host`` or ``pcm_core.errors``."""
-        name = next(n for n, m in sys.modules.items() if getattr(m, "__file__", None) == str(PACK / "__init__.py"))
-        return importlib.import_module(f"{name}.{module}")
+        return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{module}")
 
     def run_prompt(self, prompt: dict[str, Any]) -> Any:
         """Validate and execute an API prompt; returns the PromptExecutor with its history and messages."""

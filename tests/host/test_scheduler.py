@@ -24,7 +24,7 @@ def with_profile(host, tiny, **values):
 @pytest.mark.parametrize("name", SERVED)
 def test_starts_at_sigma_max_to_the_bit_and_descends(host, zoo, name, spacing):
     model = zoo[name].model
-    for steps in (1, 2, 3, 4, 8, 16, 50):
+    for steps in (1, 2, 3, 4, 8, 16, 50, 64):
         sigmas = schedule(host, model, steps=steps, spacing=spacing)
         assert sigmas.dtype == torch.float32 and sigmas.device.type == "cpu"
         assert len(sigmas) == steps + 1

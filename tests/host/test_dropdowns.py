@@ -1,0 +1,114 @@
+"""The names ``pcm`` in the stock sampler and scheduler lists."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from test_sampler import close, pcm, stock
+
+
+def options(host, node_id, name):
+    return host.node(node_id).INPUT_TYPES()["required"][name]
+
+
+def combo(host, node_id, name):
+    """The choices of a combo input, in the V1 and the V3 spelling."""
+    kind, *rest = options(host, node_id, name)
+    return kind if isinstance(kind, list) else rest[0]["options"]
+
+
+def test_stock_nodes_show_both(host):
+    for node_id in ("KSampler", "KSamplerAdvanced"):
+        assert "pcm" in combo(host, node_id, "scheduler")
+        assert "pcm" in combo(host, node_id, "sampler_name")
+    assert "pcm" in combo(host, "BasicScheduler", "scheduler")
+    assert "pcm" in combo(host, "KSamplerSelect", "sampler_name")
+
+
+@pytest.mark.parametrize("name", ["eps", "v", "sd3", "wan"])
+def test_ksampler_by_name_is_the_pcm_sampler(host, zoo, name):
+    tiny = zoo[name]
+    (own, _) = pcm(host, tiny, steps=4, cfg="2")
+    assert torch.equal(stock(host, tiny, steps=4, cfg=2.0, sampler="pcm", scheduler="pcm")["samples"], own["samples"])
+    close(stock(host, tiny, steps=4, cfg=2.0, sampler="pcm", scheduler="simple"), own)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 16, 64, 65, 200])
+def test_the_scheduler_serves_every_step_count(host, zoo, steps):
+    for name in ("eps", "flux"):
+        (sigmas,) = host.call("BasicScheduler", model=zoo[name].model, scheduler="pcm", steps=steps, denoise=1.0)
+        assert len(sigmas) == steps + 1
+        assert float(sigmas[0]) == float(zoo[name].model.get_model_object("model_sampling").sigma_max)
+        assert (sigmas.diff() < 0).all()
+
+
+def test_ksamplers_own_denoise_works(host, zoo):
+    """It asks for steps / denoise steps and keeps the last ones: 4 steps at .05 are the tail of 80."""
+    tiny = zoo["eps"]
+    latent = tiny.latent(seed=1)
+    for denoise in (0.5, 0.05):
+        own = stock(host, tiny, steps=4, cfg=1.0, sampler="pcm", scheduler="pcm", denoise=denoise, latent=latent)
+        close(own, stock(host, tiny, steps=4, cfg=1.0, denoise=denoise, latent=latent))
+
+
+def test_refused_models_say_why_by_name_too(host, zoo):
+    with pytest.raises(ValueError, match="CogVideoX"):
+        stock(host, zoo["cogvideo"], steps=2, cfg=1.0, scheduler="pcm", sampler="euler")
+    with pytest.raises(ValueError, match="CogVideoX"):
+        stock(host, zoo["cogvideo"], steps=2, cfg=1.0, scheduler="simple", sampler="pcm")
+
+
+class TestRegistration:
+    @pytest.fixture
+    def lists(self, host):
+        """The host's lists, put back as they were."""
+        import comfy.samplers as s
+
+        saved = s.SAMPLER_NAMES, s.KSampler.SAMPLERS, s.SCHEDULER_NAMES, s.KSampler.SCHEDULERS
+        copies = [list(names) for names in saved]
+        handlers = dict(s.SCHEDULER_HANDLERS)
+        yield s
+        s.SAMPLER_NAMES, s.KSampler.SAMPLERS, s.SCHEDULER_NAMES, s.KSampler.SCHEDULERS = saved
+        for names, copy in zip(saved, copies, strict=True):
+            names[:] = copy
+        s.SCHEDULER_HANDLERS.clear()
+        s.SCHEDULER_HANDLERS.update(handlers)
+
+    def test_twice_is_once_and_nothing_is_lost(self, host, lists):
+        before = [list(lists.SAMPLER_NAMES), list(lists.SCHEDULER_NAMES), dict(lists.SCHEDULER_HANDLERS)]
+        host.pack("nodes.dropdowns").register()
+        assert [list(lists.SAMPLER_NAMES), list(lists.SCHEDULER_NAMES), dict(lists.SCHEDULER_HANDLERS)] == before
+        assert lists.SAMPLER_NAMES.count("pcm") == lists.SCHEDULER_NAMES.count("pcm") == 1
+
+    def test_survives_a_reload_of_the_k_diffusion_module(self, host, zoo, lists):
+        """RES4LYF reloads it after registering its own samplers."""
+        import comfy.k_diffusion.sampling
+
+        importlib.reload(comfy.k_diffusion.sampling)
+        assert comfy.k_diffusion.sampling.sample_pcm is host.pack("nodes.sampler").sample_phased
+        stock(host, zoo["sd3"], steps=2, cfg=1.0, sampler="pcm", scheduler="pcm")
+
+    def test_registers_in_both_lists_after_a_pack_has_rebound_them(self, host, zoo, lists):
+        """Then a name in one list only would silently sample with euler and simple."""
+        s = lists
+        s.SCHEDULER_NAMES = [*(n for n in s.SCHEDULER_NAMES if n != "pcm"), "other"]
+        s.KSampler.SCHEDULERS = [*s.SCHEDULER_NAMES]
+        s.SAMPLER_NAMES = [n for n in s.SAMPLER_NAMES if n != "pcm"]
+        s.KSampler.SAMPLERS = ["other", *s.SAMPLER_NAMES]
+        host.pack("nodes.dropdowns").register()
+        for names in (s.SCHEDULER_NAMES, s.KSampler.SCHEDULERS, s.SAMPLER_NAMES, s.KSampler.SAMPLERS):
+            assert names.count("pcm") == 1
+        assert "other" in s.SCHEDULER_NAMES
+        (own, _) = pcm(host, zoo["eps"], steps=4, cfg="1", spacing="trailing")
+        named = stock(host, zoo["eps"], steps=4, cfg=1.0, sampler="pcm", scheduler="pcm")
+        assert torch.equal(named["samples"], own["samples"])
+
+    def test_a_core_sampler_of_that_name_would_be_kept(self, host, lists, monkeypatch):
+        import comfy.k_diffusion.sampling
+
+        core = object()
+        monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_pcm", core)
+        host.pack("nodes.dropdowns").register()
+        assert comfy.k_diffusion.sampling.sample_pcm is core
