@@ -33,19 +33,26 @@ class PhaseGuider(host.CFGGuider):
         return super().outer_predict_noise(x, timestep, *args, **kwargs)
 
 
-def phase_guider(model: Any, positive: Any, negative: Any, cfg: str, plan: Plan) -> PhaseGuider:
-    """A guider for ``cfg`` as typed: "auto", one number, or one per phase of the plan.
+def phase_cfg(model: Any, cfg: str, phases: int) -> tuple[float, ...]:
+    """CFG of each phase for ``cfg`` as typed: "auto", one number, or one per phase.
 
     Raises:
         PCMError: if ``cfg`` cannot be read, or has the wrong number of values.
     """
     if cfg.strip().lower() in (AUTO, ""):
-        values = parse_guidance((host.profile_of(model) or PCMProfile()).cfg, plan.phases)
-    else:
-        values = parse_guidance(cfg, plan.phases)
+        return parse_guidance((host.profile_of(model) or PCMProfile()).cfg, phases)
+    return parse_guidance(cfg, phases)
+
+
+def phase_guider(model: Any, positive: Any, negative: Any, cfg: str, plan: Plan) -> PhaseGuider:
+    """A guider for ``cfg`` as typed, over the phases of the plan.
+
+    Raises:
+        PCMError: as ``phase_cfg``.
+    """
     guider = PhaseGuider(model)
     guider.set_conds(positive, negative)
-    guider.set_phases(values, plan.phase_tops)
+    guider.set_phases(phase_cfg(model, cfg, plan.phases), plan.phase_tops)
     return guider
 
 

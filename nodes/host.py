@@ -92,6 +92,12 @@ def noise_scale(model: Any) -> float:
     return float(getattr(model_sampling(model), "noise_scale", 1.0))
 
 
+def stock_sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
+    """What KSampler would walk with one of the host's own schedulers: the last steps of a longer schedule."""
+    total = steps if denoise > 0.9999 else int(steps / denoise)
+    return comfy.samplers.calculate_sigmas(model_sampling(model), scheduler, total)[-(steps + 1) :]
+
+
 def attach_profile(model: Any, profile: PCMProfile) -> Any:
     """A clone of the model that carries the profile; it survives later clones and patches."""
     clone = model.clone()

@@ -216,13 +216,13 @@ def build_schedule(
     """
     _check_choice("spacing", spacing, SPACINGS)
     _check_choice("terminal", terminal, TERMINALS)
+    count = phases if steps is None else steps
+    _check_count("phases" if steps is None else "steps", count, train_steps)
     _check_count("phases", phases, train_steps)
     if spacing == "trailing" and phases > grid >= 1:
         grid = _finer_grid(phases, train_steps)  # trailing points lie on no grid: any that can hold the edges will do
     edges = phase_edges(phases, grid, train_steps)
     notes: list[str] = []
-    count = phases if steps is None else steps
-    _check_count("steps", count, train_steps)
     if count > phases and not spend_extra_steps:
         notes.append(f"{count} steps were asked of a {phases}-phase model; ran its {phases} phase jumps.")
         count = phases
