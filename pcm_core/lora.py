@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from . import lora_fuse
@@ -289,7 +289,8 @@ def convert(path: str | Path, out: str | Path) -> LoraReport:
     loadable |= {key: tensors[key] for key in (*text, *foreign)}
     metadata = {key: value for key, value in metadata.items() if key != _PEFT_METADATA}
     metadata |= profile_to_metadata(profile) if profile.known else {}
-    save_file({key: tensor.contiguous() for key, tensor in loadable.items()}, out, metadata=metadata | {"format": "pt"})
+    whole = {key: tensor.contiguous() for key, tensor in loadable.items()}
+    safetensors_torch.save_file(whole, out, metadata=metadata | {"format": "pt"})  # pyright: ignore[reportUnknownMemberType]
     return report
 
 

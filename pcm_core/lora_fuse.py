@@ -40,7 +40,8 @@ def check_values(name: str, module: Module) -> None:
     """
     parts, keys = module.parts, module.keys
     for role, tensor in parts.items():
-        if role != "reshape_weight" and not (tensor.is_floating_point() or role == "alpha"):
+        integers = role in ("alpha", "reshape_weight") and not tensor.is_complex()
+        if not (integers or tensor.is_floating_point()):
             _bad(name, keys[role], f"has dtype {_dtype(tensor)}", "floating point values")
         if role != "alpha" and tensor.numel() == 0:
             _bad(name, keys[role], f"has shape {tuple(tensor.shape)}, a LoRA of rank zero", "a rank of at least 1")
@@ -82,12 +83,44 @@ def fits(module: Module, target: Target, shapes: Mapping[str, Sequence[int]]) ->
     bias = shapes.get(target.weight.removesuffix(".weight") + ".bias")
     if any(role in parts and (bias is None or parts[role].numel() != rows) for role in _BIAS):
         return False
-    if "up" not in parts or "reshape_weight" in parts:
-        return True
-    up, down = parts["up"], parts["down"]
-    if up.shape[0] != rows:
+    if "dora_scale" in parts and parts["dora_scale"].numel() not in shape[:2]:
         return False
-    return "mid" in parts or rows * down.shape[1:].numel() == numel
+    if "up" in parts:
+        return _pair_fits(parts, shape, rows)
+    return _product_fits(parts, rows, numel // max(rows, 1))
+
+
+def _pair_fits(parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: int) -> bool:
+    up, down = parts["up"], parts["down"]
+    inner = down.shape[1:].numel()
+    if "reshape_weight" in parts:  # a weight made larger, for control inputs
+        wanted = [int(n) for n in parts["reshape_weight"].flatten()]
+        larger = len(wanted) == len(shape) and all(w >= s for w, s in zip(wanted, shape, strict=True))
+        return larger and wanted[0] == up.shape[0] and math.prod(wanted[1:]) == inner
+    if "mid" in parts:
+        mid = parts["mid"]
+        fitting = mid.ndim == 4 and mid.shape[:2] == (up.shape[1:].numel(), down.shape[0])
+        return fitting and up.shape[0] == rows and inner * mid.shape[2:].numel() == math.prod(shape[1:])
+    return up.shape[0] == rows and inner == math.prod(shape[1:])
+
+
+def _product_fits(parts: Mapping[str, Tensor], rows: int, inner: int) -> bool:
+    """LoHa multiplies two low-rank products, LoKr takes the Kronecker product of two matrices."""
+    if any(role.startswith("hada") for role in parts):
+        sides = [parts.get(f"hada_w{i}_{side}") for i in (1, 2) for side in "ab"]
+        ends = [side.shape[i % 2] for i, side in enumerate(sides) if side is not None and side.ndim == 2]
+        return len(ends) == 4 and ("hada_t1" in parts or ends == [rows, inner, rows, inner])
+    if any(role.startswith("lokr") for role in parts):
+        one, two = (_factor(parts, f"lokr_w{i}") for i in (1, 2))
+        return "lokr_t2" in parts or (one[0] * two[0], one[1] * two[1]) == (rows, inner)
+    return True
+
+
+def _factor(parts: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    if name in parts and parts[name].ndim > 1:
+        return parts[name].shape[0], parts[name].shape[1:].numel()
+    a, b = parts.get(f"{name}_a"), parts.get(f"{name}_b")
+    return (0, 0) if a is None or b is None or a.ndim < 2 or b.ndim < 2 else (a.shape[0], b.shape[1:].numel())
 
 
 def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, float]) -> dict[str, float]:

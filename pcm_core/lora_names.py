@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from .lora_keys import Target, canonical
 
 _QKV = ("to_q", "to_k", "to_v")
+_ATTN_QKV = tuple(f"attn.{name}" for name in _QKV)
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
@@ -59,7 +60,7 @@ _HUNYUAN: dict[str, tuple[str, ...]] = {
     **dict([
         _attention("double_blocks.#.img_attn.qkv", "transformer_blocks.#.attn"),
         _attention("double_blocks.#.txt_attn.qkv", "transformer_blocks.#.attn", _ADDED),
-        _attention("single_blocks.#.linear1", "single_transformer_blocks.#", (*(f"attn.{n}" for n in _QKV), "proj_mlp")),
+        _attention("single_blocks.#.linear1", "single_transformer_blocks.#", (*_ATTN_QKV, "proj_mlp")),
         _attention(f"{_REFINER}.self_attn.qkv", f"{_THEIR_REFINER}.attn"),
     ]),
     "double_blocks.#.img_attn.proj": ("transformer_blocks.#.attn.to_out.0",),

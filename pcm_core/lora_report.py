@@ -68,7 +68,8 @@ class LoraReport:
         """One line for the log."""
         return (
             f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, "
-            f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, {self.matched} of {self.offered} tensors applied"
+            f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, "
+            f"{self.matched} of {self.offered} tensors applied"
         )
 
     def text(self) -> str:

@@ -3,8 +3,8 @@
 Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length n, n bytes of JSON that map
 each tensor name to dtype, shape and data offsets, then the data. Nothing is ever unpickled.
 
-All checks cost O(header): a file can lie about sizes, offsets and nesting, but not make us allocate more than its own
-size or wait for it.
+All checks cost O(header): a file can lie about sizes, offsets and nesting, but not make us wait for it or allocate more
+than twice its size and 32 MB.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor
 from .errors import PCMError
 
 MAX_HEADER = 32 * 2**20
-MAX_TENSORS = 65_536
+MAX_TENSORS = 20_000
+MAX_NAME = 1024
 # JSON values of an honest header: about seven per tensor, and some metadata.
-_MAX_VALUES = 600_000
+_MAX_VALUES = 250_000
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
@@ -110,6 +111,8 @@ def _check(path: Path, header: dict[str, Any], data: int) -> Header:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in cast(dict[str, Any], metadata).values()):
         _broken(path, "its metadata is not a table of strings")
+    if any(len(name) > MAX_NAME for name in header):
+        _broken(path, f"it has a tensor with a name of more than {MAX_NAME} letters")
     if len(header) > MAX_TENSORS:
         _broken(path, f"it lists {len(header):,} tensors, and no LoRA has more than {MAX_TENSORS:,}")
     tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
