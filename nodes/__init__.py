@@ -17,7 +17,18 @@ class PhasedConsistencyExtension(ComfyExtension):
         from .compare import PCMCompare
         from .guider import PCMGuider
         from .lora import PCMLoraLoader
+        from .plot import PCMPhasePlot
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
+        from .video import PCMVideoSampler
 
-        return [PCMCompare, PCMGuider, PCMLoraLoader, PCMPhaseScheduler, PCMSampler, SamplerPCM]
+        return [
+            PCMCompare,
+            PCMGuider,
+            PCMLoraLoader,
+            PCMPhasePlot,
+            PCMPhaseScheduler,
+            PCMSampler,
+            PCMVideoSampler,
+            SamplerPCM,
+        ]
