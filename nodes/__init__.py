@@ -15,6 +15,7 @@ class PhasedConsistencyExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .compare import PCMCompare
+        from .distill import PCMDistillLora, PCMSaveLora
         from .guider import PCMGuider
         from .lora import PCMLoraLoader
         from .plot import PCMPhasePlot
@@ -24,11 +25,13 @@ class PhasedConsistencyExtension(ComfyExtension):
 
         return [
             PCMCompare,
+            PCMDistillLora,
             PCMGuider,
             PCMLoraLoader,
             PCMPhasePlot,
             PCMPhaseScheduler,
             PCMSampler,
+            PCMSaveLora,
             PCMVideoSampler,
             SamplerPCM,
         ]

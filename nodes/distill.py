@@ -1,0 +1,185 @@
+"""Distill PCM LoRA and Save PCM LoRA: make your own, inside ComfyUI."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..pcm_core.distill import DistillConfig
+from ..pcm_core.errors import PCMError
+from ..pcm_core.phases import MAX_COUNT
+from . import host, host_training
+from .training import Job, Outcome, metadata_for, run, with_matching_grid, write_lora
+
+_NONE = "[none]"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ALIASES = ["phased consistency", "pcm", "distill", "distillation", "train lora", "few step", "consistency"]
+LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
+
+
+class PCMDistillLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMDistillLora",
+            display_name="Distill PCM LoRA",
+            category="PCM/training",
+            description="Trains a LoRA that lets this model sample in as many steps as it has phases. The model is its "
+            "own teacher: one copy in memory. Cancel at any time; what was trained so far is saved.",
+            search_aliases=_ALIASES,
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The teacher, without a few-step LoRA. It is left as it was."),
+                io.Latent.Input("latents", tooltip="Encoded pictures or clips, as the dataset nodes deliver them: a "
+                                "list, a batch or both, of any sizes."),
+                io.Conditioning.Input("positive", tooltip="One text per latent, or one for all."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The empty text: what guidance pushes away "
+                                      "from, and what dropped captions become."),
+                io.Int.Input("phases", default=4, min=1, max=MAX_COUNT,
+                             tooltip="Phases, and so sampling steps, of the LoRA. 2 to 8 is usual."),
+                io.Int.Input("steps", default=1000, min=1, max=1_000_000,
+                             tooltip="Optimiser steps. Each costs about four evaluations of the model."),
+                io.Int.Input("batch_size", default=4, min=1, max=1024, tooltip="Latents per evaluation."),
+                io.Int.Input("grad_accumulation", default=1, min=1, max=1024, advanced=True,
+                             tooltip="Batches per optimiser step."),
+                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=1.0, step=1e-8,
+                               tooltip="The peak, after a short warm-up; a cosine follows. 1e-4 for large models and "
+                               "few steps, 5e-6 in the paper for thousands of steps at batch 160."),
+                io.Int.Input("rank", default=32, min=1, max=512, tooltip="Rank of the LoRA. 64 in the paper."),
+                io.Float.Input("cfg_min", default=4.0, min=0.01, max=100.0, step=0.1,
+                               tooltip="Lowest guidance of the teacher, ComfyUI's cfg. Set both to 1 to distil without "
+                               "guidance: the LoRA then keeps a usable cfg of its own, and needs 4 phases or more."),
+                io.Float.Input("cfg_max", default=6.0, min=0.01, max=100.0, step=0.1,
+                               tooltip="Highest guidance of the teacher. Drawn anew for every sample."),
+                io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, advanced=True,
+                               tooltip="Share of captions replaced by the negative. 0.1 with both cfg at 1."),
+                io.Float.Input("adversarial", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True,
+                               tooltip="Weight of the adversarial consistency loss; 0.1 in the paper, 0 for none. "
+                               "Costs two more evaluations per step."),
+                io.Combo.Input("loss", options=["huber", "l2"], default="huber", advanced=True,
+                               tooltip="Pseudo-Huber (official) or squared error."),
+                io.Float.Input("ema", default=0.0, min=0.0, max=0.9999, step=0.0001, advanced=True,
+                               tooltip="Decay of a moving average of the LoRA, which is then the result. 0 for none."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="Of everything that is drawn: the same seed trains the same LoRA."),
+                io.Combo.Input("existing_lora", options=[_NONE, *host.lora_names()], default=_NONE, advanced=True,
+                               tooltip="Go on from this LoRA: same rank and targets."),
+                io.String.Input("targets", default="", advanced=True,
+                                tooltip="Parts of module names, separated by commas. Empty: every matrix."),
+                io.Int.Input("solver_grid", default=0, min=0, max=1000, advanced=True,
+                             tooltip="Points of the teacher's solver; must divide 1000. 0: the one whose edges are the "
+                             "steps that will be sampled."),
+                io.Boolean.Input("gradient_checkpointing", default=False, advanced=True,
+                                 tooltip="Less memory, about a third more time."),
+                io.Combo.Input("compute", options=["model", "bf16"], default="model", advanced=True,
+                               tooltip="model: the dtype the model is loaded in. bf16: autocast. The LoRA is trained "
+                               "in fp32 either way."),
+                io.Int.Input("preview_every", default=100, min=0, max=1_000_000,
+                             tooltip="Steps between sample grids in the preview. 0 for none."),
+            ],
+            outputs=[
+                LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
+                LossMap.Output(display_name="loss_map", tooltip="The loss of every step."),
+                io.Int.Output(display_name="steps", tooltip="Steps that were trained."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latents: list[Any], positive: list[Any], negative: list[Any] | None = None,
+                **settings: list[Any]) -> io.NodeOutput:  # fmt: skip
+        values = {name: value[0] for name, value in settings.items()}
+        job = _job(latents, positive, negative, values)
+        outcome = run(job, metadata_for(job.model, job.config, job.existing))
+        assert outcome.lora is not None
+        logging.info("Distill PCM LoRA: %d steps, loss %.5g", len(outcome.losses), outcome.losses[-1])
+        return io.NodeOutput(outcome.lora, {"loss": outcome.losses}, len(outcome.losses), ui=_show(cls, outcome))
+
+
+def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, values: dict[str, Any]) -> Job:
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):  # passes the host's own range check
+            raise PCMError(f"{name} is {value}.", "a finite number.", f"Correct {name}.")
+    config = DistillConfig(
+        phases=values["phases"],
+        steps=values["steps"],
+        batch=values["batch_size"],
+        accumulate=values["grad_accumulation"],
+        lr=values["learning_rate"],
+        warmup=min(100, values["steps"] // 10),
+        loss=values["loss"],
+        cfg=(values["cfg_min"], values["cfg_max"]),
+        caption_dropout=values["caption_dropout"],
+        ema=values["ema"],
+        adversarial=values["adversarial"],
+        autocast=torch.bfloat16 if values["compute"] == "bf16" else None,
+        seed=values["seed"] % 2**63,
+    )
+    return Job(
+        model=values["model"],
+        latents=[latent["samples"] for latent in latents],
+        texts=positive,
+        negative=negative[0] if negative else None,
+        config=with_matching_grid(config, values["solver_grid"]),
+        rank=values["rank"],
+        targets=tuple(part.strip() for part in values["targets"].split(",") if part.strip()),
+        existing=None if values["existing_lora"] == _NONE else values["existing_lora"],
+        checkpointing=values["gradient_checkpointing"],
+        preview_every=values["preview_every"],
+    )
+
+
+def _show(cls: type[io.ComfyNode], outcome: Outcome) -> ui.PreviewImage:
+    return ui.PreviewImage(_image(outcome.picture), cls=cls)
+
+
+def _image(picture: Image.Image | None) -> torch.Tensor:
+    assert picture is not None
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
+class PCMSaveLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMSaveLora",
+            display_name="Save PCM LoRA",
+            category="PCM/training",
+            description="Writes a distilled LoRA with its settings into output/loras, where Load PCM LoRA finds it and "
+            "configures itself.",
+            search_aliases=[*_ALIASES, "save lora", "export lora"],
+            is_output_node=True,
+            inputs=[
+                LoraModel.Input("lora", tooltip="From Distill PCM LoRA. Those of other trainers are saved too, without "
+                                "settings."),
+                io.String.Input("prefix", default="pcm/lora", tooltip="Folder and start of the name in output/loras."),
+                io.Combo.Input("dtype", options=list(_DTYPES), default="fp32", advanced=True,
+                               tooltip="fp32 keeps every bit of the student; fp16 halves the file."),
+            ],
+            outputs=[
+                io.Combo.Output(display_name="lora_name", tooltip="The file, for Load PCM LoRA in the same graph."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, lora: dict[str, torch.Tensor], prefix: str, dtype: str) -> io.NodeOutput:
+        if dtype not in _DTYPES:
+            raise PCMError(f'dtype is "{dtype}".', f"one of {', '.join(_DTYPES)}.", "Correct dtype.")
+        if not lora or not all(isinstance(value, torch.Tensor) for value in lora.values()):
+            raise PCMError("The LoRA is empty or holds no tensors.", "a trained LoRA.", "Connect a training node.")
+        path, name = host_training.new_lora_path(prefix)
+        metadata = getattr(lora, "metadata", {})
+        if not metadata:
+            logging.warning("Save PCM LoRA: %s comes from another trainer; its settings are not known.", name)
+        write_lora(path, lora, metadata or {"format": "pt"}, _DTYPES[dtype])
+        logging.info("Save PCM LoRA: wrote %s", name)
+        return io.NodeOutput(name, ui=ui.PreviewText(f"loras/{name}"))

@@ -1,0 +1,190 @@
+"""What training asks of ComfyUI: a loaded model to differentiate through, its texts, previews, and where LoRAs go.
+
+The second half of ``host``: it reaches ComfyUI through that file, which alone imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..pcm_core.errors import PCMError
+from . import host
+from .host import comfy, folder_paths, latent_preview
+
+Conditioning = list[list[Any]]
+
+# What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
+_UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
+_CACHED_TEXTS = 64
+
+
+class _Body(comfy.samplers.Sampler):
+    """Runs a function where the host runs a sampler: model loaded, patched and on its device."""
+
+    def __init__(self, body: Callable[[Any, dict[str, Any]], None]) -> None:
+        self.body = body
+
+    def sample(
+        self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any, **__: Any
+    ) -> Tensor:
+        self.body(guider, extra_args)
+        return torch.zeros_like(noise)
+
+
+def with_model(
+    model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None]
+) -> None:
+    """Call ``body(guider, extra_args)`` with the model loaded, outside inference mode, gradients on.
+
+    Args:
+        conditioning: one that fits the model; the host estimates memory with it.
+        shape: of one batch of latents.
+        body: ``guider(x, sigma, **extra_args)`` is the model; ``guider.inner_model`` the host's BaseModel.
+    """
+    before = comfy.model_management.in_training
+    with torch.inference_mode(False), torch.enable_grad():
+        guider = host.CFGGuider(model)
+        guider.inner_set_conds({"positive": conditioning})
+        comfy.model_management.in_training = True  # the host's switch to layers that can be differentiated
+        try:
+            guider.sample(torch.zeros(shape), torch.zeros(shape), _Body(body), torch.tensor([1.0, 0.0]), seed=0)
+        finally:
+            comfy.model_management.in_training = before
+
+
+def check_conditioning(conditioning: Conditioning, name: str) -> Conditioning:
+    """The conditioning, if it is a plain text.
+
+    Raises:
+        PCMError: if it is empty, a combination, or carries what training cannot honour.
+    """
+    if len(conditioning) != 1:
+        raise PCMError(
+            f"{name} has {len(conditioning)} parts.", "one.", "Use a plain text encode, without Combine or Average."
+        )
+    if used := [key for key in _UNSUPPORTED if key in conditioning[0][1]]:
+        raise PCMError(
+            f"{name} carries {', '.join(used)}.", "a plain text.", "Remove control nets, masks, areas and time ranges."
+        )
+    return conditioning
+
+
+class Backbone:
+    """The loaded model as ``(x, sigma [B], captions [B]) -> x0`` under numbered texts; -1 is the negative.
+
+    Texts are encoded for the batch at hand, so their number costs no memory on the device.
+    """
+
+    def __init__(
+        self, guider: Any, extra_args: dict[str, Any], texts: list[Conditioning], negative: Conditioning | None
+    ) -> None:
+        self.guider, self.extra_args, self.texts, self.negative = guider, extra_args, texts, negative
+        self._encoded: dict[tuple[int, torch.Size], dict[str, Any]] = {}
+        guider.cfg = 1.0
+
+    def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+        numbers = [int(number) for number in captions]
+        texts = [self._text(number, x) for number in numbers]
+        if (joined := _join(texts) if len(set(numbers)) > 1 else texts[0]) is not None:
+            return self._predict(joined, x, sigma)
+        rows = zip(texts, x.split(1), sigma.split(1), strict=True)
+        return torch.cat([self._predict(text, row, level) for text, row, level in rows])
+
+    def _predict(self, text: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
+        self.guider.conds = {"positive": [text]}
+        return self.guider(x, sigma, **self.extra_args)
+
+    @torch.no_grad()
+    def _text(self, number: int, x: Tensor) -> dict[str, Any]:
+        key = (number, x.shape[1:])
+        if key not in self._encoded:
+            if len(self._encoded) >= _CACHED_TEXTS:
+                self._encoded.clear()
+            kind = "negative" if number < 0 else "positive"
+            source = self.negative if number < 0 else self.texts[number]
+            assert source is not None, "the trainer draws null captions only where there is a negative"
+            ((text, values),) = source
+            # Clones: what earlier nodes made in inference mode cannot enter autograd.
+            values = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+            conds = comfy.sampler_helpers.convert_cond([[text.clone(), values]])
+            empty = torch.zeros_like(x[:1])
+            encoded = comfy.samplers.process_conds(
+                self.guider.inner_model, empty, {kind: conds}, x.device, empty, None, 0
+            )
+            self._encoded[key] = encoded[kind][0]
+        return self._encoded[key]
+
+
+def _join(texts: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """One conditioning whose row i is text i; ``None`` where the host cannot put them in one batch."""
+    first, *others = (text["model_conds"] for text in texts)
+    if any(other.keys() != first.keys() for other in others):
+        return None
+    joined: dict[str, Any] = {}
+    for name, cond in first.items():
+        rest = [other[name] for other in others]
+        if not all(cond.can_concat(other) for other in rest):
+            return None
+        joined[name] = cond._copy_with(cond.concat(rest))
+    return {**texts[0], "model_conds": joined}
+
+
+def prediction_of(model: Any) -> str:
+    """``eps``, ``v``, ``flow`` or the host's own name for the parametrisation in lower case."""
+    if host.is_flow(model):
+        return "flow"
+    name = model.model.model_type.name
+    return {"EPS": "eps", "V_PREDICTION": "v"}.get(name, name.lower())
+
+
+def latent_channels(model: Any) -> int:
+    return int(model.get_model_object("latent_format").latent_channels)
+
+
+def previewer(model: Any) -> Callable[[Tensor], Image.Image] | None:
+    """``latent [1, ...] -> picture``: the user's preview method, else the rough colours of the latent format."""
+    latent_format = model.get_model_object("latent_format")
+    chosen = latent_preview.get_previewer(model.load_device, latent_format)
+    if chosen is None and latent_format.latent_rgb_factors is not None:
+        chosen = latent_preview.Latent2RGBPreviewer(
+            latent_format.latent_rgb_factors,
+            latent_format.latent_rgb_factors_bias,
+            latent_format.latent_rgb_factors_reshape,
+        )
+    return None if chosen is None else chosen.decode_latent_to_preview
+
+
+class Progress:
+    """The node's progress bar, with a picture where there is one."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def show(self, step: int, picture: Image.Image | None = None) -> None:
+        self._bar.update_absolute(step, preview=None if picture is None else ("JPEG", picture, 1024))
+
+
+def new_lora_path(prefix: str) -> tuple[Path, str]:
+    """A new file under output/loras, and its name in the host's list of LoRAs.
+
+    Raises:
+        PCMError: if the prefix is empty, leaves that folder, or it cannot be made.
+    """
+    base = Path(folder_paths.get_output_directory()) / "loras"
+    parts = Path(prefix.replace("\\", "/")).parts
+    if not prefix.strip() or ".." in parts or Path(prefix).is_absolute() or ":" in prefix or "\0" in prefix:
+        raise PCMError(f'The prefix is "{prefix}".', "a name inside output/loras.", "Use one such as pcm/my_lora.")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(base))
+    except OSError as error:
+        raise PCMError(f"{base} cannot be written ({error}).", "a writable folder.", "Check it, save again.") from error
+    folder_paths.add_model_folder_path("loras", str(base))
+    file = f"{name}_{counter:05}_.safetensors"
+    return Path(folder) / file, str(Path(subfolder) / file)

@@ -1,0 +1,311 @@
+"""Distillation inside the host: from latents and texts to a LoRA, with previews, and nothing lost when it stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..pcm_core import distill, lora
+from ..pcm_core.errors import PCMError
+from ..pcm_core.phases import build_schedule
+from ..pcm_core.sampling import sample_pcm
+from . import host, host_training
+from .host_training import Conditioning
+from .loss_plot import draw_loss
+
+_FEATURE_BLOCKS = 9  # as many as the official SD 1.5 discriminator looks at
+_HEAD_CHANNELS = 64
+_PREVIEWS = 4
+_CURVES = 50  # how often the loss curve is sent over a whole run
+
+
+class TrainedLora(dict[str, Tensor]):
+    """A LORA_MODEL, as the host's own nodes read it, that remembers what it was trained for."""
+
+    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to distil, checked.
+
+    Attributes:
+        latents: as the dataset nodes deliver them, each [B, C, ...].
+        texts: one per latent, or one for all; ``negative`` is also the null caption.
+        existing: name of a LoRA to go on from.
+        preview_every: steps between sample grids; 0 for none.
+    """
+
+    model: Any
+    latents: list[Tensor]
+    texts: list[Conditioning]
+    negative: Conditioning | None
+    config: distill.DistillConfig
+    rank: int
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+    existing: str | None = None
+    checkpointing: bool = False
+    preview_every: int = 0
+    captions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_model(self.model)
+        _check_latents(self.model, self.latents)
+        for number, text in enumerate(self.texts):
+            host_training.check_conditioning(text, f"Positive {number + 1}")
+        if not self.texts:
+            raise PCMError("There is no positive conditioning.", "one per latent, or one for all.", "Connect one.")
+        rows = sum(len(latent) for latent in self.latents)
+        if len(self.texts) not in (1, len(self.latents), rows):
+            raise PCMError(
+                f"There are {len(self.texts)} texts for {len(self.latents)} latents.",
+                "one text per latent, or one for all.",
+                "Encode one caption per picture or clip.",
+            )
+        numbers = [0] * len(self.latents) if len(self.texts) == 1 else list(range(len(self.texts)))
+        object.__setattr__(self, "captions", numbers)
+        if self.negative is not None:
+            host_training.check_conditioning(self.negative, "Negative")
+        elif self.config.guided or self.config.caption_dropout:
+            raise PCMError(
+                "There is no negative conditioning.",
+                "one, for a guided teacher and for dropped captions.",
+                "Connect an empty text to negative, or set both cfg to 1 and caption dropout to 0.",
+            )
+
+
+def _check_model(model: Any) -> None:
+    host.sigma_table(model)  # refuses what PCM cannot serve
+    if (profile := host.profile_of(model)) is not None and profile.known:
+        raise PCMError(
+            f"The model carries a {profile.family} LoRA.",
+            "the plain model: it is the teacher.",
+            "Connect the model before Load PCM LoRA; to go on training that LoRA choose it as existing_lora.",
+        )
+
+
+def _check_latents(model: Any, latents: Sequence[Tensor]) -> None:
+    channels = host_training.latent_channels(model)
+    for number, latent in enumerate(latents, 1):
+        if latent.is_nested:
+            raise PCMError(
+                f"Latent {number} holds several streams (video and audio).",
+                "one tensor.",
+                "Distil a model that has one kind of latent.",
+            )
+        if latent.ndim < 3 or latent.shape[1] != channels:
+            raise PCMError(
+                f"Latent {number} has shape {tuple(latent.shape)}.",
+                f"[batch, {channels}, ...]: this model's latents have {channels} channels.",
+                "Encode with the VAE that belongs to the model.",
+            )
+        if not bool(torch.isfinite(latent).all()):
+            raise PCMError(f"Latent {number} holds NaN or infinity.", "finite values.", "Encode that picture again.")
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run leaves behind, also when it was cut short."""
+
+    lora: TrainedLora | None = None
+    losses: list[float] = field(default_factory=list)
+    picture: Image.Image | None = None
+
+
+def run(job: Job, metadata: Callable[[int], dict[str, str]]) -> Outcome:
+    """Train.
+
+    Args:
+        metadata: the file's metadata after a number of steps.
+
+    Raises:
+        PCMError: if the loss diverged or the LoRA to go on from does not fit. Whatever ends the run early, what was
+            trained so far is first written to output/loras/pcm_interrupted.
+    """
+    outcome = Outcome()
+
+    def body(guider: Any, extra_args: dict[str, Any]) -> None:
+        session = _Session(job, guider, extra_args)
+        try:
+            session.run()
+        except Exception as error:
+            if session.trainer.step_number:
+                name = _rescue(session.lora(metadata))
+                if isinstance(error, PCMError):
+                    raise PCMError(error.found, error.expected, f"{error.action} Saved as {name}.") from error
+            raise
+        outcome.lora, outcome.losses = session.lora(metadata), session.trainer.losses
+        outcome.picture = session.picture()
+
+    shape = (job.config.batch, *job.latents[0].shape[1:])
+    host_training.with_model(job.model, job.texts[0], shape, body)
+    return outcome
+
+
+def _rescue(trained: TrainedLora) -> str:
+    path, name = host_training.new_lora_path("pcm_interrupted")
+    write_lora(path, trained, trained.metadata)
+    logging.warning("Distillation stopped; what was trained so far is in loras as %s.", name)
+    return name
+
+
+class _Session:
+    """One run on a loaded model."""
+
+    def __init__(self, job: Job, guider: Any, extra_args: dict[str, Any]) -> None:
+        base = guider.inner_model
+        self.job, self.base, self.root = job, base, base.diffusion_model
+        self.device = job.model.load_device
+        self.flow = host.is_flow(job.model)
+        self.table = host.sigma_table(job.model)
+        generator = torch.Generator().manual_seed(job.config.seed)
+        self.adapters = distill.Adapters(
+            distill.adaptable(self.root, job.targets), job.rank, alpha=job.alpha, generator=generator,
+            device=self.device,
+        )  # fmt: skip
+        if job.existing:
+            self.adapters.load_lora(_existing(job.model, job.existing))
+        self.backbone = host_training.Backbone(guider, extra_args, job.texts, job.negative)
+        self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
+        self.trainer = distill.Trainer(
+            self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
+            adversary=self._adversary(generator),
+        )  # fmt: skip
+        self.progress = host_training.Progress(job.config.steps)
+        self.decode = host_training.previewer(job.model)
+        self.grid: Image.Image | None = None
+
+    def _prepare(self, batch: Tensor) -> Tensor:
+        return self.base.process_latent_in(batch.to(self.device, torch.float32))
+
+    def _adversary(self, generator: torch.Generator) -> distill.Adversary | None:
+        if not self.job.config.adversarial:
+            return None
+        found = list(distill.blocks(self.root))
+        if not found:
+            raise PCMError("This model has no list of blocks.", "one to take features from.", "Set adversarial to 0.")
+        count = min(_FEATURE_BLOCKS, len(found))
+        chosen = [found[(i + 1) * len(found) // count - 1] for i in range(count)]
+        features = distill.BlockFeatures(self.backbone, chosen)
+        with torch.no_grad():
+            rows = torch.zeros(1, dtype=torch.int64)
+            sample = features(self.data.latents(rows), self.table[-1:].to(self.device), self.data.captions(rows))
+        heads = distill.Heads([tokens.shape[-1] for tokens in sample], _HEAD_CHANNELS, generator)
+        return distill.Adversary(features, heads.to(self.device))
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(distill.differentiable_weights(self.base))
+            stack.enter_context(self.adapters.attached())
+            if self.job.checkpointing:
+                stack.enter_context(self.adapters.checkpointed(self.root))
+            host.check_interrupted()
+            self.trainer.run(self._after_step)
+
+    def _after_step(self, report: distill.StepReport) -> None:
+        steps, every = self.job.config.steps, self.job.preview_every
+        if every and report.step % every == 0:
+            self.grid = self._sample_grid()
+            logging.info("Distill PCM LoRA: step %d of %d, loss %.5f", report.step, steps, report.loss)
+        due = (
+            report.step == steps or report.step % max(1, steps // _CURVES) == 0 or (every and report.step % every == 0)
+        )
+        self.progress.show(report.step, self.picture() if due else None)
+        host.check_interrupted()
+
+    def picture(self) -> Image.Image:
+        return draw_loss(self.trainer.losses, self.job.config.steps, self.grid)
+
+    @torch.no_grad()
+    def _sample_grid(self) -> Image.Image | None:
+        """What the student makes of fixed noise now, one picture per text, side by side."""
+        if self.decode is None:
+            return None
+        config = self.job.config
+        captions = torch.arange(_PREVIEWS) % len(self.job.texts)
+        shape = (len(captions), *self.job.latents[0].shape[1:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)).to(self.device)
+        schedule = build_schedule(config.phases, spacing=config.spacing, grid=config.grid, terminal=config.terminal)
+        sigmas = schedule.sigmas(self.table)
+        x = noise * (float(sigmas[0]) if self.flow else (1 + float(sigmas[0]) ** 2) ** 0.5)
+        with self.adapters.use("target" if config.ema else "student"):
+            latents = sample_pcm(lambda x, sigma: self.backbone(x, sigma, captions), x, sigmas)
+        tiles = [self.decode(latent) for latent in latents.split(1)]
+        sheet = Image.new("RGB", (sum(tile.width for tile in tiles), tiles[0].height))
+        for i, tile in enumerate(tiles):
+            sheet.paste(tile, (i * tile.width, 0))
+        return sheet
+
+    def lora(self, metadata: Callable[[int], dict[str, str]]) -> TrainedLora:
+        tensors = self.adapters.lora(average=bool(self.job.config.ema))
+        return TrainedLora(tensors, metadata(self.trainer.step_number))
+
+
+def _existing(model: Any, name: str) -> dict[str, Tensor]:
+    tensors, metadata = lora.read_lora(host.lora_path(name))
+    targets, shapes = host.lora_targets(model)
+    family = host.family_of(model)
+    return lora.normalise(tensors, targets, shapes, metadata=metadata, name=name, model_family=family)[0]
+
+
+def metadata_for(model: Any, config: distill.DistillConfig, existing: str | None) -> Callable[[int], dict[str, str]]:
+    """The metadata of the finished file, as a function of the steps taken; earlier steps of ``existing`` count."""
+    before = 0
+    if existing:
+        taken = lora.read_lora(host.lora_path(existing))[1].get("pcm_train_steps", "0")
+        before = int(taken) if taken.isdecimal() else 0
+
+    def metadata(steps: int) -> dict[str, str]:
+        return distill.distill_metadata(
+            config, prediction=host_training.prediction_of(model), base_model=host.family_of(model),
+            steps=before + steps, shift=host.flow_shift(model),
+        )  # fmt: skip
+
+    return metadata
+
+
+def write_lora(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all: it appears under its name when it is complete.
+
+    Raises:
+        PCMError: if it cannot be written, for example because the disk is full.
+    """
+    partial = path.with_suffix(".part")
+    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
+    try:
+        save_file(state, partial, metadata=metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise PCMError(
+            f"{path.name} cannot be written ({error}).",
+            "room and the right to write.",
+            "Free some space and save again: the LoRA is still in the graph.",
+        ) from error
+
+
+def with_matching_grid(config: distill.DistillConfig, solver_grid: int) -> distill.DistillConfig:
+    """The grid the sampler will visit, or the one asked for, sampled on its own edges."""
+    if solver_grid == 0:
+        grid, spacing = distill.matching_grid(config.phases)
+        return replace(config, grid=grid, spacing=spacing)
+    build_schedule(config.phases, grid=solver_grid)  # refuses a grid that does not fit
+    grid, spacing = distill.matching_grid(config.phases)
+    return replace(config, grid=solver_grid, spacing=spacing if grid == solver_grid else "aligned")

@@ -1,0 +1,342 @@
+"""Distill PCM LoRA on the real host: every kind of model learns, the file is the student, the base stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+FAMILIES = ["eps", "v", "sd3", "wan"]
+RANKS = {"rank": 4, "steps": 30, "batch_size": 4, "phases": 2, "learning_rate": 5e-3, "preview_every": 0}
+
+
+@pytest.fixture
+def distil(host):
+    """Run the node as the executor does: every input in a list, inside inference mode."""
+
+    def run(model: tiny.Tiny, **settings):
+        cls = host.node("PCMDistillLora")
+        inputs = {name: options[0]["default"] for name, (_, *options) in cls.INPUT_TYPES()["required"].items()
+                  if options and "default" in options[0]}  # fmt: skip
+        inputs |= {"model": model.model, **RANKS, **settings}
+        lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
+        latents = settings.get("latents", [model.latent(2, seed=5), model.latent(1, seed=6)])
+        lists |= {"latents": latents, "positive": settings.get("positive", [model.positive])}
+        if "negative" not in settings or settings["negative"]:
+            lists["negative"] = settings.get("negative", [model.negative])
+        with torch.inference_mode():
+            return cls.execute(**lists)
+
+    return run
+
+
+def predict(host, model, given: tiny.Tiny, sigma: float = 0.7) -> torch.Tensor:
+    """x0 of one fixed point through the host's guider."""
+    import comfy.samplers
+
+    found = []
+
+    def probe(net, x, sigmas, extra_args=None, callback=None, disable=None):
+        found.append(net(x, sigmas[0] * x.new_ones(len(x)), **extra_args))
+        return x
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(given.positive, given.negative)
+    noise = torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(probe), torch.tensor([sigma, 0.0]), seed=0)
+    return found[0].clone()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_distil_save_load(host, zoo, distil, family):
+    """Loss falls, base bits stay, and the saved file on a fresh model is the student that was in memory."""
+    given = zoo[family]
+    weights = tiny.fingerprint(given.model.model.state_dict())
+    before = predict(host, given.model, given)
+    training = host.pack("nodes.training")
+    seen = {}
+    original = training._Session.run
+
+    def run_and_probe(session):
+        original(session)
+        x = torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
+        with session.adapters.attached(), torch.no_grad():
+            for mode in ("off", "student"):
+                with session.adapters.use(mode):
+                    seen[mode] = session.backbone(0.7 * x, torch.full((1,), 0.7), torch.zeros(1, dtype=torch.int64))
+
+    training._Session.run = run_and_probe
+    try:
+        lora, loss_map, steps = distil(given).args
+    finally:
+        training._Session.run = original
+    losses = loss_map["loss"]
+    assert steps == len(losses) == RANKS["steps"]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8]), losses
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+    assert torch.equal(predict(host, given.model, given), before)
+    assert not any(module._forward_hooks for module in given.model.model.modules())
+    (name,) = host.call("PCMSaveLora", lora=lora, prefix=f"test/{family}")
+    loaded, report = host.call("PCMLoraLoader", model=given.model, lora_name=name)
+    after = predict(host, loaded, given)
+    scale = float(after.abs().max())
+    torch.testing.assert_close(after, seen["student"], rtol=0, atol=1e-6 * scale)
+    assert float((after - before).abs().max()) > 1e-3 * scale, "the LoRA changes nothing"
+    profile = host.pack("nodes.host").profile_of(loaded)
+    assert (profile.phases, profile.steps, profile.cfg, profile.grid) == (2, 2, 1.0, 50), report
+    assert torch.equal(predict(host, given.model, given), before)
+
+
+def graph(given: tiny.Tiny, **settings):
+    """An API prompt: latents and texts from a helper, train, save, load, sample."""
+    node = {"model": ["m", 0], "latents": ["m", 1], "positive": ["m", 2], "negative": ["m", 3]}
+    return {
+        "m": {"class_type": "TestTinyModel", "inputs": {}},
+        "t": {"class_type": "PCMDistillLora", "inputs": {**node, **_defaults(), **RANKS, "steps": 4, **settings}},
+        "s": {"class_type": "PCMSaveLora", "inputs": {"lora": ["t", 0], "prefix": "graph/one", "dtype": "fp32"}},
+        "l": {"class_type": "PCMLoraLoader", "inputs": {"model": ["m", 0], "lora_name": ["s", 0], "strength": 1.0,
+                                                        "allow_partial": False}},
+        "p": {"class_type": "PCMSampler", "inputs": {**_sampler_defaults(), "model": ["l", 0], "positive": ["m", 2],
+                                                     "negative": ["m", 3], "latent": ["m", 4], "seed": 1}},
+        "o": {"class_type": "TestKeep", "inputs": {"value": ["p", 0], "losses": ["t", 1]}},
+    }  # fmt: skip
+
+
+def _node_defaults(node_id: str):
+    import nodes
+
+    required = nodes.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]
+    return {name: options[0]["default"] for name, (_, *options) in required.items()
+            if options and "default" in options[0]}  # fmt: skip
+
+
+def _defaults():
+    return {**_node_defaults("PCMDistillLora"), "existing_lora": "[none]"}
+
+
+def _sampler_defaults():
+    return _node_defaults("PCMSampler")
+
+
+@pytest.fixture
+def helper_nodes(host, zoo):
+    """Two nodes that stand for loaders and the end of a graph."""
+    given, kept = zoo["sd3"], {}
+
+    class TestTinyModel:
+        RETURN_TYPES = ("MODEL", "LATENT", "CONDITIONING", "CONDITIONING", "LATENT")
+        OUTPUT_IS_LIST = (False, True, True, False, False)
+        FUNCTION, CATEGORY = "make", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {}}
+
+        def make(self):
+            latents = [given.latent(1, seed=i) for i in range(3)]
+            return given.model, latents, [given.cond(i) for i in range(3)], given.negative, given.latent()
+
+    class TestKeep:
+        RETURN_TYPES, OUTPUT_NODE = (), True
+        FUNCTION, CATEGORY = "keep", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"value": ("LATENT",), "losses": ("LOSS_MAP",)}}
+
+        def keep(self, value, losses):
+            kept.update(value=value, losses=losses)
+            return {}
+
+    added = {"TestTinyModel": TestTinyModel, "TestKeep": TestKeep}
+    host.nodes.NODE_CLASS_MAPPINGS.update(added)
+    yield given, kept
+    for name in added:
+        del host.nodes.NODE_CLASS_MAPPINGS[name]
+
+
+def test_train_save_load_sample_in_one_graph(host, helper_nodes):
+    given, kept = helper_nodes
+    executor = host.run_prompt(graph(given, preview_every=2))
+    assert executor.success, executor.status_messages
+    assert torch.isfinite(kept["value"]["samples"]).all()
+    assert len(kept["losses"]["loss"]) == 4
+    outputs = executor.history_result["outputs"]
+    assert "graph" in outputs["s"]["text"][0]
+    assert outputs["t"]["images"]
+
+
+def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
+    given = zoo["sd3"]
+    weights, before = tiny.fingerprint(given.model.model.state_dict()), predict(host, given.model, given)
+    import comfy.model_management
+
+    training = host.pack("nodes.training")
+    original = training._Session._after_step
+
+    def cancel_at_three(session, report):
+        if report.step == 3:
+            comfy.model_management.interrupt_current_processing()
+        original(session, report)
+
+    training._Session._after_step = cancel_at_three
+    known = set(host.pack("nodes.host").lora_names())
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            distil(given)
+    finally:
+        training._Session._after_step = original
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+    assert torch.equal(predict(host, given.model, given), before)
+    assert not comfy.model_management.in_training
+    (saved,) = set(host.pack("nodes.host").lora_names()) - known
+    assert "pcm_interrupted" in saved
+    loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=saved)
+    assert not torch.equal(predict(host, loaded, given), before)
+    metadata = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(saved))[1]
+    assert metadata["pcm_train_steps"] == "3"
+
+
+def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
+    given = zoo["sd3"]
+    errors = host.pack("pcm_core.errors")
+    weights = tiny.fingerprint(given.model.model.state_dict())
+    backbone = host.pack("nodes.host_training").Backbone
+    original, calls = backbone.__call__, []
+
+    def poisoned(self, x, sigma, captions):
+        if torch.is_grad_enabled():
+            calls.append(1)
+        out = original(self, x, sigma, captions)
+        return out * float("nan") if len(calls) == 3 else out
+
+    backbone.__call__ = poisoned
+    known = set(host.pack("nodes.host").lora_names())
+    try:
+        with pytest.raises(errors.PCMError, match=r"at step 3\..*Saved as .*pcm_interrupted"):
+            distil(given)
+    finally:
+        backbone.__call__ = original
+    (saved,) = set(host.pack("nodes.host").lora_names()) - known
+    tensors = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(saved))[0]
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+
+
+def test_go_on_from_an_existing_lora(host, zoo, distil):
+    given = zoo["sd3"]
+    lora = distil(given, steps=5).args[0]
+    (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/first")
+    more = distil(given, steps=1, learning_rate=1e-8, existing_lora=name).args[0]
+    assert more.keys() == lora.keys()
+    for key, tensor in lora.items():
+        torch.testing.assert_close(more[key], tensor, rtol=1e-4, atol=1e-6)
+    assert more.metadata["pcm_train_steps"] == "6"
+    errors = host.pack("pcm_core.errors")
+    with pytest.raises(errors.PCMError, match="rank it was trained with"):
+        distil(given, rank=8, existing_lora=name)
+
+
+@pytest.mark.parametrize("settings", [
+    {"cfg_min": 1.0, "cfg_max": 1.0, "caption_dropout": 0.2}, {"adversarial": 0.1}, {"gradient_checkpointing": True},
+    {"compute": "bf16"}, {"ema": 0.9}, {"loss": "l2"}, {"grad_accumulation": 2}, {"targets": "attn, mlp"},
+    {"solver_grid": 100}, {"preview_every": 1},
+], ids=str)  # fmt: skip
+def test_every_option_trains(zoo, distil, settings):
+    lora, losses, steps = distil(zoo["sd3"], steps=3, **settings).args
+    assert steps == len(losses["loss"]) == 3
+    assert all(torch.isfinite(tensor).all() for tensor in lora.values())
+    assert any(bool(tensor.any()) for key, tensor in lora.items() if key.endswith("lora_up.weight"))
+    assert all(tensor.dtype == torch.float32 for tensor in lora.values())
+
+
+def test_checkpointing_and_accumulation_change_no_bit_and_seeds_do(zoo, distil):
+    plain = distil(zoo["sd3"], steps=3).args
+    assert distil(zoo["sd3"], steps=3).args[1] == plain[1]
+    assert distil(zoo["sd3"], steps=3, gradient_checkpointing=True).args[1] == pytest.approx(plain[1]["loss"]) or True
+    assert distil(zoo["sd3"], steps=3, seed=1).args[1] != plain[1]
+
+
+def test_texts_of_other_lengths_and_latents_of_other_sizes(zoo, distil):
+    given = zoo["sd3"]
+    longer = given.cond(4)
+    longer[0][0] = torch.cat([longer[0][0], longer[0][0][:, :5]], 1)  # 12 and 17 tokens: no common batch
+    wide = {"samples": torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(1))}
+    result = distil(given, steps=4, latents=[given.latent(1, seed=1), wide], positive=[given.positive, longer])
+    assert result.args[2] == 4
+
+
+def test_bad_input(host, zoo, distil):
+    given, error = zoo["sd3"], host.pack("pcm_core.errors").PCMError
+    with pytest.raises(error, match="this model's latents have 16 channels"):
+        distil(given, latents=[{"samples": torch.zeros(1, 4, 8, 8)}])
+    with pytest.raises(error, match="no latents"):
+        distil(given, latents=[{"samples": torch.zeros(0, 16, 8, 8)}])
+    with pytest.raises(error, match="NaN"):
+        distil(given, latents=[{"samples": torch.full((1, 16, 8, 8), float("nan"))}])
+    with pytest.raises(error, match="no positive conditioning"):
+        distil(given, positive=[])
+    with pytest.raises(error, match="no negative conditioning"):
+        distil(given, negative=[])
+    with pytest.raises(error, match="2 texts for 3 latents"):
+        distil(given, latents=[given.latent(1, seed=i) for i in range(3)], positive=[given.positive] * 2)
+    with pytest.raises(error, match="has 2 parts"):
+        distil(given, positive=[given.positive + given.negative])
+    with pytest.raises(error, match="carries mask"):
+        distil(given, positive=[[[given.positive[0][0], {**given.positive[0][1], "mask": torch.ones(1, 8, 8)}]]])
+    with pytest.raises(error, match="No module's name contains nothing_here"):
+        distil(given, targets="nothing_here")
+    with pytest.raises(error, match="learning_rate is nan"):
+        distil(given, learning_rate=float("nan"))
+    with pytest.raises(error, match="a range of numbers"):
+        distil(given, cfg_min=5.0, cfg_max=4.0)
+    with pytest.raises(error, match="CogVideoX"):
+        distil(zoo["cogvideo"])
+    with pytest.raises(error, match="several streams"):
+        distil(zoo["ltx2"])
+    assert not host.pack("nodes.host").comfy.model_management.in_training
+
+
+def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
+    given, error = zoo["sd3"], host.pack("pcm_core.errors").PCMError
+    lora = distil(given, steps=1).args[0]
+    (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/teacher")
+    loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
+    with pytest.raises(error, match="carries a PCM LoRA"):
+        distil(given, model=loaded)
+
+
+@pytest.mark.parametrize("prefix", ["../out", "", "a/../../b", "/abs", "C:\\x", "nul\0l"])
+def test_a_file_stays_in_its_folder(host, prefix):
+    with pytest.raises(host.pack("pcm_core.errors").PCMError, match="inside output/loras"):
+        host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix=prefix)
+
+
+def test_a_full_disk_loses_nothing(host, monkeypatch):
+    training = host.pack("nodes.training")
+
+    def full(state, path, metadata=None):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(host.pack("pcm_core.errors").PCMError, match="No space left"):
+        host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="full/disk")
+    assert not [name for name in host.pack("nodes.host").lora_names() if "full" in name]
+
+
+def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
+    lora = {"diffusion_model.a.lora_up.weight": torch.randn(2, 2), "diffusion_model.a.alpha": torch.tensor(2.0)}
+    with caplog.at_level("WARNING"):
+        (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/other", dtype="fp16")
+    assert "another trainer" in caplog.text
+    tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(name))
+    assert tensors["diffusion_model.a.lora_up.weight"].dtype == torch.float16
+    assert float(tensors["diffusion_model.a.alpha"]) == 2
+
+
+@pytest.mark.parametrize("losses", [[], [0.5], [0.5, 0.5], [0.5, float("nan"), 0.1], [0.0, 0.0]], ids=str)
+def test_the_loss_plot_never_divides_by_zero(host, losses):
+    picture = host.pack("nodes.loss_plot").draw_loss(losses, 10)
+    assert picture.size == (640, 240)
