@@ -80,7 +80,8 @@ def sample_pcm(
             x = jump(x, denoised, sigma, sigma_next)
         else:
             assert noise_sampler is not None
-            noise = noise_sampler(sigma, sigma_next) * noise_scale
+            noise = noise_sampler(sigma, sigma_next)
+            noise = noise if noise_scale == 1 else noise * noise_scale
             x = stochastic_jump(x, denoised, noise, sigma, sigma_next, rates[i], flow=flow)
     return x
 
@@ -97,7 +98,8 @@ def stochastic_jump(
     alpha, alpha_next = (1 - sigma, 1 - sigma_next) if flow else (1.0, 1.0)
     kept = math.sqrt(determinism) * sigma_next / sigma
     fresh = math.sqrt(1 - determinism) * sigma_next
-    return (alpha_next - kept * alpha) * denoised + kept * x + fresh * noise
+    landing = torch.add(kept * x, denoised, alpha=alpha_next - kept * alpha)
+    return torch.add(landing, noise, alpha=fresh)
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:

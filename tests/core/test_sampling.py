@@ -440,6 +440,16 @@ def test_the_last_step_never_adds_noise(terminal: Any, determinism: Any, sd_tabl
     torch.testing.assert_close(result, jump(model.calls[-1][0], model.outputs[-1], *sigmas[-2:].tolist()))
 
 
+def test_a_run_in_two_parts_is_the_whole_run(sigmas: Tensor) -> None:
+    x, noise = start(sigmas[0]), seeded_noise(start(sigmas[0]), 3)
+    whole = sample_pcm(free_model, x, sigmas, {"seed": 3}, determinism=0.5)
+    middle = sample_pcm(free_model, x, sigmas[:3], determinism=0.5, noise_sampler=noise, final=False)
+    assert torch.equal(sample_pcm(free_model, middle, sigmas[2:], determinism=0.5, noise_sampler=noise), whole)
+    finished = sample_pcm(free_model, x, sigmas[:3], {"seed": 3}, determinism=0.5)
+    assert not torch.equal(finished, middle)
+    assert torch.equal(sample_pcm(free_model, x, sigmas[:3], {"seed": 3}, determinism=0.5, final=False), middle)
+
+
 def test_noise_comes_from_the_seed(sigmas: Tensor) -> None:
     x = start(sigmas[0])
 
