@@ -258,8 +258,9 @@ def run(
     for expert, first, last in stages:
         guider = phase_guider(expert.model, positive, negative, cfg, plan)
         sampler = clip.stage(first, last, determinism)
-        # A copy of the noise: the host's FreeNoise writes into what it gets.
-        result, _ = host.sample(guider, sampler, plan.sigmas, latent, seed=clip.seed, noise=noise * 1.0)
+        # The host's FreeNoise writes into the noise it gets: only the last stage may have the original.
+        given = noise if last == len(plan.sigmas) - 1 else noise * 1.0
+        result, _ = host.sample(guider, sampler, plan.sigmas, latent, seed=clip.seed, noise=given)
     return result
 
 
