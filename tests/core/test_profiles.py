@@ -1,0 +1,269 @@
+"""Profiles: the released PCM files, every few-step family people have, metadata, and what may not match."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pcm_core import families
+from pcm_core.errors import PCMError
+from pcm_core.profiles import (
+    PCMProfile,
+    profile_for,
+    profile_from_metadata,
+    profile_from_name,
+    profile_to_metadata,
+)
+
+# pcm.md 4.4: name, base, phases, steps, cfg, cfg range, determinism, shift
+RELEASED = [
+    *[(f"pcm_{b}_smallcfg_{n}step_converted", b, n, n, 1.0, (1.0, 2.0), 1.0, None)
+      for b in ("sd15", "sdxl") for n in (2, 4, 8, 16)],
+    *[(f"pcm_{b}_normalcfg_{n}step_converted", b, n, n, cfg, rng, 1.0, None)
+      for b in ("sd15", "sdxl")
+      for n, cfg, rng in ((4, 3.0, (2.5, 3.5)), (8, 4.0, (3.0, 6.0)), (16, 5.0, (2.0, 7.5)))],
+    *[(f"pcm_{b}_lcmlike_lora_converted", b, None, 4, 1.0, (1.0, 1.0), 0.0, None) for b in ("sd15", "sdxl")],
+    ("pcm_deterministic_2step_shift1", "sd3", 2, 2, 1.2, (1.0, 1.5), 1.0, 1.0),
+    ("pcm_deterministic_4step_shift1", "sd3", 4, 4, 1.2, (1.0, 1.5), 1.0, 1.0),
+    ("pcm_deterministic_4step_shift3", "sd3", 4, 4, 1.2, (1.0, 1.5), 1.0, 3.0),
+    ("pcm_stochastic_shift3", "sd3", None, 4, 1.2, (1.0, 1.5), 0.0, 3.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", RELEASED, ids=lambda row: row[0])
+def test_released_files_by_name(row):
+    name, base, phases, steps, cfg, cfg_range, determinism, shift = row
+    for wild in (name, f"{name}_fp16", f"{name} (1)", name.upper(), name.replace("_", "-"), f"PCM/{name}.safetensors"):
+        p = profile_from_name(wild)
+        assert p is not None, wild
+        assert (p.base, p.phases, p.steps, p.cfg, p.cfg_range) == (base, phases, steps, cfg, cfg_range), wild
+        assert (p.determinism, p.shift, p.strength, p.sigmas) == (determinism, shift, 1.0, None)
+        assert p.family.startswith("PCM") and p.verified and p.sources["steps"] == "file name"
+        assert p.spacing == ("tcd" if "lcmlike" in name else "trailing")
+
+
+@pytest.mark.parametrize(
+    ("wild", "like"),
+    [
+        ("pcm_sdxl_smallcfg_4step", "pcm_sdxl_smallcfg_4step_converted"),
+        ("PCM SDXL NormalCFG 8 Steps", "pcm_sdxl_normalcfg_8step_converted"),
+        ("sdxl_pcm_4steps_small_cfg", "pcm_sdxl_smallcfg_4step_converted"),
+        ("pcm-sd1.5-normalcfg-16step", "pcm_sd15_normalcfg_16step_converted"),
+        ("phased_pcm_sdxl_lcm_like", "pcm_sdxl_lcmlike_lora_converted"),
+        ("pdm_stochastic_shift3", "pcm_stochastic_shift3"),
+        ("pcm_2step_deterministic_shift1", "pcm_deterministic_2step_shift1"),
+    ],
+)
+def test_renamed_copies(wild, like):
+    assert profile_from_name(wild) == profile_from_name(like)
+
+
+SHA = {
+    "8a45878e": "pcm_deterministic_2step_shift1", "9444a5ce": "pcm_deterministic_4step_shift1",
+    "e365902c": "pcm_deterministic_4step_shift3", "3550fa01": "pcm_stochastic_shift3",
+    "9f7f13bb": "pcm_sdxl_normalcfg_4step_converted", "7f04ba89": "pcm_sdxl_normalcfg_8step_converted",
+    "7eb353b2": "pcm_sdxl_normalcfg_16step_converted", "56ed9dc9": "pcm_sdxl_smallcfg_8step_converted",
+    "3442eff2": "pcm_sdxl_smallcfg_16step_converted", "0365f610": "pcm_sdxl_lcmlike_lora_converted",
+    "4c5f27a7": "pcm_sd15_smallcfg_2step_converted", "29278bc8": "pcm_sd15_smallcfg_4step_converted",
+    "41a7f0b9": "pcm_sd15_smallcfg_8step_converted", "c7ac2fa3": "pcm_sd15_smallcfg_16step_converted",
+    "fa6acb94": "pcm_sd15_normalcfg_4step_converted", "8f605ffd": "pcm_sd15_normalcfg_16step_converted",
+}  # fmt: skip
+
+
+def test_released_files_by_checksum():
+    for prefix, name in SHA.items():
+        assert families.released_name(prefix + "0" * 56) == name
+        assert profile_from_name(name) is not None
+    assert families.released_name("00" * 32) is None
+    assert len(families.table()["files"]) == len(SHA)
+
+
+def test_a_released_file_under_another_name_is_hashed_once(tmp_path, monkeypatch):
+    path = tmp_path / "my_favourite.safetensors"
+    save_file({"a.lora_up.weight": torch.ones(2, 2)}, path)
+    digest, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+    table = dict(families.table()) | {
+        "files": [{"sha256": digest[:8], "name": "pcm_sdxl_smallcfg_8step_converted"}], "sizes": {"sdxl": [size, size]}
+    }  # fmt: skip
+    monkeypatch.setattr(families, "table", lambda: table)
+    families._checksum_name.cache_clear()
+    profile = profile_for(path)
+    assert (profile.phases, profile.base, profile.sources["phases"]) == (8, "sdxl", "sha256")
+    assert profile_for(path) == profile and families._checksum_name.cache_info().misses == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert not profile_for(path).known
+    table["sizes"] = {}
+    assert not profile_for(path).known and families._checksum_name.cache_info().misses == 2
+
+
+# fewstep.md 6.3
+NAMES = {
+    "Hyper-SDXL-8steps-CFG-lora": "Hyper-SD-CFG", "Hyper-SD15-1step-lora": "Hyper-SD-unified",
+    "Hyper-SDXL-1step-Unet-Comfyui.fp16": "Hyper-SDXL-1step-UNet", "sdxl_lightning_4step_lora": "SDXL-Lightning",
+    "dmd2_sdxl_4step_lora_fp16": "DMD2", "DMD2_sdxl_pytorch_model": "DMD2", "lcm-lora-sdxl": "LCM-LoRA",
+    "LCM_sdxl": "LCM-LoRA", "Wan2.2-Lightning_T2V-v1.1-A14B-4steps-lora_HIGH_fp16": "LightX2V-Wan2.2",
+    "wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise": "LightX2V-Wan2.2",
+    "Wan2.2-I2V-A14B-4steps-lora-rank64-Seko-V1/high_noise_model": "LightX2V-Wan2.2",
+    "Wan_2_2_I2V_A14B_HIGH_lightx2v_4step_lora_260412_rank_64_fp16": "LightX2V-Wan2.2",
+    "Wan22_A14B_T2V_LOW_Lightning_4steps_lora_250928_rank64_fp16": "LightX2V-Wan2.2",
+    "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16": "LightX2V-Wan2.1",
+    "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32": "LightX2V-Wan2.1",
+    "Wan21_CausVid_14B_T2V_lora_rank32_v2": "CausVid-14B",
+    "ltx-2.3-22b-distilled-lora-384-1.1": "LTX-2-distilled",
+    "ltx-2.5-22b-distilled-lora-450_bf16": "LTX-2.5-distilled",
+    "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16": "Qwen-Image-Lightning",
+    "pcm_sdxl_smallcfg_4step_converted": "PCM",
+    # other families that the document names
+    "Hyper-SD15-8steps-lora": "Hyper-SD", "Hyper-SD3-4steps-CFG-lora": "Hyper-SD3",
+    "Hyper-FLUX.1-dev-8steps-lora": "Hyper-FLUX", "flux.1-turbo-alpha-lora": "FLUX.1-Turbo-Alpha",
+    "lora_sd3.5m_turbo_8steps": "TensorArt-SD3.5M-Turbo", "TensorArt-SD3.5-Large-TurboX": "TensorArt-TurboX",
+    "TDD-FLUX.1-dev-lora-beta": "TDD-FLUX", "sdxl_tdd_lora_weights": "TDD", "hyvideo_FastVideo_LoRA-fp8": "FastHunyuan",
+    "FastWan_T2V_14B_480p_lora_rank_64_bf16": "FastWan", "sd_xl_turbo_1.0_fp16": "SD-Turbo",
+    "animatediff_lightning_4step_comfyui": "AnimateDiff-Lightning", "AnimateLCM_sd15_t2v_lora": "AnimateLCM",
+    "rCM_Wan2.1_T2V_14B_720p": "rCM", "z_image_turbo_bf16": "Z-Image-Turbo", "TCD-SDXL-lora": "TCD",
+    "ltxv-13b-0.9.8-distilled": "LTXV-0.9.8-distilled",
+    "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16": "Qwen-Wuli-Turbo",
+}  # fmt: skip
+STRANGERS = [
+    "pytorch_lora_weights", "loras/pytorch_lora_weights", "my_style_lora", "juggernautXL_lightning",
+    "flux-2-klein-base-4b-fp8", "hunyuanvideo1.5_480p_t2v_cfg_distilled_fp16", "wan2.2_animate_14B_relight_lora_bf16",
+    "SDXL_film_lens_turbo_style",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_family_by_name(name):
+    for path in (name, f"{name}.safetensors", f"models/loras/{name}.safetensors"):
+        profile = profile_from_name(path)
+        assert profile is not None and profile.family == NAMES[name]
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_other_names_match_nothing(name):
+    assert profile_from_name(name) is None
+
+
+def test_experts_and_strengths():
+    def of(name):
+        profile = profile_from_name(name)
+        assert profile is not None
+        return profile
+
+    assert of("wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise").expert == "low"
+    assert of("Wan2.2-I2V-A14B-4steps-lora-rank64-Seko-V1/high_noise_model").expert == "high"
+    assert of("Wan2.2-Lightning-4steps-HIGH").strength_no_alpha == 0.125
+    for name in ("Hyper-SD3-8steps-CFG-lora", "Hyper-FLUX.1-dev-16steps-lora", "FLUX.1-dev_tdd_lora_weights"):
+        assert of(name).strength == 0.125
+    assert [of(f"Hyper-SD3-{n}steps-CFG-lora").cfg for n in (4, 8, 16)] == [3.0, 5.0, 7.0]
+    assert of("Hyper-FLUX.1-dev-8steps-lora").embedded_guidance == 3.5
+    assert not of("lora_sd3.5m_4steps").verified and of("lora_sd3.5m_4steps").steps == 4
+
+
+# fewstep.md 1 and pcm.md 1.1: timesteps of variance exploding families
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [
+        ("pcm_sdxl_smallcfg_4step", (999, 749, 499, 249)),
+        ("Hyper-SDXL-8steps-lora", (999, 874, 749, 624, 499, 374, 249, 124)),
+        ("sdxl_lightning_4step_lora", (999, 749, 499, 249)),
+        ("dmd2_sdxl_4step_lora", (999, 749, 499, 249)),
+        ("lcm-lora-sdv1-5", (999, 759, 499, 259)),
+        ("TCD-SD15-LoRA", (999, 759, 499, 259)),
+        ("sdxl_tdd_lora_weights", (999, 751, 499, 251)),
+        ("AnimateLCM_sd15_t2v_lora", (999, 749, 499, 249)),
+        ("FlashSDXL", (999, 759, 499, 259)),
+        ("Hyper-SDXL-12steps-CFG-lora", (999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82)),
+    ],
+)
+def test_timesteps(name, timesteps):
+    profile = profile_from_name(name)
+    assert profile is not None and profile.sigmas is None
+    assert profile.schedule().timesteps == timesteps
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("Hyper-SDXL-1step-Unet", 5.111027), ("dmd2_sdxl_1step_unet_fp16", 1.160578)]
+)
+def test_single_calls_below_pure_noise(name, first, sd_table):
+    profile = profile_from_name(name)
+    assert profile is not None
+    assert profile.resolved(sd_table.tolist()).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
+
+
+def test_refused_families_say_why():
+    for name in ("nitrosd-realism_comfyui", "instaflow_0_9B", "perflow-sd15-delta-weights"):
+        profile = profile_from_name(name)
+        assert profile is not None and profile.sampling_class == "X" and len(profile.note) > 40
+
+
+def test_the_table_is_whole():
+    for row in families.table()["families"]:
+        assert row["source"] and isinstance(row["verified"], bool)
+        assert row["class"] in ("P", "D", "R", "A", "1", "X")
+        assert row["class"] == "X" or {"steps", "sigmas", "timesteps"} & set(row)
+        for sigmas in (row["sigmas"],) if "sigmas" in row else ():
+            assert sigmas[-1] == 0 and sorted(sigmas, reverse=True) == sigmas and len(set(sigmas)) == len(sigmas)
+
+
+# Metadata
+
+
+def test_metadata_of_our_distiller():
+    profile = profile_from_metadata({"pcm_phases": "4", "pcm_cfg": "1.0", "pcm_spacing": "aligned", "pcm_shift": "3.0",
+                                     "pcm_base_model": "demo_sd3", "pcm_loss": "x", "other": "y"})  # fmt: skip
+    assert profile is not None
+    assert (profile.family, profile.phases, profile.steps, profile.spacing, profile.shift) == (
+        "PCM",
+        4,
+        4,
+        "aligned",
+        3.0,
+    )
+    assert profile.base == "demo_sd3" and profile.sources["phases"] == "metadata"
+    like_lcm = profile_from_metadata({"pcm_phases": "1", "pcm_determinism": "0.0", "pcm_steps": "4"})
+    assert like_lcm is not None
+    assert (like_lcm.family, like_lcm.sampling_class, like_lcm.phases, like_lcm.steps) == ("LCM-like", "R", None, 4)
+    assert profile_from_metadata({"format": "pt"}) is None
+
+
+@pytest.mark.parametrize("name", [*NAMES, *[row[0] for row in RELEASED]])
+def test_metadata_round_trip(name):
+    profile = profile_from_name(name)
+    assert profile is not None
+    back = profile_from_metadata(json.loads(json.dumps(profile_to_metadata(profile))))
+    assert back is not None
+    same = {**back.__dict__, "sources": {}, "verified": profile.verified}
+    assert same == {**profile.__dict__, "sources": {}}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"pcm_cfg": "1"}, {"pcm_phases": "four"}, {"pcm_phases": "0"}, {"pcm_phases": "1000"}, {"pcm_phases": "nan"},
+        {"pcm_phases": "4", "pcm_cfg": "nan"}, {"pcm_phases": "4", "pcm_cfg": "-1"},
+        {"pcm_phases": "4", "pcm_shift": "0"},
+        {"pcm_phases": "4", "pcm_spacing": "linear"}, {"pcm_phases": "4", "pcm_sampling_class": "Q"},
+        {"pcm_sigmas": "1,2,0"}, {"pcm_sigmas": "1"}, {"pcm_sigmas": ""}, {"pcm_phases": "4", "pcm_cfg_range": "1"},
+        {"pcm_phases": "9" * 5000}, {"pcm_phases": "4", "pcm_determinism": "2"},
+        {"pcm_phases": "4", "pcm_ancestral": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_broken_metadata_is_refused(metadata):
+    with pytest.raises(PCMError, match="metadata"):
+        profile_from_metadata(metadata)
+
+
+def test_metadata_beats_the_name_and_unknown_is_an_answer(tmp_path):
+    path = tmp_path / "pcm_sdxl_smallcfg_4step.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"pcm_phases": "8"})
+    assert profile_for(path).phases == 8
+    save_file({"a": torch.ones(1)}, path)
+    assert profile_for(path).phases == 4
+    other = tmp_path / "unnamed.safetensors"
+    save_file({"a": torch.ones(1)}, other)
+    assert profile_for(other) == PCMProfile() and not profile_for(other).known
