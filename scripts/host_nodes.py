@@ -26,6 +26,16 @@ def describe(node: Any) -> Info:
         "input_order": {kind: list(names) for kind, names in inputs.items()},
         "output": list(node.RETURN_TYPES),
         "output_name": list(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)),
+        "category": node.CATEGORY,
+    }
+
+
+def describe_all(nodes: dict[str, Any]) -> dict[str, Info]:
+    """``describe`` by id, with the title people see and whether the node is ours."""
+    titles = sys.modules["nodes"].NODE_DISPLAY_NAME_MAPPINGS
+    return {
+        name: {**describe(node), "display_name": titles.get(name, name), "ours": is_ours(node)}
+        for name, node in nodes.items()
     }
 
 

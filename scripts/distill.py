@@ -1,0 +1,245 @@
+"""Distil a PCM LoRA from the command line, on one CPU, one GPU or many.
+
+    COMFYUI_PATH=... python -m scripts.distill --model sd3.safetensors --latents cache.safetensors --out pcm.safetensors
+    COMFYUI_PATH=... accelerate launch -m scripts.distill --model ... --images folder --vae ae.safetensors --clip t5.safetensors \\
+        --clip-type sd3 --out pcm.safetensors
+
+Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
+and text encoder and kept in ``--cache``; or ``--latents``, such a cache. The model file is loaded by the host's own
+loader, so whatever ComfyUI loads can be distilled. Processes come from Hugging Face Accelerate where it is installed
+(``pip install accelerate``); each draws the same global batch and takes its share, so n processes train what one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "phased_consistency_pack"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Distil a PCM LoRA.")
+    data = parser.add_argument_group("model and data")
+    data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
+    data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
+    data.add_argument("--images", type=Path, help="folder of pictures with .txt captions")
+    data.add_argument("--cache", type=Path, help="where to keep what --images encodes to; default: beside --out")
+    data.add_argument("--vae", type=Path, help="for --images")
+    data.add_argument("--clip", type=Path, action="append", help="text encoder for --images; repeat for several")
+    data.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
+    data.add_argument("--size", type=int, default=512, help="pictures are cropped to this square")
+    data.add_argument("--out", type=Path, required=True, help="the LoRA, .safetensors")
+    run = parser.add_argument_group("training")
+    run.add_argument("--phases", type=int, default=4)
+    run.add_argument("--steps", type=int, default=1000)
+    run.add_argument("--batch", type=int, default=4, help="over all processes")
+    run.add_argument("--accumulate", type=int, default=1)
+    run.add_argument("--lr", type=float, default=1e-4)
+    run.add_argument("--warmup", type=int, default=50)
+    run.add_argument("--rank", type=int, default=32)
+    run.add_argument("--alpha", type=float, help="default: the rank")
+    run.add_argument("--targets", default="", help="parts of module names, separated by commas; default: all")
+    run.add_argument("--cfg", type=float, nargs=2, default=(4.0, 6.0), metavar=("MIN", "MAX"),
+                     help="teacher guidance, ComfyUI's cfg; 1 1 for none")  # fmt: skip
+    run.add_argument("--caption-dropout", type=float, default=0.0)
+    run.add_argument("--adversarial", type=float, default=0.0)
+    run.add_argument("--loss", choices=("huber", "l2"), default="huber")
+    run.add_argument("--ema", type=float, default=0.0)
+    run.add_argument("--solver-grid", type=int, default=0, help="0: the one whose edges are sampled")
+    run.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
+    run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
+    run.add_argument("--seed", type=int, default=0)
+    keep = parser.add_argument_group("progress")
+    keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write")
+    keep.add_argument("--save-every", type=int, default=250, help="steps between checkpoints; 0 for the end only")
+    keep.add_argument("--log", type=Path, help="CSV of every step")
+    keep.add_argument("--single", action="store_true", help="one process, without Accelerate")
+    return parser
+
+
+class Workers:
+    """This process among its peers; one alone without Accelerate."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index if accelerator else 0
+        self.count = accelerator.num_processes if accelerator else 1
+
+    @classmethod
+    def start(cls, single: bool, on_cpu: bool) -> Workers:
+        if importlib.util.find_spec("accelerate") is None:
+            if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                return cls()
+            sys.exit("Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single.")
+        return cls() if single else cls(importlib.import_module("accelerate").Accelerator(cpu=on_cpu))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its mean over the processes."""
+        for tensor in tensors:
+            tensor.copy_(self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="mean"))
+
+    def wait(self) -> None:
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+
+def load_pack() -> Callable[[str], ModuleType]:
+    """Import the pack as the host would, and give its modules by name; COMFYUI_PATH names the host."""
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui:
+        sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout.")
+    sys.path[:] = [comfyui, *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
+    if not torch.cuda.is_available():
+        importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules[PACKAGE] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda name: importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
+    """Encode every picture and caption once, and the empty caption; write the cache."""
+    if options.vae is None or not options.clip:
+        sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
+    pictures = sorted(path for path in options.images.iterdir() if path.suffix.lower() in files.PICTURES)
+    if not pictures:
+        sys.exit(f"{options.images} holds no pictures ({', '.join(files.PICTURES)}).")
+    captions = [path.with_suffix(".txt") for path in pictures]
+    if absent := [path.name for path in captions if not path.exists()]:
+        sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")
+    texts = [path.read_text("utf-8").strip() for path in captions]
+    latents = files.encode_pictures(options.vae, pictures, options.size)
+    conditionings = files.encode_texts(options.clip, options.clip_type, ["", *texts])
+    options.latents = options.cache or options.out.with_suffix(".latents.pt")
+    torch.save({"latents": latents, "texts": conditionings[1:], "negative": conditionings[0]}, options.latents)
+
+
+def make_job(options: argparse.Namespace, pack: Callable[[str], ModuleType]) -> Any:
+    """The model, the data and the settings, checked by the node's own checks."""
+    training, distill = pack("nodes.training"), pack("pcm_core.distill")
+    cached = torch.load(options.latents, weights_only=True, map_location="cpu")
+    config = distill.DistillConfig(
+        phases=options.phases, steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=options.lr,
+        warmup=options.warmup, loss=options.loss, cfg=tuple(options.cfg), caption_dropout=options.caption_dropout,
+        ema=options.ema, adversarial=options.adversarial, autocast=torch.bfloat16 if options.bf16 else None,
+        seed=options.seed,
+    )  # fmt: skip
+    return training.Job(
+        model=pack("nodes.host_training").load_model(options.model),
+        latents=cached["latents"],
+        texts=cached["texts"],
+        negative=cached["negative"],
+        config=training.with_matching_grid(config, options.solver_grid),
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=tuple(part.strip() for part in options.targets.split(",") if part.strip()),
+        checkpointing=options.checkpointing,
+    )
+
+
+@contextlib.contextmanager
+def step_log(path: Path | None, append: bool) -> Iterator[Callable[[Any], None]]:
+    """A function that writes one step report as a CSV row; does nothing without a path."""
+    if path is None:
+        yield lambda report: None
+        return
+    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if not append:
+            writer.writerow(["step", "loss", "generator_loss", "discriminator_loss", "grad_norm", "lr"])
+
+        def write(report: Any) -> None:
+            writer.writerow([report.step, report.loss, report.generator_loss, report.discriminator_loss,
+                             report.grad_norm, report.lr])  # fmt: skip
+            file.flush()
+
+        yield write
+
+
+def show(report: Any, steps: int, started: float, first: int) -> None:
+    """One line on the terminal, rewritten at every step."""
+    rate = (report.step - first) / max(time.monotonic() - started, 1e-9)
+    bar = "#" * (30 * report.step // steps)
+    left = (steps - report.step) / max(rate, 1e-9)
+    line = f"\r[{bar:<30}] {report.step}/{steps}  loss {report.loss:.5f}  {rate:.2f} steps/s  {left:.0f} s left "
+    print(line, end="\n" if report.step == steps else "", file=sys.stderr, flush=True)
+
+
+def train(options: argparse.Namespace, pack: Callable[[str], ModuleType], workers: Workers, job: Any) -> None:
+    """Train with checkpoints, log and progress bar; the first process writes the files."""
+    training = pack("nodes.training")
+    metadata = training.metadata_for(job.model, job.config, None)
+    processes = pack("pcm_core.distill").Processes(workers.rank, workers.count, workers.average)
+    resumed = options.state is not None and options.state.exists()
+
+    def watch(session: Any) -> Callable[[Any], None]:
+        trainer = session.trainer
+        if resumed:
+            trainer.load(torch.load(options.state, weights_only=True, map_location="cpu"))
+        first, started = trainer.step_number, time.monotonic()
+
+        def after_step(report: Any) -> None:
+            if not workers.first:
+                return
+            log(report)
+            show(report, job.config.steps, started, first)
+            due = report.step == job.config.steps or (options.save_every and report.step % options.save_every == 0)
+            if options.state and due:
+                partial = options.state.with_suffix(".part")
+                torch.save(trainer.state(), partial)
+                partial.replace(options.state)
+
+        return after_step
+
+    with step_log(options.log if workers.first else None, append=resumed) as log:
+        outcome = training.run(
+            job, metadata, watch=watch, processes=processes if workers.count > 1 else None,
+            rescue=workers.first,
+        )  # fmt: skip
+    if workers.first:
+        training.write_lora(options.out, outcome.lora, outcome.lora.metadata)
+        print(f"wrote {options.out}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    if (options.images is None) == (options.latents is None):
+        sys.exit("Give either --images or --latents.")
+    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
+    pack = load_pack()
+    errors = pack("pcm_core.errors")
+    try:
+        if options.images is not None:
+            if workers.first:
+                encode_images(options, pack("nodes.host_training"))
+            workers.wait()
+            options.latents = options.cache or options.out.with_suffix(".latents.pt")
+        train(options, pack, workers, make_job(options, pack))
+    except errors.PCMError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

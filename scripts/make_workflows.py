@@ -1,0 +1,68 @@
+"""Write ``workflows/*.json``, their API twins in ``workflows/api`` and the subgraph blueprint from one description.
+
+Run it after a node or a workflow changed: ``COMFYUI_PATH=... python -m scripts.make_workflows``, with the newest
+supported host. The drift test makes the same comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .host_nodes import ROOT, describe_all, load
+from .workflow_builder import Graph
+from .workflow_tables import SDXL, SDXL_SMALL, WORKFLOWS, load_lora, prompts, sample
+
+FOLDER = ROOT / "workflows"
+BLUEPRINT = ROOT / "subgraphs" / "PCM text to image.json"
+_BLUEPRINT_ID = "6d5f4c1e-0a52-4c7e-9a53-5a2f3d1c8b07"
+
+
+def version() -> str:
+    """Of the pack."""
+    return re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+
+
+def build(infos: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Content of every file by path."""
+    files: dict[Path, dict[str, Any]] = {}
+    for stem, draw in WORKFLOWS.items():
+        graph = Graph(infos, version())
+        draw(graph)
+        files[FOLDER / f"{stem}.json"] = graph.to_ui()
+        files[FOLDER / "api" / f"{stem}.json"] = graph.to_api()
+    files[BLUEPRINT] = blueprint(infos)
+    return files
+
+
+def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
+    """Checkpoint, LoRA, two texts and a size in; a picture out."""
+    g = Graph(infos, version())
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    lora = load_lora(g, 0, base[0], SDXL_SMALL)
+    texts = prompts(g, 1, base[1])
+    latent = g.add("EmptyLatentImage", 1, width=1024, height=1024)
+    sampler = sample(g, 2, lora[0], texts, latent[0])
+    picture = g.add("VAEDecode", 3, samples=sampler[0], vae=base[2])
+    exposed = [
+        (base, "ckpt_name"), (lora, "lora_name"), (texts[0], "text"), (latent, "width"), (latent, "height"),
+        (sampler, "seed"), (sampler, "steps"), (sampler, "cfg"),
+    ]  # fmt: skip
+    return g.to_blueprint(BLUEPRINT.stem, _BLUEPRINT_ID, exposed, picture[0])
+
+
+def dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    for path, content in build(describe_all(load())).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump(content), "utf-8")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""What each shipped workflow holds: its files, its nodes from left to right, and what its note says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .workflow_builder import Graph, Link, Model, Node
+
+_HF = "https://huggingface.co"
+_PCM = f"{_HF}/wangfuyun/PCM_Weights/resolve/main"
+_WAN = f"{_HF}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+_HUNYUAN = f"{_HF}/Comfy-Org/HunyuanVideo_repackaged/resolve/main/split_files"
+
+
+def _file(directory: str, url: str) -> Model:
+    return Model(name=url.rsplit("/", 1)[1], directory=directory, url=url)
+
+
+SD15 = _file(
+    "checkpoints",
+    f"{_HF}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+)
+SDXL = _file("checkpoints", f"{_HF}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors")
+SD3 = _file(
+    "checkpoints",
+    f"{_HF}/stabilityai/stable-diffusion-3-medium/resolve/main/sd3_medium_incl_clips_t5xxlfp8.safetensors",
+)
+CANNY = _file(
+    "controlnet",
+    f"{_HF}/stabilityai/control-lora/resolve/main/control-LoRAs-rank128/control-lora-canny-rank128.safetensors",
+)
+SD15_SMALL = _file("loras", f"{_PCM}/sd15/pcm_sd15_smallcfg_4step_converted.safetensors")
+SD15_NORMAL = _file("loras", f"{_PCM}/sd15/pcm_sd15_normalcfg_4step_converted.safetensors")
+SDXL_SMALL = _file("loras", f"{_PCM}/sdxl/pcm_sdxl_smallcfg_4step_converted.safetensors")
+SDXL_NORMAL = _file("loras", f"{_PCM}/sdxl/pcm_sdxl_normalcfg_8step_converted.safetensors")
+SD3_LORA = _file("loras", f"{_PCM}/sd3/pcm_deterministic_4step_shift3.safetensors")
+FAST_HUNYUAN = _file(
+    "diffusion_models",
+    f"{_HF}/Kijai/HunyuanVideo_comfy/resolve/main/hunyuan_video_FastVideo_720_fp8_e4m3fn.safetensors",
+)
+HUNYUAN_VAE = _file("vae", f"{_HUNYUAN}/vae/hunyuan_video_vae_bf16.safetensors")
+LLAVA = _file("text_encoders", f"{_HUNYUAN}/text_encoders/llava_llama3_fp8_scaled.safetensors")
+CLIP_L = _file("text_encoders", f"{_HF}/comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors")
+WAN_HIGH = _file("diffusion_models", f"{_WAN}/diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors")
+WAN_LOW = _file("diffusion_models", f"{_WAN}/diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors")
+WAN_LORA_HIGH = _file("loras", f"{_WAN}/loras/wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors")
+WAN_LORA_LOW = _file("loras", f"{_WAN}/loras/wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors")
+WAN_VAE = _file("vae", f"{_WAN}/vae/wan_2.1_vae.safetensors")
+UMT5 = _file(
+    "text_encoders",
+    f"{_HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+)
+
+FOX = "a red fox in deep snow, morning light, photograph"
+UGLY = "blurry, low quality, deformed"
+_LORA_SETS = "With **auto** and **0** the LoRA decides. Its report says what was found."
+
+
+def note(graph: Graph, heading: str, settings: list[str], more: str = "") -> None:
+    """The note of a workflow: what it is, its files, and the three settings that matter."""
+    files = {model.name: model for node in graph.nodes for model in node.models}
+    lines = [f"## {heading}", "", "**Files**", ""]
+    lines += [f"* [{model.name}]({model.url}) in `models/{model.directory}`" for model in files.values()]
+    lines += ["", "**What matters**", "", *(f"{i}. {text}" for i, text in enumerate(settings, 1))]
+    graph.note("\n".join([*lines, *(["", more] if more else [])]))
+
+
+def prompts(graph: Graph, column: int, clip: Link, positive: str = FOX, negative: str = UGLY) -> tuple[Node, Node]:
+    return (
+        graph.add("CLIPTextEncode", column, title="Prompt", wide=340, clip=clip, text=positive),
+        graph.add("CLIPTextEncode", column, title="Negative prompt", wide=340, clip=clip, text=negative),
+    )
+
+
+def save(graph: Graph, column: int, latent: Link, vae: Link, prefix: str) -> Node:
+    pictures = graph.add("VAEDecode", column, wide=240, samples=latent, vae=vae)
+    return graph.add("SaveImage", column + 1, wide=380, images=pictures[0], filename_prefix=f"pcm/{prefix}")
+
+
+def load_lora(graph: Graph, column: int, model: Link, lora: Model, title: str = "") -> Node:
+    node = graph.add("PCMLoraLoader", column, title=title, model=model, lora_name=lora)
+    graph.add("PreviewAny", column, title="What the LoRA says", source=node[1])
+    return node
+
+
+def sample(graph: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: Link, title: str = "",
+           **settings: object) -> Node:  # fmt: skip
+    return graph.add(
+        "PCMSampler", column, title=title, model=model, positive=texts[0][0], negative=texts[1][0],
+        latent_image=latent, **settings,
+    )  # fmt: skip
+
+
+def sd15_text_to_image(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
+    texts = prompts(g, 0, base[1])
+    latent = g.add("EmptyLatentImage", 0, width=512, height=512)
+    for lora, name in ((SD15_SMALL, "smallcfg"), (SD15_NORMAL, "normalcfg")):
+        model = load_lora(g, 1, base[0], lora, f"Load {name}")
+        result = sample(g, 2, model[0], texts, latent[0], f"PCM Sampler, {name}", seed=1)
+        save(g, 3, result[0], base[2], f"sd15_{name}")
+    note(g, "SD 1.5 in four steps, two kinds of LoRA", [
+        "**lora_name**. smallcfg: cfg 1, four evaluations, no negative prompt. normalcfg: cfg 3, eight evaluations, "
+        "with a negative prompt.",
+        "**steps** 0 runs the phases of the LoRA. More than that costs time and does not help.",
+        "**cfg** auto, or one value per phase: `3, 1, 1, 1` keeps the negative prompt where it counts.",
+    ], _LORA_SETS)  # fmt: skip
+
+
+def sdxl_text_to_image(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    model = load_lora(g, 0, base[0], SDXL_SMALL)
+    texts = prompts(g, 1, base[1])
+    latent = g.add("EmptyLatentImage", 1, width=1024, height=1024)
+    result = sample(g, 2, model[0], texts, latent[0], seed=1)
+    save(g, 3, result[0], base[2], "sdxl")
+    note(g, "SDXL in four steps", [
+        "**lora_name**. Pick the 2, 8 or 16 step file and the steps follow.",
+        "**width, height** near a million pixels, as SDXL was trained.",
+        "**cfg** auto. At 1 the negative prompt is not used and a step costs one evaluation, at more it costs two.",
+    ], _LORA_SETS)  # fmt: skip
+
+
+def sdxl_image_to_image(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    texts = prompts(g, 1, base[1])
+    picture = g.add("LoadImage", 1, image="example.png")
+    scaled = g.add("ImageScaleToTotalPixels", 2, image=picture[0], upscale_method="lanczos", resolution_steps=8)
+    latent = g.add("VAEEncode", 2, wide=240, pixels=scaled[0], vae=base[2])
+    result = sample(g, 3, model[0], texts, latent[0], seed=1, denoise=0.6)
+    save(g, 4, result[0], base[2], "sdxl_image_to_image")
+    note(g, "SDXL image to image", [
+        "**denoise**. It enters inside a phase at that noise level and keeps every later edge: 0.6 of an 8 phase LoRA "
+        "runs 5 steps. 0 returns the picture.",
+        "**lora_name**. More phases give finer choices of denoise; 8 is a good start.",
+        "**cfg** auto is 4 here, with the negative prompt.",
+    ], _LORA_SETS)  # fmt: skip
+
+
+def sdxl_inpaint(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    texts = prompts(g, 1, base[1])
+    picture = g.add("LoadImage", 1, title="Picture (right click: mask editor)", image="example.png")
+    grown = g.add("GrowMask", 2, mask=picture[1], expand=8)
+    shown = g.add("MaskToImage", 2, mask=grown[0])
+    soft = g.add("ImageBlur", 2, image=shown[0], blur_radius=12, sigma=6.0)
+    mask = g.add("ImageToMask", 2, image=soft[0], channel="red")
+    latent = g.add("VAEEncode", 2, pixels=picture[0], vae=base[2])
+    masked = g.add("SetLatentNoiseMask", 2, samples=latent[0], mask=mask[0])
+    result = sample(g, 3, model[0], texts, masked[0], seed=1, denoise=0.9)
+    pictures = g.add("VAEDecode", 4, samples=result[0], vae=base[2])
+    whole = g.add("ImageCompositeMasked", 4, destination=picture[0], source=pictures[0], mask=mask[0])
+    g.add("SaveImage", 5, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
+    note(g, "SDXL inpaint", [
+        "**Mask**. Right click the picture, Open in MaskEditor. It is grown by 8 pixels and blurred, so that the seam "
+        "does not show.",
+        "**denoise** 0.9 keeps some of what was there; 1 ignores it.",
+        "**lora_name**. 8 phases: with 2 the surroundings have too little say.",
+    ], "Outside the mask the pixels of your picture come back unchanged.")  # fmt: skip
+
+
+def sdxl_controlnet(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    texts = prompts(g, 1, base[1])
+    picture = g.add("LoadImage", 1, image="example.png")
+    edges = g.add("Canny", 2, image=picture[0])
+    g.add("PreviewImage", 2, images=edges[0])
+    net = g.add("ControlNetLoader", 2, control_net_name=CANNY)
+    guided = g.add(
+        "ControlNetApplyAdvanced", 3, positive=texts[0][0], negative=texts[1][0], control_net=net[0], image=edges[0],
+        strength=0.7, end_percent=0.8, vae=base[2],
+    )  # fmt: skip
+    latent = g.add("EmptyLatentImage", 3, width=1024, height=1024)
+    first = g.add(
+        "PCMSampler", 4, title="First pass", model=model[0], positive=guided[0], negative=guided[1],
+        latent_image=latent[0], seed=1,
+    )  # fmt: skip
+    larger = g.add("LatentUpscaleBy", 4, samples=first[0], upscale_method="bislerp", scale_by=1.5)
+    second = sample(g, 5, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
+    save(g, 6, second[0], base[2], "sdxl_controlnet")
+    note(g, "SDXL with ControlNet and a second pass", [
+        "**strength, end_percent** of the ControlNet: 0.7 until 0.8, so that the last phases are free.",
+        "**denoise** of the second pass: 0.5 runs the last four of eight phases.",
+        "**scale_by** 1.5. The second pass sharpens what scaling blurred, without the ControlNet.",
+    ], "Both passes use one LoRA and its settings.")  # fmt: skip
+
+
+def sd3_text_to_image(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD3)
+    model = load_lora(g, 0, base[0], SD3_LORA)
+    texts = prompts(g, 1, base[1], negative="")
+    latent = g.add("EmptySD3LatentImage", 1, width=1024, height=1024)
+    result = sample(g, 2, model[0], texts, latent[0], seed=1)
+    save(g, 3, result[0], base[2], "sd3")
+    note(g, "SD3 in four steps", [
+        "**lora_name**. The name says the shift it was trained with, and the model is set to that: shift 3 here.",
+        "**cfg** auto is 1.2, as the authors test it. 1 is faster and softer.",
+        "**strength** 1. A file of your own training without alpha keys is scaled as its authors intend.",
+    ], "The checkpoint is behind a licence page: log in there to download it.")  # fmt: skip
+
+
+def compare_steps(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
+    model = load_lora(g, 0, base[0], SD15_SMALL)
+    texts = prompts(g, 1, base[1])
+    second = g.add("CLIPTextEncode", 1, title="Second prompt", wide=340, clip=base[1],
+                   text="a lighthouse on a cliff, storm, oil painting")  # fmt: skip
+    latent = g.add("EmptyLatentImage", 1, width=512, height=512)
+    inputs = {"models.model_b": base[0], "prompts.positive_2": second[0]}
+    sheet = g.add(
+        "PCMCompare", 2, wide=380, model=model[0], positive=texts[0][0], negative=texts[1][0], latent_image=latent[0],
+        vae=base[2], seed=1, columns="1, 2, 4\nb: euler/simple@4 cfg 7\nb: euler/simple@25 cfg 7 = teacher",
+        row_labels="fox\nlighthouse", **inputs,
+    )  # fmt: skip
+    g.add("SaveImage", 3, wide=640, images=sheet[0], filename_prefix="pcm/compare")
+    g.add("PreviewAny", 3, title="Likeness to the last column", wide=640, source=sheet[1])
+    note(g, "Compare", [
+        "**columns**. A step count, `auto`, or `sampler/scheduler@steps`. `b:` in front takes the model on model_b, "
+        "`cfg 7` and `= name` may follow.",
+        "**models** takes up to eight: other LoRAs (LCM, TCD, Turbo, Lightning) or none. **prompts** and **seeds** "
+        "make rows.",
+        "**The last column** is what the others are measured against. Connect a CLIP vision model for the measure of "
+        "the PCM paper.",
+    ])  # fmt: skip
+
+
+def fast_hunyuan(g: Graph) -> None:
+    model = g.add("UNETLoader", 0, unet_name=FAST_HUNYUAN)
+    clip = g.add("DualCLIPLoader", 0, clip_name1=CLIP_L, clip_name2=LLAVA, type="hunyuan_video")
+    vae = g.add("VAELoader", 0, vae_name=HUNYUAN_VAE)
+    texts = prompts(g, 1, clip[0], "a red fox runs through deep snow, the camera follows", "")
+    latent = g.add("EmptyHunyuanLatentVideo", 1, width=848, height=480, length=49)
+    video(g, 2, model[0], texts, latent[0], vae[0], "hunyuan", preset="FastHunyuan")
+    note(g, "HunyuanVideo in six steps (FastHunyuan)", [
+        "**preset** FastHunyuan: six steps, shift 17, embedded guidance 6, cfg 1. The checkpoint has the distilled "
+        "weights merged in, so no LoRA says this.",
+        "**length** is a multiple of 4 plus 1. 125 frames of 1280 x 720 is what it was trained for.",
+        "**embedded_guidance** (advanced) above 6 makes faster motion.",
+    ])  # fmt: skip
+
+
+def wan_two_experts(g: Graph) -> None:
+    experts = []
+    for weights, lora, name in ((WAN_HIGH, WAN_LORA_HIGH, "high noise"), (WAN_LOW, WAN_LORA_LOW, "low noise")):
+        model = g.add("UNETLoader", 0, title=f"Expert for {name}", unet_name=weights)
+        experts.append(load_lora(g, 1, model[0], lora, f"LoRA for {name}"))
+    clip = g.add("CLIPLoader", 0, clip_name=UMT5, type="wan")
+    vae = g.add("VAELoader", 0, vae_name=WAN_VAE)
+    texts = prompts(g, 2, clip[0], "a red fox runs through deep snow, the camera follows", "static, blurry")
+    latent = g.add("EmptyHunyuanLatentVideo", 2, title="Empty video latent", width=640, height=640, length=81)
+    video(g, 3, experts[0][0], texts, latent[0], vae[0], "wan", second_model=experts[1][0])
+    note(g, "Wan 2.2 with two experts, four steps", [
+        "**second_model** is the low noise expert, with its own LoRA. Both get the same shift.",
+        "**boundary** 875 is moved to the nearest step; the report says where the experts change.",
+        "**length** is a multiple of 4 plus 1. 81 frames is five seconds at 16 per second.",
+    ])  # fmt: skip
+
+
+def animatediff_style(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
+    model = load_lora(g, 0, base[0], SD15_SMALL)
+    texts = prompts(g, 1, base[1])
+    latent = g.add("EmptyLatentImage", 1, title="16 frames", width=512, height=512, batch_size=16)
+    video(g, 2, model[0], texts, latent[0], base[2], "animatediff", frame_noise="mixed", frame_correlation=0.5)
+    note(g, "AnimateDiff-style video", [
+        "**Motion module**. ComfyUI has none of its own: put the loader of AnimateDiff-Evolved between the checkpoint "
+        "and Load PCM LoRA. Without it the frames are a set of related pictures.",
+        "**batch_size** counts the frames.",
+        "**frame_noise, frame_correlation** (advanced): how much of the noise the frames share. 0 is independent.",
+    ], "Motion modules that want the linear beta schedule do not fit a LoRA that was trained on SD's own; the report "
+       "says so.")  # fmt: skip
+
+
+def distil_your_own(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
+    folder = g.add("LoadImageTextDataSetFromFolder", 0, folder="my_pictures")
+    empty = g.add("CLIPTextEncode", 1, title="Empty text", wide=340, clip=base[1], text="")
+    data = g.add("MakeTrainingDataset", 1, images=folder[0], vae=base[2], clip=base[1], texts=folder[1])
+    trained = g.add(
+        "PCMDistillLora", 2, wide=380, model=base[0], latents=data[0], positive=data[1], negative=empty[0], steps=1000
+    )
+    g.add("PCMSaveLora", 3, lora=trained[0], prefix="pcm/my_lora")
+    g.add("LossGraphNode", 3, loss=trained[1], filename_prefix="pcm/loss")
+    note(g, "Distil your own LoRA", [
+        "**folder**. Put pictures of 512 x 512 and a `.txt` with the caption of each into a folder in `input`. "
+        "Pick it. A few hundred will do to begin with: the teacher is the model itself.",
+        "**phases** is the number of steps you will sample in.",
+        "**steps, batch_size**. 1000 steps show whether it works; the authors train for 5000 and more at batch 160.",
+    ], "Cancel at any time: what was trained so far is saved. Load PCM LoRA finds the file after a refresh (R) and "
+       "configures itself.")  # fmt: skip
+
+
+def video(g: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: Link, vae: Link, prefix: str,
+          **settings: object) -> None:  # fmt: skip
+    clip = g.add(
+        "PCMVideoSampler", column, wide=360, model=model, positive=texts[0][0], negative=texts[1][0],
+        latent_image=latent, seed=1, **settings,
+    )  # fmt: skip
+    g.add("PreviewAny", column + 1, title="What was used", source=clip[1])
+    frames = g.add("VAEDecode", column + 1, samples=clip[0], vae=vae)
+    g.add("SaveAnimatedWEBP", column + 2, wide=420, images=frames[0], filename_prefix=f"pcm/{prefix}", fps=16.0)
+
+
+# File stem, which is the title people see, and what draws it.
+WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    "SD1.5 text to image": sd15_text_to_image,
+    "SDXL text to image": sdxl_text_to_image,
+    "SDXL image to image": sdxl_image_to_image,
+    "SDXL inpaint": sdxl_inpaint,
+    "SDXL ControlNet and second pass": sdxl_controlnet,
+    "SD3 text to image": sd3_text_to_image,
+    "HunyuanVideo text to video": fast_hunyuan,
+    "Wan 2.2 text to video": wan_two_experts,
+    "AnimateDiff-style video": animatediff_style,
+    "Compare steps": compare_steps,
+    "Distil your own": distil_your_own,
+}
