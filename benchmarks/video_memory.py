@@ -100,6 +100,7 @@ def main() -> None:
     columns = (("windows", ours, options.window), ("stock windows", stock, options.window), ("whole clip", ours, 0))
     with tempfile.TemporaryDirectory() as folder:
         model = tiny.wan(Path(folder))
+        peak(ours, nodes, model, torch.zeros(1, 16, 1, options.size, options.size), 0)  # what is made once and kept
         last: list[int] = []
         print(f"{'frames':>6} {'latent':>10}" + "".join(f"{name:>16} {'copies':>7}" for name, *_ in columns))
         for frames in options.frames:
