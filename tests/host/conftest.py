@@ -23,7 +23,7 @@ PACK = HERE.parent.parent
 # The stock nodes that the tests compare with or send through.
 EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
-    "perpneg", "flux", "lt", "mask", "cfg", "advanced_samplers", "controlnet", "context_windows",
+    "perpneg", "flux", "lt", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
 )  # fmt: skip
 
 if str(HERE) not in sys.path:

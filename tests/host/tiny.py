@@ -270,13 +270,18 @@ def _direct(
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def _unet(sampling: dict[str, Any] | None = None, model_type: str | None = None) -> Callable[[Path], Tiny]:
+def _unet(
+    sampling: dict[str, Any] | None = None, model_type: str | None = None, levels: tuple[int, ...] = (1,)
+) -> Callable[[Path], Tiny]:
     def make(folder: Path) -> Tiny:
         import comfy.supported_models
 
+        depth = len(levels)
+
         unet = {
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
-            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1], "context_dim": 24,
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "context_dim": 24,
+            "num_res_blocks": [1] * depth, "channel_mult": list(levels), "transformer_depth": [1] * depth,
+            "transformer_depth_output": [1, 1] * depth,
             "transformer_depth_middle": 1, "use_spatial_transformer": True, "adm_in_channels": None, "legacy": False,
             "use_linear_in_transformer": False, "use_checkpoint": False, "use_temporal_attention": False,
             "use_temporal_resblock": False,
@@ -302,6 +307,7 @@ def mochi(folder: Path) -> Tiny:
 
 FACTORIES: dict[str, Callable[[Path], Tiny]] = {
     "eps": _unet(),
+    "eps_deep": _unet(levels=(1, 2, 4)),  # FreeU looks for its channel counts
     "v": _unet(model_type="V_PREDICTION"),
     "v_zsnr": _unet({"zsnr": True}, "V_PREDICTION"),
     "edm": _unet({"sigma_data": 0.5, "sigma_max": 80.0, "sigma_min": 0.002}, "EDM"),
