@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from safetensors.torch import save_file
 
 from demo.client import Client
 from devtools.base import make_base
+from devtools.browser import find_chromium
 from devtools.server import Server
 
 HERE = Path(__file__).resolve().parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +48,34 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def client(server: Server) -> Iterator[Client]:
     with Client(server.url) as connected:
         yield connected
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium. Not for the session: its event loop would be in the way of tests that run one themselves."""
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("No Chromium found; install it or set CHROMIUM to its path.")
+        pytest.skip("no Chromium found; install it or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    """The frontend, ready for work; one page for all tests of a module, each of which loads its own workflow."""
+    opened = browser.new_page(viewport={"width": 1600, "height": 900})
+    opened.goto(server.url)
+    opened.wait_for_function(
+        "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)", timeout=60_000
+    )
+    yield opened
+    opened.close()
 
 
 def bad_loras(folder: Path) -> None:

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Error, Page
 
 from demo.quickstart import SAVE
 from demo.quickstart import WORKFLOW as API_WORKFLOW
 from devtools.base import WORKFLOW
-from devtools.browser import find_chromium
-from devtools.server import Server
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARTIFACTS = ROOT / "artifacts"
 SHIPPED = [WORKFLOW, *sorted((ROOT / "workflows").glob("*.json"))]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = find_chromium()
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("No Chromium found; install it or set CHROMIUM to its path.")
-        pytest.skip("no Chromium found; install it or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser: Any, server: Server) -> Iterator[Page]:
-    """The frontend, ready for work."""
-    opened = browser.new_page(viewport={"width": 1600, "height": 900})
-    opened.goto(server.url)
-    opened.wait_for_function(
-        "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)", timeout=60_000
-    )
-    yield opened
-    opened.close()
 
 
 def load(page: Page, workflow: dict[str, Any]) -> None:
@@ -67,8 +37,6 @@ def test_every_node_of_a_shipped_workflow_resolves(page: Page, path: Path) -> No
     types = {node["type"] for node in workflow["nodes"] + inner}
     known = page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types)")
     assert types <= set(known), f"not registered: {types - set(known)}"
-    errors = page.evaluate("() => window.app.graph._nodes.filter(node => node.has_errors).map(node => node.type)")
-    assert not errors
     screenshot(page, path.stem.replace(" ", "-"))
 
 
@@ -80,7 +48,7 @@ def test_the_browser_would_queue_the_api_form(page: Page) -> None:
     assert {node: queued[node]["inputs"] for node in queued} == {node: expected[node]["inputs"] for node in expected}
 
 
-def test_run_makes_a_picture(page: Page, server: Server) -> None:
+def test_run_makes_a_picture(page: Page) -> None:
     load(page, json.loads(WORKFLOW.read_text("utf-8")))
     try:
         page.get_by_test_id("queue-button").first.click(timeout=10_000)
