@@ -17,7 +17,7 @@ from PIL import Image
 from ..pcm_core.distill import DistillConfig
 from ..pcm_core.errors import PCMError
 from ..pcm_core.phases import MAX_COUNT
-from . import host, host_training
+from . import host_lora, host_training
 from .training import Job, Outcome, metadata_for, run, with_matching_grid, write_lora
 
 _NONE = "[none]"
@@ -72,7 +72,7 @@ class PCMDistillLora(io.ComfyNode):
                                tooltip="Decay of a moving average of the LoRA, which is then the result. 0 for none."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                              tooltip="Of everything that is drawn: the same seed trains the same LoRA."),
-                io.Combo.Input("existing_lora", options=[_NONE, *host.lora_names()], default=_NONE, advanced=True,
+                io.Combo.Input("existing_lora", options=[_NONE, *host_lora.lora_names()], default=_NONE, advanced=True,
                                tooltip="Go on from this LoRA: same rank and targets."),
                 io.String.Input("targets", default="", advanced=True,
                                 tooltip="Parts of module names, separated by commas. Empty: every matrix."),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import comfy.context_windows
@@ -21,13 +20,13 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
-import folder_paths
+import folder_paths as folder_paths  # for host_lora and host_training
 import latent_preview
 import torch
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES, Target
+from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES
 from ..pcm_core.profiles import PCMProfile
 
 CFGGuider = comfy.samplers.CFGGuider
@@ -96,6 +95,35 @@ def stock_sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> Tens
     """What KSampler would walk with one of the host's own schedulers: the last steps of a longer schedule."""
     total = steps if denoise > 0.9999 else int(steps / denoise)
     return comfy.samplers.calculate_sigmas(model_sampling(model), scheduler, total)[-(steps + 1) :]
+
+
+def family_of(model: Any) -> str:
+    """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
+    names = [parent.__name__ for parent in type(model.model).__mro__]
+    if names[0] == "BaseModel":
+        return UNET_FAMILIES.get(model.model.model_config.unet_config.get("context_dim"), "unet")
+    return next((CLASS_FAMILIES[name] for name in names if name in CLASS_FAMILIES), names[0].lower())
+
+
+def flow_shift(model: Any) -> float | None:
+    """The linear timestep shift of a flow model, whichever way the host stores it; ``None`` for other models."""
+    sampling = model_sampling(model)
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+        return math.exp(sampling.shift)
+    return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else None
+
+
+def with_flow_shift(model: Any, shift: float) -> Any:
+    """A clone of a flow model with that linear shift, in the class of sampling it already has."""
+    current = model_sampling(model)
+    sampling = type(current)(model.model.model_config)
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+        sampling.set_parameters(shift=math.log(shift))
+    else:
+        sampling.set_parameters(shift=shift, multiplier=current.multiplier)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    return clone
 
 
 def attach_profile(model: Any, profile: PCMProfile) -> Any:
@@ -284,95 +312,3 @@ def _append(name: str, *lists: list[str]) -> None:
     for names in lists:
         if name not in names:
             names.append(name)
-
-
-# LoRA: files, what a model's weights are called, and the patching itself.
-
-
-def lora_names() -> list[str]:
-    """Files in the loras folders that are safe to open."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith((".safetensors", ".sft"))]
-
-
-def lora_path(name: str) -> Path:
-    """The file behind a name of ``lora_names``.
-
-    Raises:
-        PCMError: if the name leaves the loras folders or there is no such file.
-    """
-    found = folder_paths.get_full_path("loras", name)
-    inside = not Path(name).is_absolute() and ".." not in Path(name.replace("\\", "/")).parts
-    if found is None or not inside:
-        raise PCMError(f'There is no LoRA "{name}".', "a file in one of the loras folders.", "Pick it from the list.")
-    return Path(found)
-
-
-def family_of(model: Any) -> str:
-    """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
-    names = [parent.__name__ for parent in type(model.model).__mro__]
-    if names[0] == "BaseModel":
-        return UNET_FAMILIES.get(model.model.model_config.unet_config.get("context_dim"), "unet")
-    return next((CLASS_FAMILIES[name] for name in names if name in CLASS_FAMILIES), names[0].lower())
-
-
-def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
-    """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight."""
-    shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
-    targets: dict[str, Target] = {}
-    for alias, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
-        key, *rest = (target,) if isinstance(target, str) else target
-        rows = rest[0][1:] if rest and rest[0] is not None else None
-        targets[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
-    return targets, shapes
-
-
-def patch_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
-    """A clone with a normalised LoRA, by the host's own loader; quantised and offloaded models keep their weights.
-
-    Raises:
-        PCMError: if the host did not take every update.
-    """
-    if _keeps_weights(model):
-        return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    patched = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    taken = {key for key, patches in patched.patches.items() if len(patches) > len(model.patches.get(key, ()))}
-    wanted = {
-        key.removesuffix(f".{part}") for key in tensors for part in ("lora_up.weight", "diff") if key.endswith(part)
-    }
-    if missed := sorted(stem for stem in wanted if not {stem, f"{stem}.weight"} & taken):
-        raise PCMError(
-            f"The host left {len(missed)} of {len(wanted)} updates out, {missed[0]} first.",
-            "every update applied.",
-            "Please report this with the name of the LoRA and the model.",
-        )
-    return patched
-
-
-def _keeps_weights(model: Any) -> bool:
-    """Whether merging would requantise weights or copy offloaded ones. One LoRA only: the host's hooks do not stack."""
-    if model.get_injections("bypass_lora"):
-        return False
-    quantised = getattr(model.model.model_config, "quant_config", None) is not None
-    device = model.load_device
-    return quantised or (device.type != "cpu" and model.model_size() > comfy.model_management.get_total_memory(device))
-
-
-def flow_shift(model: Any) -> float | None:
-    """The linear timestep shift of a flow model, whichever way the host stores it; ``None`` for other models."""
-    sampling = model_sampling(model)
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
-        return math.exp(sampling.shift)
-    return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else None
-
-
-def with_flow_shift(model: Any, shift: float) -> Any:
-    """A clone of a flow model with that linear shift, in the class of sampling it already has."""
-    current = model_sampling(model)
-    sampling = type(current)(model.model.model_config)
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
-        sampling.set_parameters(shift=math.log(shift))
-    else:
-        sampling.set_parameters(shift=shift, multiplier=current.multiplier)
-    clone = model.clone()
-    clone.add_object_patch("model_sampling", sampling)
-    return clone

@@ -15,8 +15,9 @@ from comfy_api.latest import io
 from ..pcm_core import lora
 from ..pcm_core.errors import PCMError
 from ..pcm_core.lora_report import LoraReport
+from ..pcm_core.profile_checks import loading_mistakes
 from ..pcm_core.profiles import PCMProfile, profile_for
-from . import host
+from . import host, host_lora
 
 
 class PCMLoraLoader(io.ComfyNode):
@@ -32,7 +33,8 @@ class PCMLoraLoader(io.ComfyNode):
                             "few step", "4 step"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model the LoRA is for."),
-                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A .safetensors file in models/loras."),
+                io.Combo.Input("lora_name", options=host_lora.lora_names(),
+                               tooltip="A .safetensors file in models/loras."),
                 io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.01,
                                tooltip="1 is what its authors intend, also for files that others load at 0.125."),
                 io.Boolean.Input("allow_partial", default=False, advanced=True,
@@ -46,27 +48,30 @@ class PCMLoraLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_: Any) -> tuple[str, int, int]:
-        stat = host.lora_path(lora_name).stat()
+        stat = host_lora.lora_path(lora_name).stat()
         return lora_name, stat.st_mtime_ns, stat.st_size
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:
         if not math.isfinite(strength):
             raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
-        path = host.lora_path(lora_name)
+        path = host_lora.lora_path(lora_name)
         profile = profile_for(path)
         _refuse(model, path.name, profile)
         tensors, metadata = lora.read_lora(path)
-        targets, shapes = host.lora_targets(model)
+        targets, shapes = host_lora.lora_targets(model)
         tensors, report = lora.normalise(
             tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
             profile=profile, allow_partial=allow_partial,
         )  # fmt: skip
         factor, notes = _strength(profile, report, strength)
-        patched = host.patch_lora(model, tensors, strength * factor)
+        patched = host_lora.patch_lora(model, tensors, strength * factor)
         if profile.known:
             patched, profile, more = _configure(patched, profile)
             notes += more
+            for mistake in loading_mistakes(profile, path.name, report.family, host_lora.model_facts(model), strength):
+                logging.warning("Load PCM LoRA: %s", mistake)
+                notes.append(mistake)
         elif (kept := host.profile_of(model)) is not None:
             profile = kept
             notes.append(f"No few-step LoRA known to this pack; the settings of {kept.family} stay in force.")

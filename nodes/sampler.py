@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
+from ..pcm_core.profile_checks import sampling_mistakes
 from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.sampling import gamma_to_determinism, sample_pcm
+from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, sample_pcm
 from . import host, widgets
 from .guider import phase_guider
 from .plan import make_plan, window
@@ -42,6 +44,7 @@ def sample_phased(
     """
     patcher = host.patcher_of(model)
     flow, table = host.is_flow(patcher), host.sigma_table(patcher)
+    _warn(patcher, sigmas, table, getattr(model.inner_model, "cfg", None))
     samples = sample_pcm(
         model,
         x,
@@ -59,11 +62,23 @@ def sample_phased(
     return samples
 
 
+def _warn(model: Any, sigmas: Tensor, table: Tensor, cfg: float | None) -> None:
+    """Say in the log what people usually get wrong with this kind of LoRA."""
+    profile = host.profile_of(model)
+    if profile is None or not profile.known:
+        return
+    shift = host.flow_shift(model)
+    for mistake in sampling_mistakes(profile, sigmas.tolist(), table.tolist(), cfg=cfg, shift=shift):
+        logging.warning("PCM Sampler: %s", mistake)
+
+
 def _rates(model: Any, sigmas: Tensor, table: Tensor, determinism: float, gamma: float) -> float | tuple[float, ...]:
     """r of Eq. 44 from the widgets, else from the profile; at most one of the widgets is set."""
     check_noise(determinism, gamma)
     if determinism == _UNSET and gamma == _UNSET:
         profile = host.profile_of(model) or PCMProfile()
+        if profile.ancestral:
+            return ancestral_to_determinism(sigmas, flow=host.is_flow(model))
         determinism, gamma = profile.determinism, _UNSET if profile.gamma is None else profile.gamma
     return determinism if gamma == _UNSET else gamma_to_determinism(gamma, sigmas, table)
 

@@ -153,6 +153,20 @@ def gamma_to_determinism(gamma: float, sigmas: Tensor, table: Tensor) -> tuple[f
     return tuple(rates)
 
 
+def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]:
+    """An ancestral step with eta 1 as r of Eq. 44, one value per step of ``sigmas`` [N + 1].
+
+    k-diffusion's ancestral step goes down to ``d = s^2 / sigma`` and renoises to s: ``r = (s / sigma)^2``. The flow
+    form (``sample_euler_ancestral_RF`` of the host) keeps x on the path: ``r = ((1 - s) / (1 - d) * d / s)^2``.
+    """
+    levels: list[float] = sigmas.detach().flatten().tolist()
+    rates: list[float] = []
+    for sigma, lower in itertools.pairwise(levels):
+        down = lower * lower / sigma
+        rates.append(1.0 if lower <= 0 else ((1 - lower) / (1 - down) * down / lower if flow else lower / sigma) ** 2)
+    return tuple(rates)
+
+
 def check_sigmas(sigmas: Tensor) -> list[float]:
     """Sigmas as Python floats; an empty schedule means nothing to do.
 

@@ -18,6 +18,7 @@ from pcm_core.profiles import (
     profile_from_name,
     profile_to_metadata,
 )
+from pcm_core.sampling import ancestral_to_determinism
 
 # pcm.md 4.4: name, base, phases, steps, cfg, cfg range, determinism, shift
 RELEASED = [
@@ -267,3 +268,15 @@ def test_metadata_beats_the_name_and_unknown_is_an_answer(tmp_path):
     other = tmp_path / "unnamed.safetensors"
     save_file({"a": torch.ones(1)}, other)
     assert profile_for(other) == PCMProfile() and not profile_for(other).known
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "flow", "rates"),
+    [  # fewstep.md 0.1
+        ((14.614641, 8.302800, 5.087763, 3.321083, 0.0), False, (0.32275, 0.37549, 0.42609, 1.0)),
+        ((1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0), True,
+         (0.24844, 0.44072, 0.55716, 0.63349, 0.30991, 0.26993, 0.19879, 1.0)),
+    ],
+)  # fmt: skip
+def test_ancestral_steps(sigmas, flow, rates):
+    assert ancestral_to_determinism(torch.tensor(sigmas), flow=flow) == pytest.approx(rates, abs=2e-5)

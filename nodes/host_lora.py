@@ -1,0 +1,89 @@
+"""What Load PCM LoRA asks of ComfyUI: the files, what a model's weights are called, and the patching itself.
+
+Part of ``host``: it reaches ComfyUI through that file, which alone imports it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..pcm_core.errors import PCMError
+from ..pcm_core.lora_keys import Target
+from ..pcm_core.profile_checks import ModelFacts
+from .host import comfy, family_of, folder_paths
+
+
+def lora_names() -> list[str]:
+    """Files in the loras folders that are safe to open."""
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith((".safetensors", ".sft"))]
+
+
+def lora_path(name: str) -> Path:
+    """The file behind a name of ``lora_names``.
+
+    Raises:
+        PCMError: if the name leaves the loras folders or there is no such file.
+    """
+    found = folder_paths.get_full_path("loras", name)
+    inside = not Path(name).is_absolute() and ".." not in Path(name.replace("\\", "/")).parts
+    if found is None or not inside:
+        raise PCMError(f'There is no LoRA "{name}".', "a file in one of the loras folders.", "Pick it from the list.")
+    return Path(found)
+
+
+def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
+    """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight."""
+    shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
+    targets: dict[str, Target] = {}
+    for alias, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        key, *rest = (target,) if isinstance(target, str) else target
+        rows = rest[0][1:] if rest and rest[0] is not None else None
+        targets[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
+    return targets, shapes
+
+
+def patch_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
+    """A clone with a normalised LoRA, by the host's own loader; quantised and offloaded models keep their weights.
+
+    Raises:
+        PCMError: if the host did not take every update.
+    """
+    if _keeps_weights(model):
+        return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0.0)[0]
+    patched = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
+    taken = {key for key, patches in patched.patches.items() if len(patches) > len(model.patches.get(key, ()))}
+    wanted = {
+        key.removesuffix(f".{part}") for key in tensors for part in ("lora_up.weight", "diff") if key.endswith(part)
+    }
+    if missed := sorted(stem for stem in wanted if not {stem, f"{stem}.weight"} & taken):
+        raise PCMError(
+            f"The host left {len(missed)} of {len(wanted)} updates out, {missed[0]} first.",
+            "every update applied.",
+            "Please report this with the name of the LoRA and the model.",
+        )
+    return patched
+
+
+def _keeps_weights(model: Any) -> bool:
+    """Whether merging would requantise weights or copy offloaded ones. One LoRA only: the host's hooks do not stack."""
+    if model.get_injections("bypass_lora"):
+        return False
+    quantised = getattr(model.model.model_config, "quant_config", None) is not None
+    device = model.load_device
+    return quantised or (device.type != "cpu" and model.model_size() > comfy.model_management.get_total_memory(device))
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """What gives away that a LoRA is on the wrong model."""
+    loader = getattr(model, "cached_patcher_init", None)
+    source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
+    kind = model.model.model_config.unet_config.get("model_type")
+    return ModelFacts(
+        family=family_of(model),
+        file=Path(source).name,
+        dtype=str(model.model.get_dtype()).removeprefix("torch."),
+        image_input={"i2v": True, "t2v": False}.get(kind) if isinstance(kind, str) else None,
+    )

@@ -1,0 +1,126 @@
+"""Mistakes people make with few-step LoRAs, as far as model, LoRA and settings give them away; one sentence each.
+
+The list is what users of these families report again and again (wrong shift, cfg above 1, the other expert, steps off
+the list). Nothing here stops a run: the settings may be meant.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .lora_keys import FAMILY_NAMES
+from .profiles import PCMProfile
+
+# Relative difference above which two noise levels are not the same one rounded.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the checks need to know of a model.
+
+    Attributes:
+        family: base family, as ``PCMProfile.base``.
+        file: name of the file it was loaded from, if known.
+        dtype: of its weights, ``float8_e4m3fn``, ...
+        image_input: whether it takes a start image; ``None`` if that cannot be told.
+    """
+
+    family: str = ""
+    file: str = ""
+    dtype: str = ""
+    image_input: bool | None = None
+
+
+def loading_mistakes(profile: PCMProfile, lora: str, lora_family: str, model: ModelFacts, strength: float) -> list[str]:
+    """What is wrong with putting this LoRA on this model.
+
+    Args:
+        profile: of the LoRA.
+        lora: its file name.
+        lora_family: base family found in its keys.
+        model: what it is loaded on.
+        strength: what the user typed.
+    """
+    found: list[str] = []
+    if profile.base in FAMILY_NAMES and lora_family in FAMILY_NAMES and profile.base != lora_family:
+        theirs, name = FAMILY_NAMES[lora_family], FAMILY_NAMES[profile.base]
+        found.append(f"The name says {name}, the tensors are for {theirs}: is this file what its name says?")
+    side = _expert(model.file)
+    if profile.expert and side and profile.expert != side:
+        found.append(f"This LoRA is for the {profile.expert}-noise expert; the model is {model.file}.")
+    if profile.family == "LightX2V-Wan2.1" and side == "high" and re.search(r"wan.?2[._]?2", model.file, re.I):
+        found.append("A Wan 2.1 LoRA is weak on the high-noise model of Wan 2.2; people use strength 1.5 to 3 there.")
+    wants_image = _takes_image(lora)
+    if wants_image is not None and model.image_input is not None and wants_image != model.image_input:
+        kinds = {True: "image-to-video", False: "text-to-video"}
+        found.append(f"This is a LoRA for {kinds[wants_image]} on a model for {kinds[model.image_input]}.")
+    if profile.base == "qwen-image" and "bf16" in lora.lower() and model.dtype == "float8_e4m3fn":
+        found.append("A bf16 LoRA on plain fp8 weights shows a grid; use a scaled fp8 model or the fp8 version.")
+    if profile.strength != 1 and math.isclose(strength, profile.strength):
+        found.append(
+            f"strength {strength:g} comes on top of the {profile.strength:g} that this family is made for; use 1."
+        )
+    return found
+
+
+def sampling_mistakes(
+    profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float], *, cfg: float | None, shift: float | None
+) -> list[str]:
+    """What is wrong with sampling this way.
+
+    Args:
+        profile: of the LoRA on the model.
+        sigmas: the schedule that runs.
+        table: the model's ascending sigma table.
+        cfg: guidance of the first step, if known.
+        shift: the model's linear shift; ``None`` for models without one.
+    """
+    found: list[str] = []
+    low, high = profile.cfg_range
+    if cfg is not None and cfg > max(high, 1.0) * 1.001:
+        found.append(
+            f"cfg is {cfg:g}, and {profile.family} is made for {_range(low, high)}: it burns and takes longer."
+        )
+    elif cfg is not None and cfg < low * 0.999:
+        found.append(f"cfg is {cfg:g}, and {profile.family} is made for {_range(low, high)}: prompts count for little.")
+    if profile.shift is not None and shift is not None and abs(shift / profile.shift - 1) > TOLERANCE:
+        found.append(f"The model's shift is {shift:.4g}, and {profile.family} is made for {profile.shift:g}.")
+    if len(sigmas) > 1 and math.isclose(sigmas[0], table[-1], rel_tol=TOLERANCE):
+        found += _schedule_mistakes(profile, sigmas, table)
+    return found
+
+
+def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float]) -> list[str]:
+    """Steps and noise levels of a full denoise against the family's own."""
+    steps = len(sigmas) - 1
+    fixed = profile.resolved(table).sigmas
+    wanted = profile.phases or (None if fixed is None else len(fixed) - 1)
+    if wanted is not None and steps != wanted:
+        return [f"{steps} steps, and {profile.family} is made for exactly {wanted}."]
+    if profile.family == "Z-Image-Turbo" and steps == 9:
+        return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
+    own = fixed or tuple(profile.schedule(steps).sigmas(torch.tensor(table)).tolist())
+    worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))
+    if worst <= TOLERANCE:
+        return []
+    return [f"The sigmas are up to {worst:.0%} off those {profile.family} is made for; use the PCM Phase Scheduler."]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _expert(name: str) -> str:
+    match = re.search(r"(high|low)[-_ ]?noise|[-_](high|low)[-_.]", name, re.IGNORECASE)
+    return (match[1] or match[2]).lower() if match else ""
+
+
+def _takes_image(name: str) -> bool | None:
+    match = re.search(r"(i2v|ti2v|t2v)", name, re.IGNORECASE)
+    return None if match is None or match[1].lower() == "ti2v" else match[1].lower() == "i2v"

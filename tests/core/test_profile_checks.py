@@ -1,0 +1,106 @@
+"""Every known mistake produces its one line, and right settings none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pcm_core.profile_checks import ModelFacts, loading_mistakes, sampling_mistakes
+from pcm_core.profiles import profile_from_name
+
+HIGH = ModelFacts(file="wan2.2_t2v_high_noise_14B_fp8.safetensors", image_input=False)
+IMAGE = ModelFacts(file="wan2.1_i2v_480p.safetensors", image_input=True)
+EIGHT = (999, 874, 749, 624, 499, 374, 249, 124)
+FLOW = [(i + 1) / 1000 for i in range(1000)]
+
+
+def of(name):
+    profile = profile_from_name(name)
+    assert profile is not None
+    return profile
+
+
+def shifted(shift, us):
+    return [shift * u / (1 + (shift - 1) * u) for u in us]
+
+
+LOADING = [
+    ("sdxl_lightning_4step_lora", "sd15", ModelFacts(family="sd15"), 1.0, "name says SDXL, the tensors are"),
+    ("wan2.2_t2v_lightx2v_4steps_lora_v1_low_noise", "wan", HIGH, 1.0,
+     "for the low-noise expert"),
+    ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32", "wan", HIGH, 1.0,
+     "weak on the high-noise model"),
+    ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32", "wan", IMAGE, 1.0,
+     "for text-to-video on a model for image-to-video"),
+    ("lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16", "wan", ModelFacts(image_input=False), 1.0,
+     "for image-to-video on a model for text-to-video"),
+    ("Qwen-Image-Lightning-4steps-V1.0-bf16", "qwen-image", ModelFacts(dtype="float8_e4m3fn"), 1.0, "shows a grid"),
+    ("Hyper-FLUX.1-dev-8steps-lora", "flux1", ModelFacts(), 0.125, "comes on top"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LOADING, ids=lambda row: row[-1])
+def test_loading(row):
+    name, family, model, strength, message = row
+    (found,) = loading_mistakes(of(name), name, family, model, strength)
+    assert message in found and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "model"),
+    [
+        ("pcm_sdxl_smallcfg_4step", "sdxl", ModelFacts(family="sdxl", file="sd_xl_base_1.0.safetensors")),
+        ("wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise", "wan", HIGH),
+        ("lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16", "wan", IMAGE),
+        ("Qwen-Image-Lightning-4steps-V1.0-bf16", "qwen-image", ModelFacts(dtype="bfloat16")),
+    ],
+)  # fmt: skip
+def test_loading_as_intended(name, family, model):
+    assert loading_mistakes(of(name), name, family, model, 1.0) == []
+
+
+SAMPLING = [
+    ("sdxl_lightning_4step_lora", (999, 749, 499, 249), 7.0, None, "cfg is 7"),
+    ("pcm_sdxl_normalcfg_8step", EIGHT, 1.0, None, "made for 3 to 6: prompts count"),
+    ("sdxl_lightning_4step_lora", EIGHT, 1.0, None, "8 steps, and SDXL-Lightning is made for exactly 4"),
+    ("pcm_sdxl_smallcfg_4step", (999, 687, 146, 1), 1.0, None, "% off those PCM"),  # karras
+    ("dmd2_sdxl_4step_lora", (999, 759, 499, 259), 1.0, None, "% off those DMD2"),  # the LCM grid
+    ("lcm-lora-sdxl", (999, 666, 333, 0), 1.0, None, "% off those LCM-LoRA"),  # normal
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SAMPLING, ids=lambda row: row[-1])
+def test_sampling(row, sd_table):
+    name, timesteps, cfg, shift, message = row
+    sigmas = [float(sd_table[t]) for t in timesteps] + [0.0]
+    (found,) = sampling_mistakes(of(name), sigmas, sd_table.tolist(), cfg=cfg, shift=shift)
+    assert message in found and "\n" not in found
+
+
+def test_wrong_shift_and_lists():
+    quarters = (1, 0.75, 0.5, 0.25, 0)
+    lightx2v = of("wan2.1_t2v_14b_lora_rank64_lightx2v_4step")
+    at_8, at_5 = shifted(8, FLOW), shifted(5, FLOW)
+    found = sampling_mistakes(lightx2v, shifted(8, quarters), at_8, cfg=1.0, shift=8.0)
+    assert found == ["The model's shift is 8, and LightX2V-Wan2.1 is made for 5."]
+    assert sampling_mistakes(lightx2v, shifted(5, quarters), at_5, cfg=1.0, shift=5.0) == []
+    found = sampling_mistakes(of("ltx-2-19b-distilled-lora-384"), shifted(5, quarters), at_5, cfg=1.0, shift=None)
+    assert found == ["4 steps, and LTX-2-distilled is made for exactly 8."]
+    nine = shifted(3, [1 - i / 9 for i in range(10)])
+    (found,) = sampling_mistakes(of("z_image_turbo_bf16"), nine, shifted(3, FLOW), cfg=1.0, shift=3.0)
+    assert "idle call" in found
+
+
+def test_part_of_a_schedule_is_no_mistake(sd_table):
+    profile = of("pcm_sdxl_smallcfg_4step")
+    assert sampling_mistakes(profile, [2.3, 1.61, 0.693, 0.0], sd_table.tolist(), cfg=1.0, shift=None) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pcm_sd15_smallcfg_8step", "lcm-lora-sdxl", "sdxl_tdd_lora_weights", "Hyper-SD15-8steps-lora", "dmd2_sdxl_1step"],
+)
+def test_own_settings_are_no_mistake(name, sd_table):
+    profile = of(name)
+    own = profile.resolved(sd_table.tolist()).sigmas or tuple(profile.schedule().sigmas(sd_table).tolist())
+    assert sampling_mistakes(profile, own, torch.Tensor(sd_table).tolist(), cfg=profile.cfg, shift=None) == []
