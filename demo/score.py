@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 from pcm_core.phases import eval_timesteps
@@ -108,9 +107,14 @@ def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """Frechet distance of two Gaussians given as mean and covariance."""
-    root = sqrtm(a[1] @ b[1])
-    return float(np.square(a[0] - b[0]).sum() + np.trace(a[1] + b[1] - 2 * np.real(root)))
+    """Frechet distance of two Gaussians given as mean and covariance.
+
+    The trace of ``sqrt(A B)`` is that of ``sqrt(sqrt(A) B sqrt(A))``, which stays real when a feature never fires.
+    """
+    values, vectors = np.linalg.eigh(a[1])
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b[1] @ root).clip(min=0)).sum()
+    return float(np.square(a[0] - b[0]).sum() + np.trace(a[1]) + np.trace(b[1]) - 2 * cross)
 
 
 def crispness(pictures: Tensor) -> Tensor:
