@@ -126,17 +126,18 @@ def with_guidance(conditioning: Any, value: float, *, override: bool) -> Any:
     ]
 
 
-def check_images(conditioning: Any, frames: int) -> None:
-    """Refuse image-to-video conditioning that was made for a clip of another length.
+def check_images(setup: Setup, conditioning: Any, clip: torch.Size) -> None:
+    """Refuse image-to-video conditioning that was made for a clip of another length, where the model cannot pad it.
 
     Raises:
         PCMError: see above.
     """
-    for _, values in conditioning:
+    takes_images = setup.model.model.model_config.unet_config.get("in_dim") != clip[1]
+    for _, values in conditioning if setup.family.whole_images and takes_images else ():
         image = values.get("concat_latent_image")
-        if image is not None and image.ndim == 5 and image.shape[2] != frames:
+        if image is not None and image.ndim == 5 and image.shape[2] != clip[2]:
             raise PCMError(
-                f"The latent has {frames} latent frames, the image conditioning has {image.shape[2]}.",
+                f"The latent has {clip[2]} latent frames, the image conditioning has {image.shape[2]}.",
                 "one length.",
                 "Connect the latent that the image-to-video node puts out.",
             )
@@ -235,8 +236,8 @@ class PCMVideoSampler(io.ComfyNode):
         if twin is not None:
             twin = with_windows(twin, window, overlap, nested=len(parts) > 1)
         latent = host.fix_latent(setup.model, latent_image)
-        frames = host.parts(latent["samples"])[0].shape[setup.family.frames_axis]
-        setup, positive, negative = condition(setup, positive, negative, frames, embedded_guidance)
+        shape = host.parts(latent["samples"])[0].shape
+        setup, positive, negative = condition(setup, positive, negative, shape, embedded_guidance)
         plan = make_plan(setup.model, steps=steps, denoise=denoise)
         stages, moved = split_experts(setup, twin, plan, steps, boundary)
         plan = replace(plan, notes=setup.notes + plan.notes + moved).report(_NODE)
@@ -264,18 +265,18 @@ def run(
     return result
 
 
-def condition(setup: Setup, positive: Any, negative: Any, frames: int, guidance: float) -> tuple[Setup, Any, Any]:
+def condition(setup: Setup, positive: Any, negative: Any, clip: torch.Size, guidance: float) -> tuple[Setup, Any, Any]:
     """Embedded guidance where the family takes it.
 
     Args:
-        frames: latent frames of the clip.
+        clip: shape of the video latent.
         guidance: asked for, or -1.
 
     Raises:
         PCMError: if the guidance is no number of at least 0, or the conditioning is for a clip of another length.
     """
     for conditioning in (positive, negative):
-        check_images(conditioning, frames)
+        check_images(setup, conditioning, clip)
     asked = guidance != _UNSET
     if asked and not 0 <= guidance < math.inf:  # also refuses NaN
         raise PCMError(f"embedded_guidance is {guidance}.", "a number of at least 0, or -1.", "Use -1.")

@@ -28,6 +28,7 @@ class Setup:
     notes: tuple[str, ...] = ()
 
     def noted(self, *notes: str) -> Setup:
+        """With more to report."""
         return replace(self, notes=self.notes + notes)
 
 

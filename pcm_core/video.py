@@ -32,6 +32,7 @@ class VideoFamily:
     frames_axis: int = 2
     stride: int = 1
     embedded_guidance: bool = False
+    whole_images: bool = False
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
     default: str = ""
     uniform: Sequence[str] = ()

@@ -190,6 +190,13 @@ def test_image_conditioning_of_another_length_is_refused(lab):
         lab.run("wan_i2v", positive=conds)
 
 
+def test_shorter_image_conditioning_is_padded_where_the_host_does_that(lab):
+    image = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for name in ("hunyuan_i2v", "wan"):  # the second takes no images
+        conds = [[text, {**more, "concat_latent_image": image}] for text, more in lab[name].positive]
+        assert lab.run(name, positive=conds)[0]["samples"].isfinite().all()
+
+
 # Presets, shift, guidance
 
 
@@ -526,3 +533,63 @@ def test_shift_on_a_model_without_one_is_refused(lab):
 def test_cogvideo_is_refused(lab):
     with pytest.raises(lab.errors.PCMError, match="image model, or a video model that is not listed"):
         lab.run("cogvideo")
+
+
+# In a prompt
+
+
+@pytest.fixture
+def graph(lab):
+    """A prompt around the node as it is when dropped on the canvas; two nodes stand for loaders and the end."""
+    tiny, nodes, kept = lab["wan"], lab.host.nodes.NODE_CLASS_MAPPINGS, []
+
+    class TestVideoStart:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CONDITIONING", "LATENT"), "make", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {}}
+
+        def make(self):
+            return tiny.model, tiny.positive, tiny.latent()
+
+    class TestVideoEnd:
+        RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "keep", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"latent": ("LATENT",), "report": ("STRING", {"forceInput": True})}}
+
+        def keep(self, latent, report):
+            kept.append((latent, report))
+            return {}
+
+    def prompt(**inputs):
+        required = nodes["PCMVideoSampler"].INPUT_TYPES()["required"]
+        widgets = {n: o[0]["default"] for n, (_, *o) in required.items() if o and "default" in o[0]}
+        links = {"model": ["a", 0], "positive": ["a", 1], "negative": ["a", 1], "latent_image": ["a", 2]}
+        return {
+            "a": {"class_type": "TestVideoStart", "inputs": {}},
+            "b": {"class_type": "PCMVideoSampler", "inputs": {**widgets, **links, **inputs}},
+            "c": {"class_type": "TestVideoEnd", "inputs": {"latent": ["b", 0], "report": ["b", 1]}},
+        }
+
+    added = {"TestVideoStart": TestVideoStart, "TestVideoEnd": TestVideoEnd}
+    nodes.update(added)
+    yield prompt, kept
+    for name in added:
+        del nodes[name]
+
+
+def test_a_prompt_runs_and_one_refused_leaves_the_next_alone(lab, graph):
+    prompt, kept = graph
+    for inputs in ({}, {"second_model": ["a", 0], "window": 12}, {"second_model": ["a", 0]}):
+        executor = lab.host.run_prompt(prompt(**inputs))
+        refused = inputs.get("window") == 12
+        assert executor.success != refused, executor.status_messages
+        errors = [data for event, data in executor.status_messages if event == "execution_error"]
+        assert [data["exception_message"].strip() for data in errors] == [
+            "window is 12. Expected: Wan has clips of 4n + 1 pictures. Use 13."
+        ] * refused
+    assert len(kept) == 2 and lab.same(kept[0][0], kept[1][0])
+    assert "second expert" in kept[1][1]
