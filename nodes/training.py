@@ -19,9 +19,11 @@ from ..pcm_core import distill, lora
 from ..pcm_core.errors import PCMError
 from ..pcm_core.phases import build_schedule
 from ..pcm_core.sampling import sample_pcm
-from . import host, host_training
+from . import host, host_lora, host_training
 from .host_training import Conditioning
 from .loss_plot import draw_loss
+
+Watcher = Callable[[distill.StepReport], None]
 
 _FEATURE_BLOCKS = 9  # as many as the official SD 1.5 discriminator looks at
 _HEAD_CHANNELS = 64
@@ -125,11 +127,22 @@ class Outcome:
     picture: Image.Image | None = None
 
 
-def run(job: Job, metadata: Callable[[int], dict[str, str]]) -> Outcome:
+def run(
+    job: Job,
+    metadata: Callable[[int], dict[str, str]],
+    *,
+    watch: Callable[[Session], Watcher] | None = None,
+    processes: distill.Processes | None = None,
+    rescue: bool = True,
+) -> Outcome:
     """Train.
 
     Args:
         metadata: the file's metadata after a number of steps.
+        watch: is given the session before its first step, may load a checkpoint into its trainer, and returns what to
+            call after every step.
+        processes: this process among others that run the same job.
+        rescue: whether to write what was trained when the run is cut short.
 
     Raises:
         PCMError: if the loss diverged or the LoRA to go on from does not fit. Whatever ends the run early, what was
@@ -138,11 +151,13 @@ def run(job: Job, metadata: Callable[[int], dict[str, str]]) -> Outcome:
     outcome = Outcome()
 
     def body(guider: Any, extra_args: dict[str, Any]) -> None:
-        session = _Session(job, guider, extra_args)
+        session = Session(job, guider, extra_args, processes)
+        if watch is not None:
+            session.watchers.append(watch(session))
         try:
             session.run()
         except Exception as error:
-            if session.trainer.step_number:
+            if rescue and session.trainer.step_number:
                 name = _rescue(session.lora(metadata))
                 if isinstance(error, PCMError):
                     raise PCMError(error.found, error.expected, f"{error.action} Saved as {name}.") from error
@@ -162,10 +177,10 @@ def _rescue(trained: TrainedLora) -> str:
     return name
 
 
-class _Session:
+class Session:
     """One run on a loaded model."""
 
-    def __init__(self, job: Job, guider: Any, extra_args: dict[str, Any]) -> None:
+    def __init__(self, job: Job, guider: Any, extra_args: dict[str, Any], processes: distill.Processes | None) -> None:
         base = guider.inner_model
         self.job, self.base, self.root = job, base, base.diffusion_model
         self.device = job.model.load_device
@@ -182,8 +197,9 @@ class _Session:
         self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
         self.trainer = distill.Trainer(
             self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
-            adversary=self._adversary(generator),
+            adversary=self._adversary(generator), processes=processes,
         )  # fmt: skip
+        self.watchers: list[Watcher] = [self._after_step]
         self.progress = host_training.Progress(job.config.steps)
         self.decode = host_training.previewer(job.model)
         self.grid: Image.Image | None = None
@@ -213,7 +229,12 @@ class _Session:
             if self.job.checkpointing:
                 stack.enter_context(self.adapters.checkpointed(self.root))
             host.check_interrupted()
-            self.trainer.run(self._after_step)
+            self.trainer.run(self._tell)
+
+    def _tell(self, report: distill.StepReport) -> None:
+        for watcher in self.watchers:
+            watcher(report)
+        host.check_interrupted()
 
     def _after_step(self, report: distill.StepReport) -> None:
         steps, every = self.job.config.steps, self.job.preview_every
@@ -224,7 +245,6 @@ class _Session:
             report.step == steps or report.step % max(1, steps // _CURVES) == 0 or (every and report.step % every == 0)
         )
         self.progress.show(report.step, self.picture() if due else None)
-        host.check_interrupted()
 
     def picture(self) -> Image.Image:
         return draw_loss(self.trainer.losses, self.job.config.steps, self.grid)
@@ -255,8 +275,8 @@ class _Session:
 
 
 def _existing(model: Any, name: str) -> dict[str, Tensor]:
-    tensors, metadata = lora.read_lora(host.lora_path(name))
-    targets, shapes = host.lora_targets(model)
+    tensors, metadata = lora.read_lora(host_lora.lora_path(name))
+    targets, shapes = host_lora.lora_targets(model)
     family = host.family_of(model)
     return lora.normalise(tensors, targets, shapes, metadata=metadata, name=name, model_family=family)[0]
 
@@ -265,7 +285,7 @@ def metadata_for(model: Any, config: distill.DistillConfig, existing: str | None
     """The metadata of the finished file, as a function of the steps taken; earlier steps of ``existing`` count."""
     before = 0
     if existing:
-        taken = lora.read_lora(host.lora_path(existing))[1].get("pcm_train_steps", "0")
+        taken = lora.read_lora(host_lora.lora_path(existing))[1].get("pcm_train_steps", "0")
         before = int(taken) if taken.isdecimal() else 0
 
     def metadata(steps: int) -> dict[str, str]:

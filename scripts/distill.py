@@ -1,8 +1,8 @@
 """Distil a PCM LoRA from the command line, on one CPU, one GPU or many.
 
-    COMFYUI_PATH=... python -m scripts.distill --model sd3.safetensors --latents cache.safetensors --out pcm.safetensors
-    COMFYUI_PATH=... accelerate launch -m scripts.distill --model ... --images folder --vae ae.safetensors --clip t5.safetensors \\
-        --clip-type sd3 --out pcm.safetensors
+    COMFYUI_PATH=... python -m scripts.distill --model sd3.safetensors --latents cache.pt --out pcm.safetensors
+    COMFYUI_PATH=... accelerate launch -m scripts.distill --model sd3.safetensors --images folder \\
+        --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
 Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
 and text encoder and kept in ``--cache``; or ``--latents``, such a cache. The model file is loaded by the host's own
@@ -85,7 +85,9 @@ class Workers:
         if importlib.util.find_spec("accelerate") is None:
             if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 return cls()
-            sys.exit("Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single.")
+            sys.exit(
+                "Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single."
+            )
         return cls() if single else cls(importlib.import_module("accelerate").Accelerator(cpu=on_cpu))
 
     @property
@@ -110,9 +112,7 @@ def load_pack() -> Callable[[str], ModuleType]:
     sys.path[:] = [comfyui, *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
     if not torch.cuda.is_available():
         importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
     sys.modules[PACKAGE] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -7,7 +7,11 @@ import tiny
 import torch
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
-RANKS = {"rank": 4, "steps": 30, "batch_size": 4, "phases": 2, "learning_rate": 5e-3, "preview_every": 0}
+# Few solver points: then the teacher's guided step is a large part of what random networks have to learn.
+RANKS = {
+    "rank": 4, "steps": 30, "batch_size": 4, "phases": 2, "learning_rate": 3e-3, "cfg_min": 5.0, "cfg_max": 5.0,
+    "solver_grid": 4, "preview_every": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -44,8 +48,28 @@ def predict(host, model, given: tiny.Tiny, sigma: float = 0.7) -> torch.Tensor:
     guider.set_conds(given.positive, given.negative)
     noise = torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(probe), torch.tensor([sigma, 0.0]), seed=0)
+        guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(probe), torch.tensor([sigma, 0.0]), seed=0
+        )
     return found[0].clone()
+
+
+def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
+    """Loss of the untrained and of the trained adapters on the same draws, so that luck plays no part."""
+    trained = session.adapters.state()
+
+    def measure() -> float:
+        session.trainer.generator.manual_seed(99)
+        return sum(float(session.trainer._pass()[0]) for _ in range(4))
+
+    with distill.differentiable_weights(session.base), session.adapters.attached():
+        after = measure()
+        with torch.no_grad():
+            for pair in session.adapters.pairs.values():
+                pair.up.zero_()
+        before = measure()
+    session.adapters.load(trained)
+    return before, after
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,24 +80,26 @@ def test_distil_save_load(host, zoo, distil, family):
     before = predict(host, given.model, given)
     training = host.pack("nodes.training")
     seen = {}
-    original = training._Session.run
+    original = training.Session.run
 
     def run_and_probe(session):
         original(session)
+        seen["loss"] = loss_on_fixed_batches(host.pack("pcm_core.distill"), session)
         x = torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
         with session.adapters.attached(), torch.no_grad():
             for mode in ("off", "student"):
                 with session.adapters.use(mode):
                     seen[mode] = session.backbone(0.7 * x, torch.full((1,), 0.7), torch.zeros(1, dtype=torch.int64))
 
-    training._Session.run = run_and_probe
+    training.Session.run = run_and_probe
     try:
         lora, loss_map, steps = distil(given).args
     finally:
-        training._Session.run = original
+        training.Session.run = original
     losses = loss_map["loss"]
     assert steps == len(losses) == RANKS["steps"]
-    assert sum(losses[-8:]) < 0.8 * sum(losses[:8]), losses
+    untrained, trained = seen["loss"]
+    assert trained < 0.98 * untrained
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
     assert torch.equal(predict(host, given.model, given), before)
     assert not any(module._forward_hooks for module in given.model.model.modules())
@@ -84,7 +110,7 @@ def test_distil_save_load(host, zoo, distil, family):
     torch.testing.assert_close(after, seen["student"], rtol=0, atol=1e-6 * scale)
     assert float((after - before).abs().max()) > 1e-3 * scale, "the LoRA changes nothing"
     profile = host.pack("nodes.host").profile_of(loaded)
-    assert (profile.phases, profile.steps, profile.cfg, profile.grid) == (2, 2, 1.0, 50), report
+    assert (profile.phases, profile.steps, profile.cfg, profile.grid) == (2, 2, 1.0, 4), report
     assert torch.equal(predict(host, given.model, given), before)
 
 
@@ -173,28 +199,28 @@ def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
     import comfy.model_management
 
     training = host.pack("nodes.training")
-    original = training._Session._after_step
+    original = training.Session._after_step
 
     def cancel_at_three(session, report):
         if report.step == 3:
             comfy.model_management.interrupt_current_processing()
         original(session, report)
 
-    training._Session._after_step = cancel_at_three
-    known = set(host.pack("nodes.host").lora_names())
+    training.Session._after_step = cancel_at_three
+    known = set(host.pack("nodes.host_lora").lora_names())
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             distil(given)
     finally:
-        training._Session._after_step = original
+        training.Session._after_step = original
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
     assert torch.equal(predict(host, given.model, given), before)
     assert not comfy.model_management.in_training
-    (saved,) = set(host.pack("nodes.host").lora_names()) - known
+    (saved,) = set(host.pack("nodes.host_lora").lora_names()) - known
     assert "pcm_interrupted" in saved
     loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=saved)
     assert not torch.equal(predict(host, loaded, given), before)
-    metadata = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(saved))[1]
+    metadata = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(saved))[1]
     assert metadata["pcm_train_steps"] == "3"
 
 
@@ -212,14 +238,14 @@ def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
         return out * float("nan") if len(calls) == 3 else out
 
     backbone.__call__ = poisoned
-    known = set(host.pack("nodes.host").lora_names())
+    known = set(host.pack("nodes.host_lora").lora_names())
     try:
         with pytest.raises(errors.PCMError, match=r"at step 3\..*Saved as .*pcm_interrupted"):
             distil(given)
     finally:
         backbone.__call__ = original
-    (saved,) = set(host.pack("nodes.host").lora_names()) - known
-    tensors = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(saved))[0]
+    (saved,) = set(host.pack("nodes.host_lora").lora_names()) - known
+    tensors = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(saved))[0]
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
 
@@ -251,10 +277,10 @@ def test_every_option_trains(zoo, distil, settings):
     assert all(tensor.dtype == torch.float32 for tensor in lora.values())
 
 
-def test_checkpointing_and_accumulation_change_no_bit_and_seeds_do(zoo, distil):
+def test_a_seed_decides_every_bit_and_checkpointing_none(zoo, distil):
     plain = distil(zoo["sd3"], steps=3).args
     assert distil(zoo["sd3"], steps=3).args[1] == plain[1]
-    assert distil(zoo["sd3"], steps=3, gradient_checkpointing=True).args[1] == pytest.approx(plain[1]["loss"]) or True
+    assert distil(zoo["sd3"], steps=3, gradient_checkpointing=True).args[1]["loss"] == pytest.approx(plain[1]["loss"])
     assert distil(zoo["sd3"], steps=3, seed=1).args[1] != plain[1]
 
 
@@ -323,7 +349,7 @@ def test_a_full_disk_loses_nothing(host, monkeypatch):
     monkeypatch.setattr(training, "save_file", full)
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match="No space left"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="full/disk")
-    assert not [name for name in host.pack("nodes.host").lora_names() if "full" in name]
+    assert not [name for name in host.pack("nodes.host_lora").lora_names() if "full" in name]
 
 
 def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
@@ -331,7 +357,7 @@ def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
     with caplog.at_level("WARNING"):
         (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/other", dtype="fp16")
     assert "another trainer" in caplog.text
-    tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host").lora_path(name))
+    tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
     assert tensors["diffusion_model.a.lora_up.weight"].dtype == torch.float16
     assert float(tensors["diffusion_model.a.alpha"]) == 2
 
