@@ -1,0 +1,358 @@
+"""Load PCM LoRA on the real host: what it sets, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def error(host):
+    return host.pack("pcm_core.errors").PCMError
+
+
+def weights(model):
+    state = model.model.state_dict()
+    return [
+        key for key, w in state.items() if key.startswith("diffusion_model.") and key.endswith("weight") and w.ndim == 2
+    ]
+
+
+def put(host, model, name, count=2, alpha=None, metadata=None, value=0.01):
+    """A small LoRA in the host's own names under a file name that says something."""
+    state, tensors = model.model.state_dict(), {}
+    for key in weights(model)[:count]:
+        stem = key.removesuffix(".weight")
+        tensors[f"{stem}.lora_up.weight"] = torch.full((state[key].shape[0], 2), value)
+        tensors[f"{stem}.lora_down.weight"] = torch.full((2, state[key].shape[1]), value)
+        if alpha is not None:
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    path = host.base / "models" / "loras" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+    return path.name
+
+
+def load(host, model, name, strength=1.0, allow_partial=False):
+    return host.call("PCMLoraLoader", model=model, lora_name=name, strength=strength, allow_partial=allow_partial)
+
+
+def change(host, before, after, key):
+    """What was added to a weight, beyond what the model before already had."""
+    import comfy.lora
+
+    weight = before.model.state_dict()[key].float()
+    with_lora = comfy.lora.calculate_weight(after.patches.get(key, []), weight.clone(), key)
+    return with_lora - comfy.lora.calculate_weight(before.patches.get(key, []), weight.clone(), key)
+
+
+# What it sets
+
+# Every P and D row that a tiny model can be had for: the list of fewstep.md or pcm.md, final 0 left out.
+VP = {4: (999, 749, 499, 249), 8: (999, 874, 749, 624, 499, 374, 249, 124), 2: (999, 499)}
+FOUR_AT_5 = (1, 0.9375, 0.83333, 0.625)
+EIGHT_AT_3 = (1, 0.95455, 0.9, 0.83333, 0.75, 0.64286, 0.5, 0.3)
+FLUX_8 = (1, 0.95672, 0.90453, 0.84035, 0.75951, 0.65457, 0.51284, 0.3109)
+LTX = (1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
+
+
+def even(steps, shift):
+    """Equal steps of u = 1 .. 0, shifted."""
+    us = [i / steps for i in range(steps, 0, -1)]
+    return tuple(shift * u / (1 + (shift - 1) * u) for u in us)
+
+
+SCHEDULES = [
+    ("sd15", "pcm_sd15_smallcfg_4step_converted", VP[4]), ("sd15", "pcm_sd15_smallcfg_2step_converted", VP[2]),
+    ("sd15", "pcm_sd15_normalcfg_8step_converted", VP[8]), ("sd15", "Hyper-SD15-8steps-lora", VP[8]),
+    ("sd15", "Hyper-SD15-4steps-lora", VP[4]), ("sd15", "Hyper-SD15-8steps-CFG-lora", VP[8]),
+    ("sdxl", "pcm_sdxl_normalcfg_8step_converted_fp16", VP[8]), ("sdxl", "sdxl_lightning_4step_lora", VP[4]),
+    ("sdxl", "sdxl_lightning_2step_lora", VP[2]), ("sdxl", "Hyper-SDXL-8steps-lora", VP[8]),
+    ("sdxl", "phasedxl", VP[4]), ("sdxl", "perflow-sdxl-base", VP[4]),
+    ("sd3", "pcm_deterministic_2step_shift1", (1, 0.5)),
+    ("sd3", "pcm_deterministic_4step_shift1", (1, 0.75, 0.5, 0.25)),
+    ("sd3", "pcm_deterministic_4step_shift3", (1, 0.9, 0.75, 0.5)),
+    ("sd3", "TensorArt-SD3.5-Large-TurboX", (1, 0.97222, 0.9375, 0.89286, 0.83333, 0.75, 0.625, 0.41667)),
+    ("sd3", "lora_sd3.5m_turbo_8steps", EIGHT_AT_3), ("sd3", "Hyper-SD3-4steps-CFG-lora", (1, 0.9, 0.75, 0.5)),
+    ("sd3", "Hyper-SD3-8steps-CFG-lora", EIGHT_AT_3), ("sd3", "sd3.5_large_turbo", (1, 0.9, 0.75, 0.5)),
+    ("flux", "Hyper-FLUX.1-dev-8steps-lora", FLUX_8), ("flux", "flux.1-turbo-alpha-lora", FLUX_8),
+    ("flux", "TDD-FLUX.1-dev-lora-beta", FLUX_8), ("flux", "flux1-schnell-lora", (1, 0.75, 0.5, 0.25)),
+    ("flux", "Qwen-Image-Lightning-4steps-V2.0-bf16", (1, 0.9, 0.75, 0.5)),
+    ("flux", "Qwen-Image-Lightning-8steps-V1.1", EIGHT_AT_3),
+    ("flux", "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16", (1, 0.75)),
+    ("flux", "flux.2-turbo-lora", (1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)),
+    ("flux", "flux-2-klein-4b", (1, 0.96738, 0.90814, 0.7672)),
+    ("wan", "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", FOUR_AT_5),
+    ("wan", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", FOUR_AT_5),
+    ("wan", "Wan22_A14B_T2V_LOW_Lightning_4steps_lora_250928_rank64_fp16", FOUR_AT_5),
+    ("wan", "Wan21_AccVid_T2V_14B_lora_rank32_fp16",
+     (1, 0.97826, 0.95238, 0.92105, 0.88235, 0.83333, 0.76923, 0.68182, 0.55556, 0.35714)),
+    ("wan", "hy1.5_t2v_480p_lightx2v_4step_bf16", FOUR_AT_5),
+    ("wan", "z_image_turbo_distill_patch_lora_bf16", EIGHT_AT_3),
+    ("wan", "hunyuanvideo1.5_480p_i2v_step_distilled_fp16", even(12, 7)),
+    ("wan", "hunyuanvideo1.5_1080p_sr_distilled_fp16", even(8, 2)),
+    ("wan", "minimax_h3_fl2v_turbo_4step_v1_bf16", (1, 0.94737, 0.85714, 0.66667)),
+    ("wan", "minimax_h3_fl2v_turbo_8step_v1_bf16", (1, 0.98824, 0.97297, 0.95238, 0.92308, 0.87805, 0.8, 0.63158)),
+    ("hunyuan_video", "hyvideo_FastVideo_LoRA-fp8", (1, 0.988372, 0.971429, 0.944444, 0.894737, 0.772727)),
+    ("hunyuan_video", "accvideo-t2v-5-steps_fp8_e4m3fn", (1, 0.96552, 0.91304, 0.82353, 0.63636)),
+    ("mochi", "FastMochi", (1, 0.983333, 0.966667, 0.95, 0.933333, 0.916667, 0.9, 0.666667)),
+    ("ltxv", "ltx-2-19b-distilled-lora-384", LTX), ("ltxv", "ltx-2.3-22b-distilled-lora-384-1.1", LTX),
+    ("ltxv", "ltxv-13b-0.9.8-distilled", (1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "name", "listed"), SCHEDULES, ids=[row[1] for row in SCHEDULES])
+def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family, name, listed):
+    model = zoo[family].model
+    loaded, report = load(host, model, put(host, model, name, alpha=2.0))
+    (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
+    if listed[0] > 1:
+        table = host.pack("nodes.host").sigma_table(model)
+        listed = [float(table[t]) for t in listed]
+    assert sigmas[:-1].tolist() == pytest.approx(list(listed), abs=1e-4)
+    profile = host.pack("nodes.host").profile_of(loaded)
+    assert profile.terminal == "alpha0" or sigmas[-1] == 0
+    seen = []
+
+    def record(_, x, steps, *args, **options):
+        seen.extend(steps.tolist())
+        return x
+
+    sampler = host.pack("nodes.host").ksampler(record)
+    tiny = zoo[family]
+    (guider,) = host.call("BasicGuider", model=loaded, conditioning=tiny.positive)
+    (noise,) = host.call("DisableNoise")
+    host.call(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=tiny.latent()
+    )
+    assert seen == sigmas.tolist()
+    assert f"profile: {profile.family}" in report
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "shift"),
+    [("sd3", "pcm_deterministic_4step_shift1", 1.0), ("wan", "lightx2v_T2V_14B_rank64", 5.0),
+     ("flux", "Qwen-Image-Lightning-4steps-V2.0", 3.0), ("ltxv", "flux1-schnell-lora", 1.0)],
+)  # fmt: skip
+def test_shift_is_patched_on_a_clone_and_said(host, zoo, family, name, shift):
+    model, h = zoo[family].model, host.pack("nodes.host")
+    before = h.flow_shift(model)
+    loaded, report = load(host, model, put(host, model, name))
+    assert h.flow_shift(loaded) == pytest.approx(shift) and h.flow_shift(model) == before
+    assert f"The model's shift was {before:.4g}" in report
+    table, u = h.sigma_table(loaded), torch.arange(1, len(h.sigma_table(loaded)) + 1) / len(h.sigma_table(loaded))
+    assert torch.allclose(table, shift * u / (1 + (shift - 1) * u), atol=1e-6)
+    assert (
+        type(loaded.get_model_object("model_sampling")).__bases__
+        == type(model.get_model_object("model_sampling")).__bases__
+    )
+
+
+def test_strength_one_means_what_the_authors_intend(host, zoo):
+    model, key = zoo["flux"].model, weights(zoo["flux"].model)[0]
+    full, _ = load(host, model, put(host, model, "plain_style"))
+    hyper, report = load(host, model, put(host, model, "Hyper-FLUX.1-dev-8steps-lora"))
+    assert torch.allclose(change(host, model, hyper, key), change(host, model, full, key) * 0.125, atol=1e-8)
+    assert "strength 1 x 0.125" in report
+    half, report = load(host, model, put(host, model, "Hyper-FLUX.1-dev-8steps-lora"), strength=0.125)
+    assert torch.allclose(change(host, model, half, key), change(host, model, full, key) / 64, atol=1e-8)
+    assert "comes on top" in report
+
+
+def test_wan22_lightning_without_alpha_is_an_eighth(host, zoo):
+    model, key, name = zoo["wan"].model, weights(zoo["wan"].model)[0], "wan2.2_t2v_lightx2v_4steps_lora_high_noise"
+    with_alpha, _ = load(host, model, put(host, model, name, alpha=2.0))
+    without, report = load(host, model, put(host, model, name))
+    assert torch.allclose(change(host, model, without, key) * 8, change(host, model, with_alpha, key), atol=1e-8)
+    assert "the file has no alpha" in report
+
+
+@pytest.mark.parametrize("strength", [0.5, -1.0, 2.0])
+def test_strength_scales(host, zoo, strength):
+    model, key, name = zoo["sd3"].model, weights(zoo["sd3"].model)[0], put(host, zoo["sd3"].model, "plain_style")
+    one, _ = load(host, model, name)
+    other, _ = load(host, model, name, strength=strength)
+    assert torch.allclose(change(host, model, other, key), change(host, model, one, key) * strength, atol=1e-8)
+
+
+def test_demo_metadata_configures_everything(host, zoo):
+    model = zoo["sd3"].model
+    metadata = {"pcm_phases": "8", "pcm_spacing": "aligned", "pcm_grid": "40", "pcm_cfg": "1.0", "pcm_shift": "3.0"}
+    loaded, report = load(host, model, put(host, model, "whatever", metadata=metadata))
+    profile = host.pack("nodes.host").profile_of(loaded)
+    assert (profile.phases, profile.spacing, profile.grid, profile.steps) == (8, "aligned", 40, 8)
+    assert "phases: 8 (metadata)" in report
+    assert host.call("PCMPhaseScheduler", model=loaded)[0].shape == (9,)
+
+
+# Stacking
+
+
+def test_other_loras_keep_the_settings_in_either_order(host, zoo):
+    model, h = zoo["sd3"].model, host.pack("nodes.host")
+    pcm, style = put(host, model, "pcm_deterministic_4step_shift3"), put(host, model, "my_style_lora", value=0.02)
+    first, _ = load(host, model, pcm)
+    both, report = load(host, first, style)
+    assert h.profile_of(both).family == "PCM" and "stay in force" in report
+    (stock,) = host.call("LoraLoaderModelOnly", model=both, lora_name=style, strength_model=0.5)
+    assert h.profile_of(stock).phases == 4
+    after, _ = load(host, load(host, model, style)[0], pcm)
+    assert h.profile_of(after).phases == 4
+    key = weights(model)[0]
+    assert torch.allclose(change(host, model, both, key), change(host, model, after, key), atol=1e-7)
+    unknown, report = load(host, model, style)
+    assert h.profile_of(unknown) is None and "profile: unknown" in report
+
+
+def test_a_second_pcm_lora_explains_itself(host, zoo, error):
+    model = zoo["sd3"].model
+    first, _ = load(host, model, put(host, model, "pcm_deterministic_4step_shift3"))
+    with pytest.raises(error, match=r"already carries one of PCM.*one few-step LoRA per model"):
+        load(host, first, put(host, model, "Hyper-SD3-8steps-CFG-lora"))
+
+
+# What it refuses
+
+
+def test_wrong_family_names_both(host, zoo, error):
+    name = put(host, zoo["sdxl"].model, "pcm_sdxl_smallcfg_4step", count=40)
+    for partial in (False, True):
+        with pytest.raises(error, match=r"LoRA for SDXL; the model is Stable Diffusion 1\.5"):
+            load(host, zoo["sd15"].model, name, allow_partial=partial)
+
+
+def test_incomplete_is_refused_or_said(host, zoo, error):
+    model = zoo["sd3"].model
+    name = put(host, model, "plain_style")
+    path = host.base / "models" / "loras" / name
+    from safetensors.torch import load_file
+
+    extra = {"diffusion_model.joint_blocks.77.x_block.attn.proj.lora_up.weight": torch.ones(4, 2),
+             "diffusion_model.joint_blocks.77.x_block.attn.proj.lora_down.weight": torch.ones(2, 4)}  # fmt: skip
+    save_file({**{k: v.clone() for k, v in load_file(path).items()}, **extra}, path)
+    with pytest.raises(error, match=r"only 4 of 6 tensors fit.*joint_blocks\.77"):
+        load(host, model, name)
+    _, report = load(host, model, name, allow_partial=True)
+    assert "4 of 6 applied" in report and "missing blocks: diffusion_model.joint_blocks.77" in report
+
+
+@pytest.mark.parametrize("name", ["nitrosd-realism", "instaflow_lora", "perflow-sd15"])
+def test_families_without_a_sigma_list_are_refused(host, zoo, error, name):
+    with pytest.raises(error, match=r"Use the|cannot sample"):
+        load(host, zoo["sd15"].model, put(host, zoo["sd15"].model, name))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.safetensors", "/etc/passwd", "missing.safetensors", "a\\..\\b.safetensors", ""]
+)
+def test_paths_outside_the_folder(host, zoo, error, name):
+    (host.base / "models" / "secret.safetensors").write_bytes(b"x")
+    with pytest.raises(error, match="There is no LoRA"):
+        load(host, zoo["sd3"].model, name)
+
+
+@pytest.mark.parametrize("name", ["old.ckpt", "old.pt"])
+def test_pickles_are_neither_listed_nor_opened(host, zoo, error, name):
+    folder = host.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"a": torch.ones(1)}, folder / name)
+    assert name not in host.pack("nodes.host_lora").lora_names()
+    with pytest.raises(error, match=r"a \.safetensors file"):
+        load(host, zoo["sd3"].model, name)
+
+
+def test_checkpoint_text_only_and_truncated(host, zoo, error):
+    folder = host.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"model.diffusion_model.out.2.weight": torch.ones(2, 2)}, folder / "full.safetensors")
+    save_file({"lora_te1_x.lora_up.weight": torch.ones(2, 2)}, folder / "text.safetensors")
+    whole = (folder / "full.safetensors").read_bytes()
+    (folder / "half.safetensors").write_bytes(whole[: len(whole) - 8])
+    for name, message in (("full", "whole model"), ("text", "text encoders only"), ("half", "damaged")):
+        with pytest.raises(error, match=message):
+            load(host, zoo["sd3"].model, f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf])
+def test_strength_must_be_a_number(host, zoo, error, strength):
+    with pytest.raises(error, match="strength"):
+        load(host, zoo["sd3"].model, put(host, zoo["sd3"].model, "plain_style"), strength=strength)
+
+
+# Around it
+
+
+def test_a_changed_file_reruns_the_node(host, zoo):
+    name = put(host, zoo["sd3"].model, "changing")
+    node, path = host.node("PCMLoraLoader"), host.base / "models" / "loras" / name
+    first = node.fingerprint_inputs(lora_name=name, strength=1.0, allow_partial=False)
+    assert node.fingerprint_inputs(lora_name=name, strength=1.0, allow_partial=False) == first
+    os.utime(path, ns=(1, 1))
+    assert node.fingerprint_inputs(lora_name=name, strength=1.0, allow_partial=False) != first
+
+
+def test_the_model_given_is_left_as_it_was(host, zoo):
+    model = zoo["sd3"].model
+    before = {key: value.clone() for key, value in model.model.state_dict().items()}
+    load(host, model, put(host, model, "pcm_deterministic_4step_shift1"))
+    assert not model.patches and host.pack("nodes.host").profile_of(model) is None
+    assert all(torch.equal(before[key], value) for key, value in model.model.state_dict().items())
+
+
+def test_quantised_models_take_the_bypass(host, zoo, monkeypatch):
+    """The weights stay as they are, the output is that of merging, and a second LoRA still fits."""
+    tiny = zoo["sd3"]
+    model, host_lora = tiny.model, host.pack("nodes.host_lora")
+    name, second = put(host, model, "plain_style", count=6, value=0.2), put(host, model, "second_style", value=0.2)
+
+    def sample(patched):
+        (out,) = host.call(
+            "KSampler", model=patched, seed=0, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple",
+            positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(), denoise=1.0,
+        )  # fmt: skip
+        return out["samples"]
+
+    merged = sample(load(host, load(host, model, name)[0], second)[0])
+    monkeypatch.setattr(model.model.model_config, "quant_config", {"any": 1}, raising=False)
+    assert host_lora._keeps_weights(model)
+    bypassed, _ = load(host, model, name)
+    assert not bypassed.patches and bypassed.get_injections("bypass_lora")
+    both, _ = load(host, bypassed, second)
+    assert torch.allclose(sample(both), merged, atol=1e-5)
+    assert not torch.allclose(sample(bypassed), merged, atol=1e-3)
+
+
+def test_a_patched_50_entry_table_is_named(host, zoo, error):
+    """ModelSamplingDiscrete (lcm) with DMD2 moves every timestep."""
+    model = zoo["sd15"].model
+    loaded, _ = load(host, model, put(host, model, "dmd2_sd15"))
+    (patched,) = host.call("ModelSamplingDiscrete", model=loaded, sampling="lcm", zsnr=False)
+    with pytest.raises(error, match="50 entries"):
+        host.call("PCMPhaseScheduler", model=patched)
+
+
+def test_mistakes_are_logged_when_sampling(host, zoo, caplog):
+    tiny = zoo["sd15"]
+    loaded, _ = load(host, tiny.model, put(host, tiny.model, "pcm_sd15_smallcfg_4step"))
+    (sigmas,) = host.call("BasicScheduler", model=loaded, scheduler="karras", steps=4, denoise=1.0)
+    host.call(
+        "SamplerCustom", model=loaded, add_noise=True, noise_seed=0, cfg=7.5, positive=tiny.positive,
+        negative=tiny.negative, sampler=host.call("SamplerPCM")[0], sigmas=sigmas, latent_image=tiny.latent(),
+    )  # fmt: skip
+    assert "cfg is 7.5, and PCM is made for 1 to 2" in caplog.text
+    assert "off those PCM is made for" in caplog.text
+
+
+def test_the_whole_prompt_runs(host, zoo):
+    """Through the executor, with the report as text and the profile used by the sampler."""
+    tiny = zoo["sd3"]
+    name = put(host, tiny.model, "pcm_deterministic_4step_shift3")
+    loaded, _ = load(host, tiny.model, name)
+    latent, _ = host.call(
+        "PCMSampler", model=loaded, positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(), seed=0
+    )
+    assert torch.isfinite(latent["samples"]).all()
