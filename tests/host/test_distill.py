@@ -124,7 +124,7 @@ def graph(given: tiny.Tiny, **settings):
         "l": {"class_type": "PCMLoraLoader", "inputs": {"model": ["m", 0], "lora_name": ["s", 0], "strength": 1.0,
                                                         "allow_partial": False}},
         "p": {"class_type": "PCMSampler", "inputs": {**_sampler_defaults(), "model": ["l", 0], "positive": ["m", 2],
-                                                     "negative": ["m", 3], "latent": ["m", 4], "seed": 1}},
+                                                     "negative": ["m", 3], "latent_image": ["m", 4], "seed": 1}},
         "o": {"class_type": "TestKeep", "inputs": {"value": ["p", 0], "losses": ["t", 1]}},
     }  # fmt: skip
 
