@@ -22,7 +22,7 @@ Conditioning = list[list[Any]]
 
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
-_CACHED_TEXTS = 64
+_CACHED_TEXTS = 16
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -80,7 +80,7 @@ def check_conditioning(conditioning: Conditioning, name: str) -> Conditioning:
 class Backbone:
     """The loaded model as ``(x, sigma [B], captions [B]) -> x0`` under numbered texts; -1 is the negative.
 
-    Texts are encoded for the batch at hand, so their number costs no memory on the device.
+    Texts are encoded when a batch needs them and the last few are kept, so memory does not grow with their number.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Backbone:
             ((text, values),) = source
             # Clones: what earlier nodes made in inference mode cannot enter autograd.
             values = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-            conds = comfy.sampler_helpers.convert_cond([[text.clone(), values]])
+            conds = comfy.sampler_helpers.convert_cond([[text if text is None else text.clone(), values]])
             empty = torch.zeros_like(x[:1])
             encoded = comfy.samplers.process_conds(
                 self.guider.inner_model, empty, {kind: conds}, x.device, empty, None, 0

@@ -91,6 +91,10 @@ class Job:
 
 def _check_model(model: Any) -> None:
     host.sigma_table(model)  # refuses what PCM cannot serve
+    if model.model_dtype() == torch.float16:
+        logging.warning(
+            "The model is loaded in fp16, where gradients overflow easily. Load it in bf16 or fp32 to distil."
+        )
     if (profile := host.profile_of(model)) is not None and profile.known:
         raise PCMError(
             f"The model carries a {profile.family} LoRA.",
