@@ -89,22 +89,15 @@ def normalise(
     match = _portable(listed, family) if key_map is None else _place(listed, key_map, shapes or {}, model_family)
     pairs = [module for module in listed if lora_fuse.rank_of(module)]
     report = LoraReport(
-        name=name,
-        format=key_format(listed),
-        family=family,
+        name=name, format=key_format(listed), family=family, profile=profile, notes=(note,) if note else (),
         ranks=Counter(lora_fuse.rank_of(module) for module in pairs),
         scales=Counter(round(lora_fuse.scale_of(module, alphas), 6) for module in pairs),
         alpha_missing=bool(pairs) and not any("alpha" in module.parts for module in pairs),
-        offered=len(tensors) - len(text),
+        offered=len(tensors) - len(text), text_encoder=len(text),
         matched=sum(len(module.keys) for entries in match.placed.values() for module, _ in entries),
-        mismatched=tuple(match.mismatched),
-        unknown=(*match.unknown, *foreign),
-        harmless=tuple(match.harmless),
-        text_encoder=len(text),
+        mismatched=tuple(match.mismatched), unknown=(*match.unknown, *foreign), harmless=tuple(match.harmless),
         norms=lora_fuse.group_norms(lora_fuse.module_norms(name, listed, alphas), match.placed),
-        notes=(note,) if note else (),
-        profile=profile,
-    )
+    )  # fmt: skip
     if key_map is not None:
         _refuse_incomplete(report, model_family, allow_partial)
     output: dict[str, Tensor] = {}
