@@ -30,7 +30,6 @@ from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES
 from ..pcm_core.profiles import PCMProfile
 
 CFGGuider = comfy.samplers.CFGGuider
-context_windows = comfy.context_windows
 Latent = dict[str, Any]
 TRAIN_STEPS = 1000
 
@@ -123,6 +122,30 @@ def with_flow_shift(model: Any, shift: float) -> Any:
         sampling.set_parameters(shift=shift, multiplier=current.multiplier)
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
+    return clone
+
+
+def with_context_windows(model: Any, length: int, overlap: int, axis: int, *, nested: bool) -> Any:
+    """A clone that is evaluated in fixed windows along an axis, each frame weighted by its distance from the edge.
+
+    Raises:
+        PCMError: if the latent is ``nested`` and the host has no windows for that.
+    """
+    api = comfy.context_windows
+    if nested and not hasattr(api.IndexListContextHandler, "_build_window_state"):
+        raise PCMError(
+            "This ComfyUI has no windows for video with audio.", "a newer one.", "Update it, or use window 0."
+        )
+    handler = api.IndexListContextHandler(
+        context_schedule=api.get_matching_context_schedule(api.ContextSchedules.STATIC_STANDARD),
+        fuse_method=api.get_matching_fuse_method(api.ContextFuseMethods.PYRAMID),
+        context_length=length, context_overlap=overlap, dim=axis,
+    )  # fmt: skip
+    # Puts a frame before each later window, for models whose first latent frame is one picture. Newer hosts only.
+    handler.causal_window_fix = axis > 0
+    clone = model.clone()
+    clone.model_options["context_handler"] = handler
+    api.create_prepare_sampling_wrapper(clone)
     return clone
 
 

@@ -33,18 +33,21 @@ def sample_phased(
     disable: bool | None = None,
     determinism: float = _UNSET,
     gamma: float = _UNSET,
+    whole: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """``pcm_core.sampling.sample_pcm`` inside the host: everything it needs is read from the model at run time.
 
-    ``options`` go to it as they are.
+    ``whole`` is the schedule of which ``sigmas`` are a part; ``options`` go to ``sample_pcm`` as they are.
 
     A schedule that ends at timestep 0 (terminal alpha0) leaves a variance-exploding latent with the noise of that
     step; it is scaled to variance-preserving there, as diffusers' DDIM does with set_alpha_to_one=False.
     """
     patcher = host.patcher_of(model)
     flow, table = host.is_flow(patcher), host.sigma_table(patcher)
-    _warn(patcher, sigmas, table, getattr(model.inner_model, "cfg", None))
+    whole = sigmas if whole is None else whole
+    if whole[:1].equal(sigmas[:1]):
+        _warn(patcher, whole, table, getattr(model.inner_model, "cfg", None))
     samples = sample_pcm(
         model,
         x,

@@ -78,6 +78,7 @@ class Clip:
                 count_on,
                 disable,
                 determinism=determinism,
+                whole=sigmas,
                 noise_sampler=self._fresh,
                 final=last == len(sigmas) - 1,
             )

@@ -43,7 +43,7 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
     profile = video.with_sigmas(family, profile, table, steps)
-    if shift and profile.sigmas is not None and profile.family not in family.uniform:
+    if shift and profile.sigmas is not None and profile.timesteps is None and profile.family not in family.uniform:
         shift_notes = (f"{profile.family} has a fixed list of sigmas; shift {shift:g} does not move them.",)
     model = host.attach_profile(model, profile)
     return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)
@@ -128,28 +128,5 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool) -> Se
             f"Use overlap {window // 4 // stride * stride}.",
         )
     windows = Windows(length=length, overlap=shared)
-    return replace(setup, model=_attach(setup.model, windows, setup.family.frames_axis, nested), windows=windows)
-
-
-def _attach(model: Any, windows: Windows, axis: int, nested: bool) -> Any:
-    """A clone with the host's handler: fixed windows, each frame weighted by its distance from the window's edge."""
-    api = host.context_windows
-    if nested and not hasattr(api.IndexListContextHandler, "_build_window_state"):
-        raise PCMError(
-            "This ComfyUI has no context windows for video with audio.",
-            "a newer one.",
-            "Update it, or set window to 0.",
-        )
-    handler = api.IndexListContextHandler(
-        context_schedule=api.get_matching_context_schedule(api.ContextSchedules.STATIC_STANDARD),
-        fuse_method=api.get_matching_fuse_method(api.ContextFuseMethods.PYRAMID),
-        context_length=windows.length,
-        context_overlap=windows.overlap,
-        dim=axis,
-    )
-    # A frame put before each later window, for models whose first latent frame is one picture. Older hosts have none.
-    handler.causal_window_fix = axis > 0
-    clone = model.clone()
-    clone.model_options["context_handler"] = handler
-    api.create_prepare_sampling_wrapper(clone)
-    return clone
+    model = host.with_context_windows(setup.model, length, shared, setup.family.frames_axis, nested=nested)
+    return replace(setup, model=model, windows=windows)

@@ -347,6 +347,15 @@ def test_the_hand_over_changes_nothing(lab, determinism):
     assert lab.same(alone, both)
 
 
+@pytest.mark.parametrize("values", [{"family": "LightX2V-Wan2.2", "phases": None, "shift": 5.0}, {"phases": 4}])
+def test_half_a_schedule_is_no_mistake(lab, values, caplog):
+    model = lab.api.attach_profile(lab["wan"].model, lab.profile(steps=4, **values))
+    lab.run("wan", model=model, second_model=lab["wan_twin"].model)
+    assert not [r.getMessage() for r in caplog.records if "made for" in r.getMessage()]
+    lab.run("wan", model=model, second_model=lab["wan_twin"].model, cfg="5")
+    assert sum("cfg is 5" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_experts_keep_masks(lab):
     """Chained stock samplers lose the mask's clean latent: the second takes the noised one for it."""
     import tiny_video
@@ -482,7 +491,7 @@ def test_windows_of_nested_latents(lab):
 
     tiny = tiny_video.with_frames(lab["ltx2"], 7)
     if not hasattr(comfy.context_windows.IndexListContextHandler, "_build_window_state"):
-        with pytest.raises(lab.errors.PCMError, match="no context windows for video with audio"):
+        with pytest.raises(lab.errors.PCMError, match="no windows for video with audio"):
             lab.run("ltx2", tiny.latent(), window=25, overlap=8)
         return
     model, calls = lab.watch(lab["ltx2"].model)
