@@ -41,9 +41,9 @@ def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
     """Checkpoint, LoRA, two texts and a size in; a picture out."""
     g = Graph(infos, version())
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
-    lora = load_lora(g, 0, base[0], SDXL_SMALL)
+    latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
+    lora = load_lora(g, 1, base[0], SDXL_SMALL)
     texts = prompts(g, 1, base[1])
-    latent = g.add("EmptyLatentImage", 1, width=1024, height=1024)
     sampler = sample(g, 2, lora[0], texts, latent[0])
     picture = g.add("VAEDecode", 3, samples=sampler[0], vae=base[2])
     exposed = [

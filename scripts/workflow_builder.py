@@ -43,6 +43,7 @@ class Node:
     width: int
     info: Info
     inputs: dict[str, Any]
+    beside: Node | None = None
     models: list[Model] = field(default_factory=list)
 
     def __getitem__(self, slot: int) -> Link:
@@ -69,12 +70,20 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, column: int, *, title: str = "", wide: int = 320, **inputs: Any) -> Node:
-        """A node; a ``Model`` as value becomes its file name and a download hint."""
+    def add(self, kind: str, column: int, *, title: str = "", wide: int = 320, beside: Node | None = None,
+            **inputs: Any) -> Node:  # fmt: skip
+        """A node; a ``Model`` as value becomes its file name and a download hint.
+
+        Args:
+            wide: pixels.
+            beside: a node of an earlier column; this one stands no higher.
+        """
         models = [value for value in inputs.values() if isinstance(value, Model)]
         values = {name: value.name if isinstance(value, Model) else value for name, value in inputs.items()}
         info = self.infos[kind]
-        node = Node(len(self.nodes) + 1, kind, title or info["display_name"], column, wide, info, values, models)
+        node = Node(
+            len(self.nodes) + 1, kind, title or info["display_name"], column, wide, info, values, beside, models
+        )
         self.nodes.append(node)
         return node
 
@@ -165,8 +174,9 @@ class Graph:
         y = dict.fromkeys(widths, 0)
         places: dict[int, tuple[int, int]] = {}
         for node in self.nodes:
-            places[node.number] = (x[node.column], y[node.column])
-            y[node.column] += node.height + _TITLE + _GAP
+            top = max(y[node.column], places[node.beside.number][1] if node.beside else 0)
+            places[node.number] = (x[node.column], top)
+            y[node.column] = top + node.height + _TITLE + _GAP
         return places
 
     def _drawn_node(self, node: Node, place: tuple[int, int], links: list[Link]) -> dict[str, Any]:
@@ -206,7 +216,7 @@ class Graph:
         drawn: list[dict[str, Any]] = []
         y = 0
         for index, text in enumerate(self.notes):
-            height = 60 + 20 * sum(1 + len(line) // 56 for line in _ADDRESS.sub("", text).splitlines())
+            height = 70 + 16 * sum(1 + len(line) // 64 for line in _ADDRESS.sub("", text).splitlines())
             drawn.append(
                 {"id": order + 1 + index, "type": "MarkdownNote", "title": "Read me", "pos": [-500, y],
                  "size": [440, height], "flags": {}, "order": order + index, "mode": 0, "inputs": [], "outputs": [],

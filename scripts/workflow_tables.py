@@ -56,6 +56,11 @@ UGLY = "blurry, low quality, deformed"
 _LORA_SETS = "With **auto** and **0** the LoRA decides. Its report says what was found."
 
 
+def all_models() -> list[Model]:
+    """Every file that a workflow names."""
+    return sorted((m for m in globals().values() if isinstance(m, Model)), key=lambda model: model.name)
+
+
 def note(graph: Graph, heading: str, settings: list[str], more: str = "") -> None:
     """The note of a workflow: what it is, its files, and the three settings that matter."""
     files = {model.name: model for node in graph.nodes for model in node.models}
@@ -72,15 +77,19 @@ def prompts(graph: Graph, column: int, clip: Link, positive: str = FOX, negative
     )
 
 
-def save(graph: Graph, column: int, latent: Link, vae: Link, prefix: str) -> Node:
-    pictures = graph.add("VAEDecode", column, wide=240, samples=latent, vae=vae)
-    return graph.add("SaveImage", column + 1, wide=380, images=pictures[0], filename_prefix=f"pcm/{prefix}")
+def save(graph: Graph, column: int, sampled: Node, vae: Link, lora: Node, prefix: str) -> None:
+    """Decode beside the sampler, what the LoRA says below that, and the picture to the right."""
+    pictures = graph.add("VAEDecode", column, beside=sampled, samples=sampled[0], vae=vae)
+    report(graph, column, lora)
+    graph.add("SaveImage", column + 1, wide=380, beside=sampled, images=pictures[0], filename_prefix=f"pcm/{prefix}")
+
+
+def report(graph: Graph, column: int, lora: Node) -> None:
+    graph.add("PreviewAny", column, title="What the LoRA says", source=lora[1])
 
 
 def load_lora(graph: Graph, column: int, model: Link, lora: Model, title: str = "") -> Node:
-    node = graph.add("PCMLoraLoader", column, title=title, model=model, lora_name=lora)
-    graph.add("PreviewAny", column, title="What the LoRA says", source=node[1])
-    return node
+    return graph.add("PCMLoraLoader", column, wide=340, title=title, model=model, lora_name=lora)
 
 
 def sample(graph: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: Link, title: str = "",
@@ -93,12 +102,13 @@ def sample(graph: Graph, column: int, model: Link, texts: tuple[Node, Node], lat
 
 def sd15_text_to_image(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
-    texts = prompts(g, 0, base[1])
     latent = g.add("EmptyLatentImage", 0, width=512, height=512)
-    for lora, name in ((SD15_SMALL, "smallcfg"), (SD15_NORMAL, "normalcfg")):
-        model = load_lora(g, 1, base[0], lora, f"Load {name}")
+    small = load_lora(g, 1, base[0], SD15_SMALL, "Load smallcfg")
+    normal = load_lora(g, 1, base[0], SD15_NORMAL, "Load normalcfg")
+    texts = prompts(g, 1, base[1])
+    for model, name in ((small, "smallcfg"), (normal, "normalcfg")):
         result = sample(g, 2, model[0], texts, latent[0], f"PCM Sampler, {name}", seed=1)
-        save(g, 3, result[0], base[2], f"sd15_{name}")
+        save(g, 3, result, base[2], model, f"sd15_{name}")
     note(g, "SD 1.5 in four steps, two kinds of LoRA", [
         "**lora_name**. smallcfg: cfg 1, four evaluations, no negative prompt. normalcfg: cfg 3, eight evaluations, "
         "with a negative prompt.",
@@ -109,11 +119,11 @@ def sd15_text_to_image(g: Graph) -> None:
 
 def sdxl_text_to_image(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
-    model = load_lora(g, 0, base[0], SDXL_SMALL)
+    latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
+    model = load_lora(g, 1, base[0], SDXL_SMALL)
     texts = prompts(g, 1, base[1])
-    latent = g.add("EmptyLatentImage", 1, width=1024, height=1024)
     result = sample(g, 2, model[0], texts, latent[0], seed=1)
-    save(g, 3, result[0], base[2], "sdxl")
+    save(g, 3, result, base[2], model, "sdxl")
     note(g, "SDXL in four steps", [
         "**lora_name**. Pick the 2, 8 or 16 step file and the steps follow.",
         "**width, height** near a million pixels, as SDXL was trained.",
@@ -123,13 +133,14 @@ def sdxl_text_to_image(g: Graph) -> None:
 
 def sdxl_image_to_image(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
-    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    picture = g.add("LoadImage", 0, image="example.png")
+    model = load_lora(g, 1, base[0], SDXL_NORMAL)
     texts = prompts(g, 1, base[1])
-    picture = g.add("LoadImage", 1, image="example.png")
-    scaled = g.add("ImageScaleToTotalPixels", 2, image=picture[0], upscale_method="lanczos", resolution_steps=8)
-    latent = g.add("VAEEncode", 2, wide=240, pixels=scaled[0], vae=base[2])
+    scaled = g.add("ImageScaleToTotalPixels", 1, wide=340, image=picture[0], upscale_method="lanczos",
+                   resolution_steps=8)  # fmt: skip
+    latent = g.add("VAEEncode", 2, wide=240, beside=scaled, pixels=scaled[0], vae=base[2])
     result = sample(g, 3, model[0], texts, latent[0], seed=1, denoise=0.6)
-    save(g, 4, result[0], base[2], "sdxl_image_to_image")
+    save(g, 4, result, base[2], model, "sdxl_image_to_image")
     note(g, "SDXL image to image", [
         "**denoise**. It enters inside a phase at that noise level and keeps every later edge: 0.6 of an 8 phase LoRA "
         "runs 5 steps. 0 returns the picture.",
@@ -140,19 +151,20 @@ def sdxl_image_to_image(g: Graph) -> None:
 
 def sdxl_inpaint(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
-    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    picture = g.add("LoadImage", 0, title="Picture (right click: mask editor)", image="example.png")
+    model = load_lora(g, 1, base[0], SDXL_NORMAL)
     texts = prompts(g, 1, base[1])
-    picture = g.add("LoadImage", 1, title="Picture (right click: mask editor)", image="example.png")
-    grown = g.add("GrowMask", 2, mask=picture[1], expand=8)
-    shown = g.add("MaskToImage", 2, mask=grown[0])
-    soft = g.add("ImageBlur", 2, image=shown[0], blur_radius=12, sigma=6.0)
-    mask = g.add("ImageToMask", 2, image=soft[0], channel="red")
-    latent = g.add("VAEEncode", 2, pixels=picture[0], vae=base[2])
-    masked = g.add("SetLatentNoiseMask", 2, samples=latent[0], mask=mask[0])
-    result = sample(g, 3, model[0], texts, masked[0], seed=1, denoise=0.9)
-    pictures = g.add("VAEDecode", 4, samples=result[0], vae=base[2])
-    whole = g.add("ImageCompositeMasked", 4, destination=picture[0], source=pictures[0], mask=mask[0])
-    g.add("SaveImage", 5, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
+    grown = g.add("GrowMask", 1, wide=340, mask=picture[1], expand=8)
+    latent = g.add("VAEEncode", 2, wide=280, beside=texts[1], pixels=picture[0], vae=base[2])
+    shown = g.add("MaskToImage", 2, wide=280, beside=grown, mask=grown[0])
+    soft = g.add("ImageBlur", 3, wide=280, beside=shown, image=shown[0], blur_radius=12, sigma=6.0)
+    mask = g.add("ImageToMask", 4, wide=280, beside=shown, image=soft[0], channel="red")
+    masked = g.add("SetLatentNoiseMask", 5, wide=280, beside=latent, samples=latent[0], mask=mask[0])
+    result = sample(g, 6, model[0], texts, masked[0], seed=1, denoise=0.9)
+    pictures = g.add("VAEDecode", 7, samples=result[0], vae=base[2])
+    report(g, 7, model)
+    whole = g.add("ImageCompositeMasked", 8, destination=picture[0], source=pictures[0], mask=mask[0])
+    g.add("SaveImage", 9, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
     note(g, "SDXL inpaint", [
         "**Mask**. Right click the picture, Open in MaskEditor. It is grown by 8 pixels and blurred, so that the seam "
         "does not show.",
@@ -163,24 +175,24 @@ def sdxl_inpaint(g: Graph) -> None:
 
 def sdxl_controlnet(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
-    model = load_lora(g, 0, base[0], SDXL_NORMAL)
+    picture = g.add("LoadImage", 0, image="example.png")
+    model = load_lora(g, 1, base[0], SDXL_NORMAL)
     texts = prompts(g, 1, base[1])
-    picture = g.add("LoadImage", 1, image="example.png")
-    edges = g.add("Canny", 2, image=picture[0])
-    g.add("PreviewImage", 2, images=edges[0])
+    edges = g.add("Canny", 1, wide=340, image=picture[0])
     net = g.add("ControlNetLoader", 2, control_net_name=CANNY)
+    latent = g.add("EmptyLatentImage", 2, width=1024, height=1024)
+    g.add("PreviewImage", 2, beside=edges, images=edges[0])
     guided = g.add(
         "ControlNetApplyAdvanced", 3, positive=texts[0][0], negative=texts[1][0], control_net=net[0], image=edges[0],
         strength=0.7, end_percent=0.8, vae=base[2],
     )  # fmt: skip
-    latent = g.add("EmptyLatentImage", 3, width=1024, height=1024)
     first = g.add(
         "PCMSampler", 4, title="First pass", model=model[0], positive=guided[0], negative=guided[1],
         latent_image=latent[0], seed=1,
     )  # fmt: skip
-    larger = g.add("LatentUpscaleBy", 4, samples=first[0], upscale_method="bislerp", scale_by=1.5)
-    second = sample(g, 5, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
-    save(g, 6, second[0], base[2], "sdxl_controlnet")
+    larger = g.add("LatentUpscaleBy", 5, wide=280, samples=first[0], upscale_method="bislerp", scale_by=1.5)
+    second = sample(g, 6, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
+    save(g, 7, second, base[2], model, "sdxl_controlnet")
     note(g, "SDXL with ControlNet and a second pass", [
         "**strength, end_percent** of the ControlNet: 0.7 until 0.8, so that the last phases are free.",
         "**denoise** of the second pass: 0.5 runs the last four of eight phases.",
@@ -190,11 +202,11 @@ def sdxl_controlnet(g: Graph) -> None:
 
 def sd3_text_to_image(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD3)
-    model = load_lora(g, 0, base[0], SD3_LORA)
+    latent = g.add("EmptySD3LatentImage", 0, width=1024, height=1024)
+    model = load_lora(g, 1, base[0], SD3_LORA)
     texts = prompts(g, 1, base[1], negative="")
-    latent = g.add("EmptySD3LatentImage", 1, width=1024, height=1024)
     result = sample(g, 2, model[0], texts, latent[0], seed=1)
-    save(g, 3, result[0], base[2], "sd3")
+    save(g, 3, result, base[2], model, "sd3")
     note(g, "SD3 in four steps", [
         "**lora_name**. The name says the shift it was trained with, and the model is set to that: shift 3 here.",
         "**cfg** auto is 1.2, as the authors test it. 1 is faster and softer.",
@@ -202,13 +214,39 @@ def sd3_text_to_image(g: Graph) -> None:
     ], "The checkpoint is behind a licence page: log in there to download it.")  # fmt: skip
 
 
+def building_blocks(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
+    latent = g.add("EmptyLatentImage", 0, width=512, height=512)
+    noise = g.add("RandomNoise", 0, noise_seed=1)
+    model = load_lora(g, 1, base[0], SD15_NORMAL)
+    texts = prompts(g, 1, base[1])
+    guider = g.add(
+        "PCMGuider", 2, model=model[0], positive=texts[0][0], negative=texts[1][0], cfg="5, 1, 1, 1", title="PCM Guider"
+    )
+    sampler = g.add("SamplerPCM", 2)
+    sigmas = g.add("PCMPhaseScheduler", 2, model=model[0])
+    result = g.add(
+        "SamplerCustomAdvanced", 3, noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
+        latent_image=latent[0],
+    )  # fmt: skip
+    save(g, 4, result, base[2], model, "blocks")
+    plot = g.add("PCMPhasePlot", 3, model=model[0], sigmas=sigmas[0], cfg="5, 1, 1, 1")
+    g.add("PreviewImage", 5, title="The phases", wide=380, images=plot[0])
+    note(g, "The parts of the PCM Sampler", [
+        "**cfg** of the PCM Guider: one value per phase. `5, 1, 1, 1` uses the negative prompt in the noisiest phase "
+        "only and costs five evaluations.",
+        "**SIGMAS** can be cut with SplitSigmas and continued with another sampler; every part reads the model itself.",
+        "**spacing** (advanced): trailing, aligned or tcd. The plot shows where the steps lie.",
+    ], "For your own chains with SamplerCustomAdvanced. Otherwise take the PCM Sampler.")  # fmt: skip
+
+
 def compare_steps(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
-    model = load_lora(g, 0, base[0], SD15_SMALL)
+    latent = g.add("EmptyLatentImage", 0, width=512, height=512)
+    model = load_lora(g, 1, base[0], SD15_SMALL)
     texts = prompts(g, 1, base[1])
     second = g.add("CLIPTextEncode", 1, title="Second prompt", wide=340, clip=base[1],
                    text="a lighthouse on a cliff, storm, oil painting")  # fmt: skip
-    latent = g.add("EmptyLatentImage", 1, width=512, height=512)
     inputs = {"models.model_b": base[0], "prompts.positive_2": second[0]}
     sheet = g.add(
         "PCMCompare", 2, wide=380, model=model[0], positive=texts[0][0], negative=texts[1][0], latent_image=latent[0],
@@ -232,7 +270,7 @@ def fast_hunyuan(g: Graph) -> None:
     clip = g.add("DualCLIPLoader", 0, clip_name1=CLIP_L, clip_name2=LLAVA, type="hunyuan_video")
     vae = g.add("VAELoader", 0, vae_name=HUNYUAN_VAE)
     texts = prompts(g, 1, clip[0], "a red fox runs through deep snow, the camera follows", "")
-    latent = g.add("EmptyHunyuanLatentVideo", 1, width=848, height=480, length=49)
+    latent = g.add("EmptyHunyuanLatentVideo", 1, wide=340, width=848, height=480, length=49)
     video(g, 2, model[0], texts, latent[0], vae[0], "hunyuan", preset="FastHunyuan")
     note(g, "HunyuanVideo in six steps (FastHunyuan)", [
         "**preset** FastHunyuan: six steps, shift 17, embedded guidance 6, cfg 1. The checkpoint has the distilled "
@@ -247,6 +285,7 @@ def wan_two_experts(g: Graph) -> None:
     for weights, lora, name in ((WAN_HIGH, WAN_LORA_HIGH, "high noise"), (WAN_LOW, WAN_LORA_LOW, "low noise")):
         model = g.add("UNETLoader", 0, title=f"Expert for {name}", unet_name=weights)
         experts.append(load_lora(g, 1, model[0], lora, f"LoRA for {name}"))
+        report(g, 1, experts[-1])
     clip = g.add("CLIPLoader", 0, clip_name=UMT5, type="wan")
     vae = g.add("VAELoader", 0, vae_name=WAN_VAE)
     texts = prompts(g, 2, clip[0], "a red fox runs through deep snow, the camera follows", "static, blurry")
@@ -261,9 +300,9 @@ def wan_two_experts(g: Graph) -> None:
 
 def animatediff_style(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
-    model = load_lora(g, 0, base[0], SD15_SMALL)
+    model = load_lora(g, 1, base[0], SD15_SMALL)
     texts = prompts(g, 1, base[1])
-    latent = g.add("EmptyLatentImage", 1, title="16 frames", width=512, height=512, batch_size=16)
+    latent = g.add("EmptyLatentImage", 0, title="16 frames", width=512, height=512, batch_size=16)
     video(g, 2, model[0], texts, latent[0], base[2], "animatediff", frame_noise="mixed", frame_correlation=0.5)
     note(g, "AnimateDiff-style video", [
         "**Motion module**. ComfyUI has none of its own: put the loader of AnimateDiff-Evolved between the checkpoint "
@@ -299,8 +338,8 @@ def video(g: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: 
         "PCMVideoSampler", column, wide=360, model=model, positive=texts[0][0], negative=texts[1][0],
         latent_image=latent, seed=1, **settings,
     )  # fmt: skip
-    g.add("PreviewAny", column + 1, title="What was used", source=clip[1])
     frames = g.add("VAEDecode", column + 1, samples=clip[0], vae=vae)
+    g.add("PreviewAny", column + 1, title="What was used", source=clip[1])
     g.add("SaveAnimatedWEBP", column + 2, wide=420, images=frames[0], filename_prefix=f"pcm/{prefix}", fps=16.0)
 
 
@@ -315,6 +354,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "HunyuanVideo text to video": fast_hunyuan,
     "Wan 2.2 text to video": wan_two_experts,
     "AnimateDiff-style video": animatediff_style,
+    "Building blocks": building_blocks,
     "Compare steps": compare_steps,
     "Distil your own": distil_your_own,
 }

@@ -1,0 +1,242 @@
+"""Every shipped workflow on the host's own executor, with tiny stand-ins under the names of the released files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import fill
+
+from scripts import make_workflows, workflow_tables
+from scripts.host_nodes import describe_all
+from scripts.workflow_builder import Graph
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STEMS = sorted(workflow_tables.WORKFLOWS)
+FAMILIES = {
+    workflow_tables.SD15: "sd15", workflow_tables.SDXL: "sdxl", workflow_tables.SD3: "sd3",
+    workflow_tables.FAST_HUNYUAN: "hunyuan_video", workflow_tables.WAN_HIGH: "wan", workflow_tables.WAN_LOW: "wan",
+    workflow_tables.SD15_SMALL: "sd15", workflow_tables.SD15_NORMAL: "sd15", workflow_tables.SDXL_SMALL: "sdxl",
+    workflow_tables.SDXL_NORMAL: "sdxl", workflow_tables.SD3_LORA: "sd3", workflow_tables.WAN_LORA_HIGH: "wan",
+    workflow_tables.WAN_LORA_LOW: "wan",
+}  # fmt: skip
+LORA_TARGETS = {
+    "sd15": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "sdxl": "input_blocks.2.1.transformer_blocks.0.attn1.to_q",
+    "sd3": "joint_blocks.0.x_block.attn.proj",
+    "wan": "blocks.0.self_attn.q",
+}
+PICTURES = {"Distil your own": 0, "SD1.5 text to image": 2}
+
+
+def api(stem: str) -> dict:
+    return json.loads((ROOT / "workflows" / "api" / f"{stem}.json").read_text("utf-8"))
+
+
+def ui(stem: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{stem}.json").read_text("utf-8"))
+
+
+def checkpoint(path: Path, tiny, channels: int) -> None:
+    """A checkpoint with a TAESD in it and no text encoder."""
+    from comfy.taesd.taesd import TAESD
+
+    state = {f"model.diffusion_model.{key}": value for key, value in load_file(tiny.path).items()}
+    vae = fill(TAESD(latent_channels=channels)).state_dict()
+    state |= {f"first_stage_model.{key}": value for key, value in vae.items()}
+    save_file({key: value.half().contiguous() for key, value in state.items()}, path)
+
+
+def lora(path: Path, tiny, family: str) -> None:
+    target = f"diffusion_model.{LORA_TARGETS[family]}"
+    rows, columns = tiny.model.model.state_dict()[f"{target}.weight"].shape[:2]
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            f"{target}.lora_down.weight": torch.randn(4, columns, generator=generator) * 0.05,
+            f"{target}.lora_up.weight": torch.randn(rows, 4, generator=generator) * 0.05,
+            f"{target}.alpha": torch.tensor(4.0),
+        },
+        path,
+    )
+
+
+def control_lora(path: Path) -> None:
+    """Hint block and zero convolutions; the rest is the base model's, as in the released control LoRAs."""
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    net = ControlNet(
+        image_size=32, in_channels=4, hint_channels=3, model_channels=320, num_res_blocks=[3], channel_mult=[1],
+        transformer_depth=[0, 2, 5], transformer_depth_middle=-2, context_dim=2048, adm_in_channels=2816,
+        num_classes="sequential", use_spatial_transformer=True, use_linear_in_transformer=True, num_heads=-1,
+        num_head_channels=64, legacy=False, use_checkpoint=False, device="cpu", dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    own = ("input_hint_block", "zero_convs", "middle_block_out")
+    state = {key: value.half() for key, value in fill(net).state_dict().items() if key.startswith(own)}
+    save_file({**state, "lora_controlnet": torch.tensor([])}, path)
+
+
+def wan_vae(path: Path) -> None:
+    """Eight channels wide; the host reads the width from the file."""
+    import inspect
+
+    from comfy.ldm.wan.vae import WanVAE
+
+    options = {"image_channels": 3, "conv_out_channels": 3}
+    known = inspect.signature(WanVAE.__init__).parameters
+    vae = WanVAE(
+        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+        temperal_downsample=[False, True, True], dropout=0.0, **{k: v for k, v in options.items() if k in known},
+    )  # fmt: skip
+    save_file({key: value.half().contiguous() for key, value in fill(vae).state_dict().items()}, path)
+
+
+@pytest.fixture(scope="module")
+def files(host, zoo):
+    """Every file of the tables, in the folder its note names."""
+    for model in workflow_tables.all_models():
+        path = host.base / "models" / model.directory / model.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        family = FAMILIES.get(model)
+        if model.directory == "checkpoints":
+            checkpoint(path, zoo[family], 16 if family == "sd3" else 4)
+        elif model.directory == "loras":
+            lora(path, zoo[family], family)
+        elif model.directory == "diffusion_models":
+            path.write_bytes(zoo[family].path.read_bytes())
+        elif model.directory == "controlnet":
+            control_lora(path)
+        elif model.directory == "vae":
+            wan_vae(path)
+        else:
+            save_file({"not": torch.zeros(1)}, path)  # a text encoder: only its name is looked at
+    folder = host.base / "input" / "my_pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = Image.linear_gradient("L").resize((64, 64))
+    Image.merge("RGBA", [picture] * 4).save(host.base / "input" / "example.png")
+    Image.merge("RGB", [picture] * 3).save(folder / "1.png")
+    (folder / "1.txt").write_text("a gradient")
+    return host.base
+
+
+@pytest.fixture(scope="module")
+def stand_ins(host, zoo):
+    """Nodes in place of the text encoder, which cannot be tiny."""
+
+    class Text:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"family": ("STRING", {}), "text": ("STRING", {})}}
+
+        def run(self, family, text):
+            return (zoo[family].cond(len(text)),)
+
+    class Data(Text):
+        RETURN_TYPES, OUTPUT_IS_LIST = ("LATENT", "CONDITIONING"), (True, True)
+
+        def run(self, family, text):
+            tiny = zoo[family]
+            return [tiny.latent(seed=n) for n in range(2)], [tiny.cond(n) for n in range(2)]
+
+    own = {"TestText": Text, "TestData": Data}
+    host.nodes.NODE_CLASS_MAPPINGS.update(own)
+    yield
+    for name in own:
+        del host.nodes.NODE_CLASS_MAPPINGS[name]
+
+
+def family_in(graph: dict) -> str:
+    names = {model.name: family for model, family in FAMILIES.items()}
+    found = {names[v] for node in graph.values() for v in node["inputs"].values() if isinstance(v, str) and v in names}
+    (family,) = found
+    return family
+
+
+def shrunk(graph: dict) -> dict:
+    """The workflow at a size for tests: everything the sizes do not touch stays as shipped."""
+    family = family_in(graph)
+    small = {"width": 64, "height": 64, "length": 9, "batch_size": 2, "megapixels": 0.01}
+    for node in graph.values():
+        inputs, kind = node["inputs"], node["class_type"]
+        if kind in ("CLIPTextEncode", "MakeTrainingDataset"):
+            node["class_type"] = "TestText" if kind == "CLIPTextEncode" else "TestData"
+            node["inputs"] = {"family": family, "text": inputs.get("text", "") if kind == "CLIPTextEncode" else ""}
+        elif kind.startswith("Empty") or kind == "ImageScaleToTotalPixels":
+            node["inputs"] = {k: v if k == "batch_size" and v == 1 else small.get(k, v) for k, v in inputs.items()}
+        elif kind == "PCMDistillLora":
+            node["inputs"] = {**inputs, "steps": 2, "batch_size": 1, "rank": 2, "preview_every": 0}
+    return graph
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_host_takes_the_workflow_as_it_is(files, stem):
+    import execution
+
+    valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(str(uuid.uuid4()), api(stem), None))
+    assert valid and outputs and not node_errors, (error, node_errors)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_it_runs(host, files, stand_ins, stem):
+    run = host.run_prompt(shrunk(api(stem)))
+    assert run.success, [data for kind, data in run.status_messages if kind == "execution_error"]
+    outputs = run.history_result["outputs"]
+    saved = [image for out in outputs.values() for image in out.get("images", []) if image["type"] == "output"]
+    wanted = PICTURES.get(stem, 1)
+    assert len([image for image in saved if "loss" not in image["filename"]]) == wanted, outputs
+    for image in saved:
+        path = host.base / "output" / image["subfolder"] / image["filename"]
+        assert np.asarray(Image.open(path).convert("L")).std() > 0, path
+    if stem == "Distil your own":
+        (path,) = (host.base / "output" / "loras" / "pcm").glob("my_lora*.safetensors")
+        assert host.pack("pcm_core.profiles").profile_for(path).phases == 4
+
+
+def test_the_files_are_what_the_script_writes(host):
+    import comfyui_version
+
+    if comfyui_version.__version__ != "0.30.0":
+        pytest.skip("the workflows are written with the inputs of 0.30.0")
+    built = make_workflows.build(describe_all(host.nodes.NODE_CLASS_MAPPINGS))
+    for path, content in built.items():
+        assert path.read_text("utf-8") == make_workflows.dump(content), f"run python -m scripts.make_workflows: {path}"
+    assert sorted(p for p in built if p.parent.name == "workflows") == sorted((ROOT / "workflows").glob("*.json"))
+    assert sorted(p for p in built if p.parent.name == "api") == sorted((ROOT / "workflows" / "api").glob("*.json"))
+
+
+def test_every_node_of_the_pack_is_in_a_workflow(host):
+    ours = {name for name, info in describe_all(host.nodes.NODE_CLASS_MAPPINGS).items() if info["ours"]}
+    assert ours == {node["class_type"] for stem in STEMS for node in api(stem).values()} & ours
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_notes_links_and_marks(stem):
+    workflow = ui(stem)
+    (note,) = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(re.findall(r"^\d\. ", note, re.MULTILINE)) == 3, "the three settings that matter"
+    for node in workflow["nodes"]:
+        properties = node["properties"]
+        for model in properties.get("models", []):
+            assert model["name"] in node["widgets_values"], "else the frontend shows no download"
+            assert model["url"].endswith(f"/{model['name']}") and model["url"] in note
+        if node["type"].startswith("PCM") or node["type"] == "SamplerPCM":
+            assert properties["cnr_id"] == "phased-consistency" and properties["ver"] == make_workflows.version()
+
+
+def test_a_note_that_forgets_a_file_would_be_seen():
+    """``note`` reads the files from the nodes, so a graph without nodes has none."""
+    graph = Graph({}, "0.1.0")
+    workflow_tables.note(graph, "Empty", ["one", "two", "three"])
+    assert "huggingface" not in graph.notes[0]
