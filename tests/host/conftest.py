@@ -24,6 +24,7 @@ PACK = HERE.parent.parent
 EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
     "perpneg", "flux", "lt", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
+    "canny", "dataset", "train", "preview_any", "images", "post_processing",
 )  # fmt: skip
 
 if str(HERE) not in sys.path:
