@@ -34,11 +34,12 @@ class LoraRun:
     lr: float
 
 
+# Learning rates: 1.2e-4 and 3e-4 were compared for one phase (demo/README.md); the others take 1e-3 well.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, 2500, 1e-3),
-    LoraRun("demo_lcm.safetensors", 1, 2500, 3e-4),
-    LoraRun("demo_pcm_2phase.safetensors", 2, 2500, 5e-4),
-    LoraRun("demo_pcm_8phase.safetensors", 8, 2500, 1e-3),
+    LoraRun("demo_pcm_4phase.safetensors", 4, 4000, 1e-3),
+    LoraRun("demo_lcm.safetensors", 1, 4000, 3e-4),
+    LoraRun("demo_pcm_2phase.safetensors", 2, 2000, 5e-4),
+    LoraRun("demo_pcm_8phase.safetensors", 8, 1600, 1e-3),
 )
 
 
