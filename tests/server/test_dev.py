@@ -76,7 +76,7 @@ def add(tar: tarfile.TarFile, path: str, text: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_wrong_hash_is_found_before_anything_of_the_archive_runs(tmp_path: Path) -> None:
+def test_a_wrong_hash_is_found_before_anything_of_the_archive_runs_and_no_network_is_said(tmp_path: Path) -> None:
     fresh, index = tmp_path / "clone", tmp_path / "index"
     index.mkdir()
     tampered_sdist(index)
@@ -85,10 +85,16 @@ def test_a_wrong_hash_is_found_before_anything_of_the_archive_runs(tmp_path: Pat
     environment = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
     environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
     command = [sys.executable, str(fresh / "dev.py"), "demo"]
+
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert_one_sentence(done.stderr, "HASHES", "pip.log")
     assert not (index / "ran").exists()
+
+    next(index.glob("*.tar.gz")).unlink()  # an index without the file is what no network looks like to pip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert_one_sentence(done.stderr, "download ComfyUI", "No matching distribution", "--comfyui")
     assert not (fresh / ".host" / host.NEWEST).exists()
 
 
