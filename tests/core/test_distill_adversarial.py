@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pcm_core import distill
 from pcm_core.errors import PCMError
@@ -100,3 +101,31 @@ def test_levels_lie_inside_the_phase_and_reach_all_of_it(phases):
         low, high = k / phases, (k + 1) / phases
         inside = level[(grid.edge[index] - low).abs() < 1e-6]
         assert low < float(inside.min()) <= low + 0.03 and float(inside.max()) == pytest.approx(high)
+
+
+class Joint(nn.Module):
+    """A block as SD3 has it: text beside the picture, and no text from the last one."""
+
+    def __init__(self, text: bool) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        return (x[:, :1] if self.text else None), x
+
+
+def test_block_features_are_the_picture_s_tokens():
+    """Outputs [B, T, C] are taken as they are, [B, C, H, W] and [B, C, T, H, W] become tokens, text is left out."""
+    blocks = nn.ModuleList([Joint(True), Joint(False), nn.Identity(), nn.Identity()])
+
+    def backbone(x: torch.Tensor, sigma: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        for block, value in zip(blocks, (x, x, x.reshape(2, 6, 2, 2), x.reshape(2, 3, 2, 2, 2)), strict=True):
+            block(value)
+        return x
+
+    x = torch.arange(48.0).reshape(2, 4, 6).requires_grad_()
+    found = distill.BlockFeatures(backbone, list(blocks))(x, torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    assert [tuple(tokens.shape) for tokens in found] == [(2, 4, 6), (2, 4, 6), (2, 4, 6), (2, 8, 3)]
+    assert torch.equal(found[2][0, 1], x.reshape(2, 6, 2, 2)[0, :, 0, 1])
+    assert all(tokens.requires_grad for tokens in found)
+    assert not any(block._forward_hooks for block in blocks)
