@@ -92,7 +92,7 @@ def normalise(
         name=name, format=key_format(listed), family=family, profile=profile, notes=(note,) if note else (),
         ranks=Counter(lora_fuse.rank_of(module) for module in pairs),
         scales=Counter(round(lora_fuse.scale_of(module, alphas), 6) for module in pairs),
-        alpha_missing=bool(pairs) and not any("alpha" in module.parts for module in pairs),
+        alpha_missing=bool(pairs) and not alphas,
         offered=len(tensors) - len(text), text_encoder=len(text),
         matched=sum(len(module.keys) for entries in match.placed.values() for module, _ in entries),
         mismatched=tuple(match.mismatched), unknown=(*match.unknown, *foreign), harmless=tuple(match.harmless),
@@ -117,17 +117,19 @@ class _Match:
 
 
 def _refuse_no_lora(name: str, modules: list[Module], text: list[str], foreign: list[str]) -> None:
-    if modules:
+    if any(set(module.parts) - lora_fuse.HELPERS for module in modules):
         return
-    if text:
+    foreign = [*(key for module in modules for key in module.keys.values()), *foreign]
+    if text and not foreign:
         raise PCMError(
             f"{name} changes text encoders only ({len(text)} tensors).",
             "a LoRA with tensors for the diffusion model.",
             "Load it with the host's LoraLoader, which has a CLIP input.",
         )
-    if any(key.endswith((".weight", ".bias")) for key in foreign):
+    weights = [key for key in foreign if key.endswith((".weight", ".bias"))]
+    if weights:
         raise PCMError(
-            f"{name} is a whole model, not a LoRA: it has keys like {foreign[0][:80]}.",
+            f"{name} is a whole model, not a LoRA: it has keys like {weights[0][:80]}.",
             "a LoRA file, with pairs of small matrices.",
             "Move it to models/checkpoints or models/diffusion_models and load it there.",
         )

@@ -16,6 +16,8 @@ from .lora_keys import Module, Target
 _SUFFIX = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
 _WHOLE = ("diff", "set_weight", "w_norm")
 _BIAS = ("diff_b", "b_norm")
+# What says something about an update and is none.
+HELPERS = {"alpha", "dora_scale", "reshape_weight"}
 # What can be joined when several modules share a weight.
 _JOINABLE = {"up", "down", "alpha", "diff", "diff_b"}
 
@@ -48,7 +50,7 @@ def check_values(name: str, module: Module) -> None:
     if ("up" in parts) != ("down" in parts):
         have = keys.get("up") or keys["down"]
         _bad(name, have, "has no counterpart", "a pair lora_up and lora_down (lora_B and lora_A)")
-    if not set(parts) - {"alpha", "dora_scale", "reshape_weight"}:
+    if not set(parts) - HELPERS:
         _bad(name, next(iter(keys.values())), "stands alone", "the matrices that belong to it")
     if "up" in parts:
         _check_pair(name, module)

@@ -27,7 +27,7 @@ class LoraReport:
         family: base family of the LoRA, ``sd15``, ``sdxl``, ...; empty if not recognised.
         ranks: rank to number of modules.
         scales: alpha / rank to number of modules.
-        alpha_missing: the file had no alpha of its own.
+        alpha_missing: the file says no alpha anywhere, and none was added.
         offered: LoRA tensors in the file, text encoder keys not counted.
         matched: those that are applied.
         mismatched: keys whose shape does not fit the model.

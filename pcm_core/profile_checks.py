@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .errors import PCMError
 from .lora_keys import FAMILY_NAMES
 from .profiles import PCMProfile
 
@@ -105,7 +106,10 @@ def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequ
         return [f"{steps} steps, and {profile.family} is made for exactly {wanted}."]
     if profile.family == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
-    own = fixed or tuple(profile.schedule(steps).sigmas(torch.tensor(table)).tolist())
+    try:
+        own = fixed or tuple(profile.schedule(steps).sigmas(torch.tensor(table)).tolist())
+    except PCMError:  # more steps than any few-step schedule has
+        return [f"{steps} steps, and {profile.family} is made for about {profile.steps}."]
     worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))
     if worst <= TOLERANCE:
         return []

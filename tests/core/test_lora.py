@@ -150,7 +150,7 @@ def raw_unet(prefix: str, rank: int = 64):
 def test_raw_unet_peft_gets_alpha_8(prefix):
     output, report = normalise(raw_unet(prefix))
     assert [float(v) for k, v in output.items() if k.endswith(".alpha")] == [8.0]
-    assert report.scales == {0.125: 1} and report.alpha_missing
+    assert report.scales == {0.125: 1} and not report.alpha_missing
     assert any("alpha/rank 0.125" in note for note in report.notes)
 
 
@@ -255,7 +255,9 @@ def test_norms_are_those_of_the_update():
         ({"steps": torch.ones(1)}, "no LoRA tensors"),
         ({}, "empty"),
         ({"a.lora_up.weight": torch.ones(2, 2)}, "no counterpart"),
-        ({"a.alpha": torch.ones(())}, "stands alone"),
+        ({"a.alpha": torch.ones(())}, "no LoRA tensors"),
+        ({"a.alpha": torch.ones(()), "model.diffusion_model.b.weight": torch.ones(2, 2)}, "whole model"),
+        ({**PAIR, "b.alpha": torch.ones(())}, "stands alone"),
         ({"a.lora_up.weight": torch.ones(2, 0), "a.lora_down.weight": torch.ones(0, 2)}, "rank zero"),
         ({"a.lora_up.weight": torch.ones(2, 3), "a.lora_down.weight": torch.ones(2, 2)}, "rank 3 and .* rank 2"),
         ({"a.lora_up.weight": torch.ones(2), "a.lora_down.weight": torch.ones(2)}, "matrices"),

@@ -104,3 +104,10 @@ def test_own_settings_are_no_mistake(name, sd_table):
     profile = of(name)
     own = profile.resolved(sd_table.tolist()).sigmas or tuple(profile.schedule().sigmas(sd_table).tolist())
     assert sampling_mistakes(profile, own, torch.Tensor(sd_table).tolist(), cfg=profile.cfg, shift=None) == []
+
+
+def test_many_steps_are_said_and_not_refused(sd_table):
+    sigmas = [*reversed(sd_table.tolist()[::10]), 0.0]
+    sigmas[0] = float(sd_table[-1])
+    (found,) = sampling_mistakes(of("lcm-lora-sdxl"), sigmas, sd_table.tolist(), cfg=1.0, shift=None)
+    assert found == "100 steps, and LCM-LoRA is made for about 4."
