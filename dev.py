@@ -144,8 +144,8 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):
         print("dev.py needs Python 3.11 or newer.", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill stops the server too
     options = parse(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill stops the server too
     try:
         return options.function(options)
     except (DevError, OSError) as error:
@@ -154,6 +154,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
