@@ -68,7 +68,7 @@ def make_plan(
     if profile.sigmas and spacing == AUTO and not phases and not grid:
         plan = _from_list(profile, table, steps, terminal, denoise)
     else:
-        if not grid and (phases or profile.phases or steps) > profile.grid:
+        if not grid and (phases or profile.phases or steps or profile.steps) > profile.grid:
             grid = 100  # the coarsest that holds up to 64 phases
         schedule = replace(profile, grid=grid or profile.grid).schedule(
             steps or phases or None,

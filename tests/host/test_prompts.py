@@ -1,0 +1,118 @@
+"""Whole prompts through the host's validation and executor: what is refused, and that the next prompt runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+
+@pytest.fixture
+def give(host, zoo, monkeypatch):
+    """Test nodes that hand out a tiny model, its conditioning and latent."""
+    tiny = zoo["eps"]
+
+    def node(kind, value):
+        class Give:
+            RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "give", "test"
+
+            @classmethod
+            def INPUT_TYPES(cls):  # noqa: N802
+                return {"required": {}}
+
+            def give(self):
+                return (value,)
+
+        return Give
+
+    class Take:
+        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "test", True
+        taken: list = []  # noqa: RUF012
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"latent": ("LATENT",)}}
+
+        def take(self, latent):
+            self.taken.append(latent["samples"])
+            return {}
+
+    nodes = {
+        "GiveModel": node("MODEL", tiny.model),
+        "GiveCond": node("CONDITIONING", tiny.positive),
+        "GiveLatent": node("LATENT", tiny.latent()),
+        "Take": Take,
+    }
+    for name, cls in nodes.items():
+        monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, cls)
+    return Take.taken
+
+
+def prompt(**settings):
+    inputs = {"model": ["m", 0], "positive": ["c", 0], "negative": ["c", 0], "latent_image": ["l", 0], "seed": 1}
+    defaults = {
+        "steps": 2, "cfg": "1", "denoise": 1.0, "phases": 0, "spacing": "auto", "terminal": "auto", "grid": 0,
+        "spend_extra_steps": False, "determinism": -1.0, "gamma": -1.0, "add_noise": True, "start_step": 0,
+        "end_step": 10000, "return_with_leftover_noise": False,
+    }  # fmt: skip
+    nodes = {
+        "m": ("GiveModel", {}), "c": ("GiveCond", {}), "l": ("GiveLatent", {}),
+        "s": ("PCMSampler", {**inputs, **defaults, **settings}), "t": ("Take", {"latent": ["s", 0]}),
+    }  # fmt: skip
+    return {key: {"class_type": c, "inputs": i, "_meta": {"title": c}} for key, (c, i) in nodes.items()}
+
+
+def test_a_prompt_runs(host, give):
+    executor = host.run_prompt(prompt())
+    assert executor.success and len(give) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"denoise": math.nan}, "denoise is nan"),
+        ({"cfg": "nan"}, 'cfg contains "nan"'),
+        ({"cfg": "5, 1, 1"}, "cfg has 3 values for a model of 2 phases"),
+        ({"gamma": math.nan}, "gamma is nan"),
+        ({"grid": 48}, "48 points"),
+    ],
+)
+def test_refusals_reach_the_user_and_the_next_prompt_works(host, give, settings, found):
+    executor = host.run_prompt(prompt(**settings))
+    (error,) = [message for kind, message in executor.status_messages if kind == "execution_error"]
+    assert found in error["exception_message"] and "Expected:" in error["exception_message"]
+    assert error["exception_type"].endswith("PCMError") and error["node_type"] == "PCMSampler"
+    assert host.run_prompt(prompt()).success
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"steps": 10000}, "10000 bigger than max of 64: steps"),
+        ({"steps": -1}, "-1 smaller than min of 0: steps"),
+        ({"denoise": 1.5}, "1.5 bigger than max of 1.0: denoise"),
+        ({"spacing": "karras"}, "'karras' not in"),
+    ],
+)
+def test_the_hosts_own_validation_knows_our_ranges(host, give, caplog, settings, found):
+    with pytest.raises(AssertionError):
+        host.run_prompt(prompt(**settings))
+    assert found in caplog.text
+
+
+def test_every_node_has_tooltips_aliases_and_help(host):
+    from conftest import PACK
+
+    module = f"custom_nodes.{PACK.name}"
+    ours = {
+        node_id: cls
+        for node_id, cls in host.nodes.NODE_CLASS_MAPPINGS.items()
+        if getattr(cls, "RELATIVE_PYTHON_MODULE", "") == module
+    }
+    assert "PCMSampler" in ours
+    for node_id, cls in ours.items():
+        schema = cls.define_schema()
+        assert schema.category.split("/")[0] == "PCM", node_id
+        assert schema.description and schema.search_aliases, node_id
+        assert all(entry.tooltip for entry in [*schema.inputs, *schema.outputs]), node_id
+        assert (PACK / "web" / "docs" / f"{node_id}.md").exists(), node_id
