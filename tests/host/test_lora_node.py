@@ -22,7 +22,7 @@ def weights(model):
     ]
 
 
-def put(host, model, name, count=2, alpha=None, metadata=None, value=0.01):
+def put(host, model, name, count=2, alpha=None, metadata=None, value=0.3):
     """A small LoRA in the host's own names under a file name that says something."""
     state, tensors = model.model.state_dict(), {}
     for key in weights(model)[:count]:
@@ -156,10 +156,10 @@ def test_strength_one_means_what_the_authors_intend(host, zoo):
     model, key = zoo["flux"].model, weights(zoo["flux"].model)[0]
     full, _ = load(host, model, put(host, model, "plain_style"))
     hyper, report = load(host, model, put(host, model, "Hyper-FLUX.1-dev-8steps-lora"))
-    assert torch.allclose(change(host, model, hyper, key), change(host, model, full, key) * 0.125, atol=1e-8)
+    assert torch.allclose(change(host, model, hyper, key), change(host, model, full, key) * 0.125, atol=1e-6)
     assert "strength 1 x 0.125" in report
     half, report = load(host, model, put(host, model, "Hyper-FLUX.1-dev-8steps-lora"), strength=0.125)
-    assert torch.allclose(change(host, model, half, key), change(host, model, full, key) / 64, atol=1e-8)
+    assert torch.allclose(change(host, model, half, key), change(host, model, full, key) / 64, atol=1e-6)
     assert "comes on top" in report
 
 
@@ -167,7 +167,7 @@ def test_wan22_lightning_without_alpha_is_an_eighth(host, zoo):
     model, key, name = zoo["wan"].model, weights(zoo["wan"].model)[0], "wan2.2_t2v_lightx2v_4steps_lora_high_noise"
     with_alpha, _ = load(host, model, put(host, model, name, alpha=2.0))
     without, report = load(host, model, put(host, model, name))
-    assert torch.allclose(change(host, model, without, key) * 8, change(host, model, with_alpha, key), atol=1e-8)
+    assert torch.allclose(change(host, model, without, key) * 8, change(host, model, with_alpha, key), atol=1e-6)
     assert "the file has no alpha" in report
 
 
@@ -176,7 +176,7 @@ def test_strength_scales(host, zoo, strength):
     model, key, name = zoo["sd3"].model, weights(zoo["sd3"].model)[0], put(host, zoo["sd3"].model, "plain_style")
     one, _ = load(host, model, name)
     other, _ = load(host, model, name, strength=strength)
-    assert torch.allclose(change(host, model, other, key), change(host, model, one, key) * strength, atol=1e-8)
+    assert torch.allclose(change(host, model, other, key), change(host, model, one, key) * strength, atol=1e-6)
 
 
 def test_demo_metadata_configures_everything(host, zoo):
@@ -194,7 +194,7 @@ def test_demo_metadata_configures_everything(host, zoo):
 
 def test_other_loras_keep_the_settings_in_either_order(host, zoo):
     model, h = zoo["sd3"].model, host.pack("nodes.host")
-    pcm, style = put(host, model, "pcm_deterministic_4step_shift3"), put(host, model, "my_style_lora", value=0.02)
+    pcm, style = put(host, model, "pcm_deterministic_4step_shift3"), put(host, model, "my_style_lora", value=0.2)
     first, _ = load(host, model, pcm)
     both, report = load(host, first, style)
     assert h.profile_of(both).family == "PCM" and "stay in force" in report
@@ -203,7 +203,7 @@ def test_other_loras_keep_the_settings_in_either_order(host, zoo):
     after, _ = load(host, load(host, model, style)[0], pcm)
     assert h.profile_of(after).phases == 4
     key = weights(model)[0]
-    assert torch.allclose(change(host, model, both, key), change(host, model, after, key), atol=1e-7)
+    assert torch.allclose(change(host, model, both, key), change(host, model, after, key), atol=1e-6)
     unknown, report = load(host, model, style)
     assert h.profile_of(unknown) is None and "profile: unknown" in report
 
@@ -307,7 +307,7 @@ def test_quantised_models_take_the_bypass(host, zoo, monkeypatch):
     """The weights stay as they are, the output is that of merging, and a second LoRA still fits."""
     tiny = zoo["sd3"]
     model, host_lora = tiny.model, host.pack("nodes.host_lora")
-    name, second = put(host, model, "plain_style", count=6, value=0.2), put(host, model, "second_style", value=0.2)
+    name, second = put(host, model, "plain_style", count=6, value=0.05), put(host, model, "second_style", value=0.1)
 
     def sample(patched):
         (out,) = host.call(
@@ -317,13 +317,14 @@ def test_quantised_models_take_the_bypass(host, zoo, monkeypatch):
         return out["samples"]
 
     merged = sample(load(host, load(host, model, name)[0], second)[0])
+    near = 1e-4 * float(merged.abs().max())
     monkeypatch.setattr(model.model.model_config, "quant_config", {"any": 1}, raising=False)
     assert host_lora._keeps_weights(model)
     bypassed, _ = load(host, model, name)
     assert not bypassed.patches and bypassed.get_injections("bypass_lora")
     both, _ = load(host, bypassed, second)
-    assert torch.allclose(sample(both), merged, atol=1e-5)
-    assert not torch.allclose(sample(bypassed), merged, atol=1e-3)
+    assert float((sample(both) - merged).abs().max()) < near
+    assert float((sample(bypassed) - merged).abs().max()) > 10 * near
 
 
 def test_a_patched_50_entry_table_is_named(host, zoo, error):
