@@ -269,7 +269,8 @@ class PCMCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, columns: str | None) -> bool | str:
+    def validate_inputs(cls, columns: str | None, models: Any = None, prompts: Any = None) -> bool | str:
+        """Inputs that grow always come; taking ``**kwargs`` would switch the host's own checks off."""
         try:
             parse_columns(columns or "auto")
         except PCMError as error:

@@ -42,7 +42,7 @@ def describe_all(nodes: dict[str, Any]) -> dict[str, Info]:
 def is_ours(node: Any) -> bool:
     """Whether the pack in this folder declared the node."""
     module = sys.modules[node.__module__]
-    return ROOT in Path(module.__file__ or "/").resolve().parents
+    return ROOT / "nodes" in Path(module.__file__ or "/").resolve().parents
 
 
 def load() -> dict[str, Any]:

@@ -70,7 +70,9 @@ def lora(path: Path, tiny, family: str) -> None:
 
 
 def control_lora(path: Path) -> None:
-    """Hint block and zero convolutions; the rest is the base model's, as in the released control LoRAs."""
+    """Hint block, zero convolutions and the middle that the tiny base lacks; the rest is the base model's, as in the
+    released control LoRAs.
+    """
     import comfy.ops
     from comfy.cldm.cldm import ControlNet
 
@@ -81,7 +83,7 @@ def control_lora(path: Path) -> None:
         num_head_channels=64, legacy=False, use_checkpoint=False, device="cpu", dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    own = ("input_hint_block", "zero_convs", "middle_block_out")
+    own = ("input_hint_block", "zero_convs", "middle_block")
     state = {key: value.half() for key, value in fill(net).state_dict().items() if key.startswith(own)}
     save_file({**state, "lora_controlnet": torch.tensor([])}, path)
 
