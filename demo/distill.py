@@ -72,14 +72,14 @@ class Denoiser:
 
 
 def distil(
-    teacher: MMDiT, pool: LatentPool, phases: int, steps: int, *, lr: float, seed: int = 0, batch: int = 64,
-    ema: float = 0.995,
+    teacher: MMDiT, pool: LatentPool, phases: int, steps: int, *, lr: float, start: Lora | None = None, seed: int = 0,
+    batch: int = 64, ema: float = 0.995,
 ) -> Lora:  # fmt: skip
-    """Train one LoRA. ``phases=1`` is the consistency model that plays LCM."""
+    """Train one LoRA, or ``start`` for another cycle. ``phases=1`` is the consistency model that plays LCM."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     grid = SolverGrid.from_table(TABLE, phases, GRID, terminal="zero")
-    lora = Lora(teacher)
+    lora = start or Lora(teacher)
     shadow = {name: value.detach().clone() for name, value in lora.named_parameters()}
 
     def loss(_: int) -> Tensor:

@@ -26,20 +26,19 @@ from .world import render, sample_scene
 
 @dataclass(frozen=True)
 class LoraRun:
-    """One distillation: file, phases, iterations, learning rate."""
+    """One distillation: file, phases, and cycles of (iterations, learning rate), each with a cosine of its own."""
 
     file: str
     phases: int
-    steps: int
-    lr: float
+    cycles: tuple[tuple[int, float], ...]
 
 
-# Learning rates: 1.2e-4 and 3e-4 were compared for one phase (demo/README.md); the others take 1e-3 well.
+# For one phase 1.2e-4 and 3e-4 were compared; demo/README.md has the figures.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, 4000, 1e-3),
-    LoraRun("demo_lcm.safetensors", 1, 4000, 3e-4),
-    LoraRun("demo_pcm_2phase.safetensors", 2, 2000, 5e-4),
-    LoraRun("demo_pcm_8phase.safetensors", 8, 1600, 1e-3),
+    LoraRun("demo_pcm_4phase.safetensors", 4, ((4000, 1e-3), (3000, 5e-4))),
+    LoraRun("demo_lcm.safetensors", 1, ((4000, 3e-4), (3000, 1.5e-4))),
+    LoraRun("demo_pcm_2phase.safetensors", 2, ((2000, 5e-4),)),
+    LoraRun("demo_pcm_8phase.safetensors", 8, ((1600, 1e-3),)),
 )
 
 
@@ -63,8 +62,11 @@ def stage_teacher(folder: Path) -> None:
 def stage_lora(folder: Path) -> None:
     teacher, pool = load_teacher(folder), LatentPool(load_vae(folder), 32_000, seed=1)
     for run in LORAS:
-        lora = distil(teacher, pool, run.phases, run.steps, lr=run.lr)
-        save_lora(lora, run.file, run.phases, run.steps, run.lr, folder)
+        lora = None
+        for cycle, (steps, lr) in enumerate(run.cycles):
+            lora = distil(teacher, pool, run.phases, steps, lr=lr, start=lora, seed=cycle)
+        assert lora is not None
+        save_lora(lora, run.file, run.phases, sum(steps for steps, _ in run.cycles), run.cycles[0][1], folder)
 
 
 def stage_decoder(folder: Path) -> None:
