@@ -34,7 +34,7 @@ class LoraReport:
         unknown: keys the model has no weight for.
         harmless: image-input keys left out on a model without image input.
         text_encoder: tensors for text encoders; the node leaves those alone.
-        norms: block group to Frobenius norm of its update at strength 1.
+        norms: block group to the size of its update at strength 1, see ``lora_fuse.module_norms``.
         notes: repairs and oddities, one sentence each.
         profile: sampling settings, each with its source.
     """
