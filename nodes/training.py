@@ -160,7 +160,7 @@ def run(
             session.watchers.append(watch(session))
         try:
             session.run()
-        except Exception as error:
+        except BaseException as error:  # the host's Cancel is no Exception on every version
             if rescue and session.trainer.step_number:
                 name = _rescue(session.lora(metadata))
                 if isinstance(error, PCMError):

@@ -18,16 +18,16 @@ RANKS = {
 def distil(host):
     """Run the node as the executor does: every input in a list, inside inference mode."""
 
-    def run(model: tiny.Tiny, **settings):
+    def run(given: tiny.Tiny, **settings):
         cls = host.node("PCMDistillLora")
         inputs = {name: options[0]["default"] for name, (_, *options) in cls.INPUT_TYPES()["required"].items()
                   if options and "default" in options[0]}  # fmt: skip
-        inputs |= {"model": model.model, **RANKS, **settings}
+        inputs |= {"model": given.model, **RANKS, **settings}
         lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
-        latents = settings.get("latents", [model.latent(2, seed=5), model.latent(1, seed=6)])
-        lists |= {"latents": latents, "positive": settings.get("positive", [model.positive])}
+        latents = settings.get("latents", [given.latent(2, seed=5), given.latent(1, seed=6)])
+        lists |= {"latents": latents, "positive": settings.get("positive", [given.positive])}
         if "negative" not in settings or settings["negative"]:
-            lists["negative"] = settings.get("negative", [model.negative])
+            lists["negative"] = settings.get("negative", [given.negative])
         with torch.inference_mode():
             return cls.execute(**lists)
 
@@ -76,8 +76,8 @@ def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
 def test_distil_save_load(host, zoo, distil, family):
     """Loss falls, base bits stay, and the saved file on a fresh model is the student that was in memory."""
     given = zoo[family]
+    before = predict(host, given.model, given)  # first: it takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
-    before = predict(host, given.model, given)
     training = host.pack("nodes.training")
     seen = {}
     original = training.Session.run
@@ -195,7 +195,8 @@ def test_train_save_load_sample_in_one_graph(host, helper_nodes):
 
 def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
     given = zoo["sd3"]
-    weights, before = tiny.fingerprint(given.model.model.state_dict()), predict(host, given.model, given)
+    before = predict(host, given.model, given)  # first: it takes off what an earlier test's LoRA left patched
+    weights = tiny.fingerprint(given.model.model.state_dict())
     import comfy.model_management
 
     training = host.pack("nodes.training")
@@ -227,6 +228,7 @@ def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
 def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
     given = zoo["sd3"]
     errors = host.pack("pcm_core.errors")
+    predict(host, given.model, given)  # takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
     backbone = host.pack("nodes.host_training").Backbone
     original, calls = backbone.__call__, []
