@@ -71,7 +71,7 @@ def stage_lora(folder: Path) -> None:
 
 def stage_decoder(folder: Path) -> None:
     vae = load_vae(folder).requires_grad_(True)
-    finetune_decoder(vae, 1500, folder=folder)
+    finetune_decoder(vae, 1000, folder=folder)
     print(f"decoder: PSNR {psnr(vae):.2f} dB")
 
 

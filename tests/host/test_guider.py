@@ -45,9 +45,7 @@ def test_phases_at_one_skip_the_negative_pass(host, zoo, name):
 def test_one_value_is_the_hosts_cfg_guider(host, zoo, name):
     tiny = zoo[name]
     sigmas = simple(host, tiny.model, 4)
-    (host_guider,) = host.call(
-        "CFGGuider", model=tiny.model, positive=tiny.positive, negative=tiny.negative, cfg=3.0
-    )
+    (host_guider,) = host.call("CFGGuider", model=tiny.model, positive=tiny.positive, negative=tiny.negative, cfg=3.0)
     mine = guided(host, tiny, pcm_guider(host, tiny, tiny.model, "3"), sigmas)
     theirs = guided(host, tiny, host_guider, sigmas)
     assert torch.equal(mine[0]["samples"], theirs[0]["samples"])
@@ -92,9 +90,7 @@ class TestPhaseOfForeignSigmas:
         tiny = zoo["eps"]
         recorder = Recorder(tiny.model)
         values = ["5" if i % 2 else "1" for i in range(16)]
-        guided(
-            host, tiny, pcm_guider(host, tiny, recorder.model, ",".join(values)), simple(host, tiny.model, 16)
-        )
+        guided(host, tiny, pcm_guider(host, tiny, recorder.model, ",".join(values)), simple(host, tiny.model, 16))
         assert recorder.rows == [2 if v == "5" else 1 for v in values]
 
     def test_img2img_starts_in_the_phase_of_its_noise(self, host, zoo):
