@@ -24,7 +24,8 @@ from devtools.server import Server
 from .make_workflows import FOLDER
 from .workflow_tables import all_models
 
-SIZE = (1280, 800)
+SIZE = (2560, 1600)  # large, because the canvas leaves text out when zoomed far out
+WIDTH = 1280
 MARGIN = 40
 # Only the canvas and the widgets that lie on it as HTML.
 STYLE = """body * { visibility: hidden !important }
@@ -57,7 +58,7 @@ def open_frontend(playwright: Any, url: str) -> Page:
     if chromium is None:
         sys.exit("No Chromium found; install it or set CHROMIUM to its path.")
     browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-    page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]}, device_scale_factor=1.5)
+    page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
     page.goto(url)
     ready = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)"
     page.wait_for_function(ready, timeout=120_000)
@@ -73,6 +74,7 @@ def photograph(page: Page, workflow: Path) -> None:
     page.wait_for_timeout(1000)
     clip = {"x": 0, "y": 0, "width": min(width, SIZE[0]), "height": min(height, SIZE[1])}
     picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     picture.save(workflow.with_suffix(".jpg"), quality=82, optimize=True)
 
 
