@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _PAPER, _INK, _SOFT, _ACCENT, _TRACK = "#ffffff", "#1c1e22", "#6c727d", "#2f6fde", "#e3e6eb"
 
 
@@ -70,7 +72,7 @@ def _picture(picture: Tensor, cell: int) -> Image.Image:
     return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.LANCZOS)
 
 
-def _columns_width(heading: Heading, title_font: ImageFont.ImageFont, font: ImageFont.ImageFont) -> int:
+def _columns_width(heading: Heading, title_font: Font, font: Font) -> int:
     lines = (title_font.getlength(heading.title), font.getlength(heading.detail), font.getlength(heading.figure))
     return round(max(lines))
 

@@ -17,6 +17,7 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.nested_tensor
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import comfy.utils

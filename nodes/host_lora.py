@@ -53,7 +53,7 @@ def patch_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
     """
     if _keeps_weights(model):
         return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    patched = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
+    patched: Any = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
     taken = {key for key, patches in patched.patches.items() if len(patches) > len(model.patches.get(key, ()))}
     wanted = {
         key.removesuffix(f".{part}") for key in tensors for part in ("lora_up.weight", "diff") if key.endswith(part)

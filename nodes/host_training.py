@@ -32,7 +32,7 @@ class _Body(comfy.samplers.Sampler):
     def __init__(self, body: Callable[[Any, dict[str, Any]], None]) -> None:
         self.body = body
 
-    def sample(
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]  # the host's base class only passes
         self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any, **__: Any
     ) -> Tensor:
         self.body(guider, extra_args)
@@ -141,7 +141,7 @@ def prediction_of(model: Any) -> str:
     """``eps``, ``v``, ``flow`` or the host's own name for the parametrisation in lower case."""
     if host.is_flow(model):
         return "flow"
-    name = model.model.model_type.name
+    name: str = model.model.model_type.name
     return {"EPS": "eps", "V_PREDICTION": "v"}.get(name, name.lower())
 
 

@@ -97,7 +97,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of the angle between two tensors of one shape, batch and all; 1 if both are zero."""
     _same_shape(a, b)
     x, y = a.double().flatten(), b.double().flatten()
-    norms = float(x.norm() * y.norm())
+    norms = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norms if norms else float(torch.equal(x, y))
 
 

@@ -139,8 +139,8 @@ def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, floa
         parts = module.parts
         square = 0.0
         if "up" in parts and "mid" not in parts:
-            size = math.prod(float(parts[role].float().norm()) for role in ("up", "down"))
-            square = (size * scale_of(module, alphas)) ** 2 / rank_of(module)
+            up, down = (parts[role].float().flatten() for role in ("up", "down"))
+            square = float(up @ up) * float(down @ down) * scale_of(module, alphas) ** 2 / rank_of(module)
         others = [tensor for role, tensor in parts.items() if role not in ("up", "down", "alpha") or "mid" in parts]
         square += sum(float(tensor.float().square().sum()) for tensor in others)
         if not math.isfinite(square):

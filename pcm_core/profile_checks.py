@@ -107,7 +107,7 @@ def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequ
     if profile.family == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
     try:
-        own = fixed or tuple(profile.schedule(steps).sigmas(torch.tensor(table)).tolist())
+        own = fixed or tuple(float(sigma) for sigma in profile.schedule(steps).sigmas(torch.tensor(table)))
     except PCMError:  # more steps than any few-step schedule has
         return [f"{steps} steps, and {profile.family} is made for about {profile.steps}."]
     worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))

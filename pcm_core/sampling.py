@@ -159,7 +159,7 @@ def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]
     k-diffusion's ancestral step goes down to ``d = s^2 / sigma`` and renoises to s: ``r = (s / sigma)^2``. The flow
     form (``sample_euler_ancestral_RF`` of the host) keeps x on the path: ``r = ((1 - s) / (1 - d) * d / s)^2``.
     """
-    levels: list[float] = sigmas.detach().flatten().tolist()
+    levels = [float(level) for level in sigmas.detach().flatten().cpu()]
     rates: list[float] = []
     for sigma, lower in itertools.pairwise(levels):
         down = lower * lower / sigma
