@@ -35,8 +35,8 @@ class LoraRun:
 
 # For one phase 1.2e-4 and 3e-4 were compared; demo/README.md has the figures.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, ((4000, 1e-3), (3000, 5e-4))),
-    LoraRun("demo_lcm.safetensors", 1, ((4000, 3e-4), (3000, 1.5e-4))),
+    LoraRun("demo_pcm_4phase.safetensors", 4, ((4000, 1e-3), (3000, 5e-4), (2500, 3e-4))),
+    LoraRun("demo_lcm.safetensors", 1, ((4000, 3e-4), (3000, 1.5e-4), (2500, 1e-4))),
     LoraRun("demo_pcm_2phase.safetensors", 2, ((2000, 5e-4),)),
     LoraRun("demo_pcm_8phase.safetensors", 8, ((1600, 1e-3),)),
 )
