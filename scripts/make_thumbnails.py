@@ -22,7 +22,7 @@ from devtools.browser import find_chromium
 from devtools.server import Server
 
 from .make_workflows import FOLDER
-from .workflow_tables import all_models
+from .workflow_files import all_models
 
 SIZE = (2560, 1600)  # large, because the canvas leaves text out when zoomed far out
 WIDTH = 1280

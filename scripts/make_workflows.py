@@ -13,7 +13,8 @@ from typing import Any
 
 from .host_nodes import ROOT, describe_all, load
 from .workflow_builder import Graph
-from .workflow_tables import SDXL, SDXL_SMALL, WORKFLOWS, load_lora, prompts, sample
+from .workflow_files import SDXL, SDXL_SMALL
+from .workflow_tables import WORKFLOWS, load_lora, prompts, sample
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / "PCM text to image.json"

@@ -15,18 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import fill
 
-from scripts import make_workflows, workflow_tables
+from scripts import make_workflows, workflow_files, workflow_tables
 from scripts.host_nodes import describe_all
 from scripts.workflow_builder import Graph
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEMS = sorted(workflow_tables.WORKFLOWS)
 FAMILIES = {
-    workflow_tables.SD15: "sd15", workflow_tables.SDXL: "sdxl", workflow_tables.SD3: "sd3",
-    workflow_tables.FAST_HUNYUAN: "hunyuan_video", workflow_tables.WAN_HIGH: "wan", workflow_tables.WAN_LOW: "wan",
-    workflow_tables.SD15_SMALL: "sd15", workflow_tables.SD15_NORMAL: "sd15", workflow_tables.SDXL_SMALL: "sdxl",
-    workflow_tables.SDXL_NORMAL: "sdxl", workflow_tables.SD3_LORA: "sd3", workflow_tables.WAN_LORA_HIGH: "wan",
-    workflow_tables.WAN_LORA_LOW: "wan",
+    workflow_files.SD15: "sd15", workflow_files.SDXL: "sdxl", workflow_files.SD3: "sd3",
+    workflow_files.FAST_HUNYUAN: "hunyuan_video", workflow_files.WAN_HIGH: "wan", workflow_files.WAN_LOW: "wan",
+    workflow_files.SD15_SMALL: "sd15", workflow_files.SD15_NORMAL: "sd15", workflow_files.SDXL_SMALL: "sdxl",
+    workflow_files.SDXL_NORMAL: "sdxl", workflow_files.SD3_LORA: "sd3", workflow_files.WAN_LORA_HIGH: "wan",
+    workflow_files.WAN_LORA_LOW: "wan",
 }  # fmt: skip
 LORA_TARGETS = {
     "sd15": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
@@ -106,7 +106,7 @@ def wan_vae(path: Path) -> None:
 @pytest.fixture(scope="module")
 def files(host, zoo):
     """Every file of the tables, in the folder its note names."""
-    for model in workflow_tables.all_models():
+    for model in workflow_files.all_models():
         path = host.base / "models" / model.directory / model.name
         path.parent.mkdir(parents=True, exist_ok=True)
         family = FAMILIES.get(model)
