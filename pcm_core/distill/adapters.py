@@ -257,7 +257,8 @@ def differentiable_weights(root: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for parameter in root.parameters():
-            if parameter.requires_grad:
+            # Inference tensors are replaced below, and their flag could not be set back outside inference mode.
+            if parameter.requires_grad and not parameter.is_inference():
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)
         for module in root.modules():
