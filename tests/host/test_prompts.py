@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -101,9 +104,7 @@ def test_the_hosts_own_validation_knows_our_ranges(host, give, caplog, settings,
 
 
 def test_every_node_has_tooltips_aliases_and_help(host):
-    from conftest import PACK
-
-    module = f"custom_nodes.{PACK.name}"
+    module = f"custom_nodes.{ROOT.name}"
     ours = {
         node_id: cls
         for node_id, cls in host.nodes.NODE_CLASS_MAPPINGS.items()
@@ -115,4 +116,4 @@ def test_every_node_has_tooltips_aliases_and_help(host):
         assert schema.category.split("/")[0] == "PCM", node_id
         assert schema.description and schema.search_aliases, node_id
         assert all(entry.tooltip for entry in [*schema.inputs, *schema.outputs]), node_id
-        assert (PACK / "web" / "docs" / f"{node_id}.md").exists(), node_id
+        assert (ROOT / "web" / "docs" / f"{node_id}.md").exists(), node_id
