@@ -1,7 +1,8 @@
 """Phased Consistency Models in plain torch: schedules, the sampler, LoRA profiles and distillation.
 
-    >>> schedule = build_schedule(phases=4)
-    >>> x = sample_pcm(model, noise * sigmas[0], sigmas := schedule.sigmas(table))
+    >>> sigmas = build_schedule(phases=4).sigmas(table)
+    >>> latent = sample_pcm(model, noise * sigmas[0], sigmas)
 
-``phases`` says where to jump, ``sampling`` jumps, ``profiles`` knows what a LoRA file wants. Read them in that order.
+``phases`` says where to jump and ``sampling`` jumps: read these two first, then ``distill`` for how a model learns it.
+``profiles`` and ``lora`` know what a LoRA file holds and wants.
 """
