@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,46 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pcm_core.distill import SolverGrid, phased_loss
+from pcm_core.distill import Adapters, DistillConfig, StepReport, Trainer, adaptable
 from pcm_core.phases import phase_edges
 
 from .mmdit import MMDiT
 from .teacher import SHIFT, LatentPool, shifted
-from .train_vae import WEIGHTS, run_steps
+from .train_vae import WEIGHTS
 
-RANK = 24
 GRID = 40  # divides 1000 with 1, 2, 4 and 8 phases, so trained edges are exactly the trailing timesteps
 CFG = 3.0
 TABLE = shifted(torch.arange(1, 1001) / 1000)
-
-
-class Lora(nn.Module):
-    """Low-rank additions to every matrix of a model. ``merged`` gives W + up @ down for ``functional_call``."""
-
-    def __init__(self, model: MMDiT, rank: int = RANK) -> None:
-        super().__init__()
-        self.base = {name: value for name, value in model.named_parameters() if name.endswith(".weight")}
-        self.base = {name: value for name, value in self.base.items() if value.ndim == 2}
-        self.down = nn.ParameterDict()
-        self.up = nn.ParameterDict()
-        for name, weight in self.base.items():
-            key = name.replace(".", "/")
-            self.down[key] = nn.Parameter(torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5)
-            self.up[key] = nn.Parameter(torch.zeros(weight.shape[0], rank))
-
-    def merged(self) -> dict[str, Tensor]:
-        keys = {name: name.replace(".", "/") for name in self.base}
-        return {name: weight + self.up[keys[name]] @ self.down[keys[name]] for name, weight in self.base.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """The file: ``diffusion_model.<module>.lora_up/lora_down.weight`` in float16, with alpha = rank."""
-        out: dict[str, Tensor] = {}
-        for name in self.base:
-            module, key = f"diffusion_model.{name.removesuffix('.weight')}", name.replace(".", "/")
-            out[f"{module}.lora_up.weight"] = self.up[key].detach().half()
-            out[f"{module}.lora_down.weight"] = self.down[key].detach().half()
-            out[f"{module}.alpha"] = torch.tensor(float(len(self.down[key])))
-        return out
 
 
 class Denoiser:
@@ -71,41 +43,56 @@ class Denoiser:
         return functional_call(self.model, self.weights, (x, 1000 * sigma, context, pooled))
 
 
+@dataclass(frozen=True)
+class PoolData:
+    """A ``LatentPool`` as the trainer's data; caption numbers are prompt numbers."""
+
+    pool: LatentPool
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self.pool.latents), (count,), generator=generator)
+
+    def latents(self, rows: Tensor) -> Tensor:
+        return self.pool.latents[rows]
+
+    def captions(self, rows: Tensor) -> Tensor:
+        return self.pool.prompt_ids[rows]
+
+
 def distil(
-    teacher: MMDiT, pool: LatentPool, phases: int, steps: int, *, lr: float, start: Lora | None = None, seed: int = 0,
-    batch: int = 64, ema: float = 0.995,
-) -> Lora:  # fmt: skip
-    """Train one LoRA, or ``start`` for another cycle. ``phases=1`` is the consistency model that plays LCM."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    grid = SolverGrid.from_table(TABLE, phases, GRID, terminal="zero")
-    lora = start or Lora(teacher)
-    shadow = {name: value.detach().clone() for name, value in lora.named_parameters()}
+    teacher: MMDiT, pool: LatentPool, phases: int, steps: int, *, rank: int, lr: float,
+    start: dict[str, Tensor] | None = None, seed: int = 0, batch: int = 64,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Train one LoRA, or ``start`` for another cycle, with the library's own trainer. Returns the averaged LoRA.
 
-    def loss(_: int) -> Tensor:
-        latents, prompts = pool.batch(batch, generator)
-        text, null = pool.text(prompts), pool.text(torch.full_like(prompts, -1))
-        merged = lora.merged()
-        detached = {name: value.detach() for name, value in merged.items()}
-        index = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * GRID
-        return phased_loss(
-            Denoiser(teacher, text, merged),
-            Denoiser(teacher, text, cfg=CFG, null=null),
-            Denoiser(teacher, text, detached),
-            latents, torch.randn(latents.shape, generator=generator), index.long(), grid, flow=True,
-        )  # fmt: skip
+    ``phases=1`` is the consistency model that plays LCM.
+    """
+    config = DistillConfig(
+        phases=phases, grid=GRID, terminal="zero", steps=steps, batch=batch, lr=lr, cfg=(CFG, CFG), ema=0.995, seed=seed
+    )
+    matrices = {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
+    adapters = Adapters(matrices, rank, generator=torch.Generator().manual_seed(seed))
+    if start is not None:
+        adapters.load_lora(start)
 
-    @torch.no_grad()
-    def average(step: int) -> None:
-        for name, value in lora.named_parameters():
-            shadow[name].lerp_(value, 1 - min(ema, (step + 1) / (step + 10)))
+    def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+        return Denoiser(teacher, pool.text(captions))(x, sigma)
 
-    run_steps(f"M={phases} lr={lr:g}", steps, lora.parameters(), loss, lr=lr, warmup=50, after_step=average)
-    lora.load_state_dict(shadow)
-    return lora
+    started = time.monotonic()
+
+    def report(step: StepReport) -> None:
+        if step.step % 250 == 0 or step.step == steps:
+            loss = sum(trainer.losses[-250:]) / len(trainer.losses[-250:])
+            seconds = time.monotonic() - started
+            print(f"M={phases} lr={lr:g}: step {step.step}/{steps}  loss {loss:.5f}  {seconds:.0f} s", flush=True)
+
+    with adapters.attached():
+        trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True)
+        trainer.run(report)
+    return adapters.lora(average=True)
 
 
-def save_lora(lora: Lora, name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS) -> None:
+def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS) -> None:
     """Write the file with the metadata from which Load PCM LoRA configures everything downstream."""
     metadata = {
         "pcm_phases": str(phases),
@@ -124,7 +111,8 @@ def save_lora(lora: Lora, name: str, phases: int, steps: int, lr: float, folder:
     }
     if phases == 1:  # plays LCM: any step count, renoised
         metadata |= {"pcm_determinism": "0.0", "pcm_steps": "4"}
-    save_file({key: value.contiguous() for key, value in lora.state().items()}, folder / name, metadata=metadata)
+    half = {key: value if key.endswith(".alpha") else value.half() for key, value in lora.items()}
+    save_file(half, folder / name, metadata=metadata)
 
 
 def load_lora(name: str, teacher: MMDiT, folder: Path = WEIGHTS) -> dict[str, Tensor]:

@@ -26,19 +26,20 @@ from .world import render, sample_scene
 
 @dataclass(frozen=True)
 class LoraRun:
-    """One distillation: file, phases, and cycles of (iterations, learning rate), each with a cosine of its own."""
+    """One distillation; each cycle of (iterations, learning rate) has a cosine of its own."""
 
     file: str
     phases: int
+    rank: int
     cycles: tuple[tuple[int, float], ...]
 
 
 # For one phase 1.2e-4 and 3e-4 were compared; demo/README.md has the figures.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, ((4000, 1e-3), (3000, 5e-4), (2500, 3e-4))),
-    LoraRun("demo_lcm.safetensors", 1, ((4000, 3e-4), (3000, 1.5e-4), (2500, 1e-4))),
-    LoraRun("demo_pcm_2phase.safetensors", 2, ((2000, 5e-4),)),
-    LoraRun("demo_pcm_8phase.safetensors", 8, ((1600, 1e-3),)),
+    LoraRun("demo_pcm_4phase.safetensors", 4, 24, ((4000, 1e-3), (3000, 5e-4), (2500, 3e-4))),
+    LoraRun("demo_lcm.safetensors", 1, 24, ((4000, 3e-4), (3000, 1.5e-4), (2500, 1e-4))),
+    LoraRun("demo_pcm_2phase.safetensors", 2, 24, ((2000, 5e-4),)),
+    LoraRun("demo_pcm_8phase.safetensors", 8, 24, ((1600, 1e-3),)),
 )
 
 
@@ -64,7 +65,7 @@ def stage_lora(folder: Path) -> None:
     for run in LORAS:
         lora = None
         for cycle, (steps, lr) in enumerate(run.cycles):
-            lora = distil(teacher, pool, run.phases, steps, lr=lr, start=lora, seed=cycle)
+            lora = distil(teacher, pool, run.phases, steps, rank=run.rank, lr=lr, start=lora, seed=cycle)
         assert lora is not None
         save_lora(lora, run.file, run.phases, sum(steps for steps, _ in run.cycles), run.cycles[0][1], folder)
 

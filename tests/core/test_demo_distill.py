@@ -1,0 +1,37 @@
+"""The demo world's LoRAs are made by the library's own trainer, and its file reader gives the student back."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import safe_open
+
+from demo.distill import Denoiser, distil, load_lora, save_lora
+from demo.teacher import LatentPool, load_teacher
+from demo.train_vae import load_vae
+
+
+def test_a_saved_lora_is_the_student_and_the_teacher_stays(tmp_path):
+    teacher, pool = load_teacher(), LatentPool(load_vae(), 250, seed=0)
+    before = {name: value.clone() for name, value in teacher.named_parameters()}
+    first = distil(teacher, pool, 2, 4, rank=2, lr=1e-2, batch=4)
+    lora = distil(teacher, pool, 2, 4, rank=2, lr=1e-2, batch=4, start=first, seed=1)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
+
+    save_lora(lora, "two.safetensors", 2, 8, 1e-2, tmp_path)
+    merged = load_lora("two.safetensors", teacher, tmp_path)
+    moved = [name for name, weight in merged.items() if not torch.equal(weight, before[name])]
+    matrices = [name for name, value in before.items() if name.endswith(".weight") and value.ndim == 2]
+    # The parts that only the context's last block would use get no gradient.
+    assert set(moved) <= set(matrices) and len(moved) > 0.8 * len(matrices)
+    for name in moved:
+        module = f"diffusion_model.{name.removesuffix('.weight')}"
+        update = lora[f"{module}.lora_up.weight"] @ lora[f"{module}.lora_down.weight"]
+        torch.testing.assert_close(merged[name] - before[name], update, rtol=0, atol=2e-3 * float(update.abs().max()))
+
+    x, sigma = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.5])
+    text = pool.text(torch.tensor([0, 1]))
+    with torch.no_grad():
+        student = Denoiser(teacher, text, merged)(x, sigma)
+        assert (student - Denoiser(teacher, text)(x, sigma)).abs().max() > 1e-3
+    with safe_open(tmp_path / "two.safetensors", "pt") as file:
+        assert file.metadata()["pcm_phases"] == "2" and file.metadata()["pcm_train_steps"] == "8"
