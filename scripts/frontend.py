@@ -1,0 +1,38 @@
+"""The real frontend in headless Chromium, for the scripts that photograph it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page
+
+from devtools.browser import find_chromium
+
+READY = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)"
+
+
+def open_frontend(playwright: Any, url: str, size: tuple[int, int], scale: float = 1) -> Page:
+    """A page of ``size`` CSS pixels, each ``scale`` pixels of a picture wide, with the frontend ready for work."""
+    chromium = find_chromium()
+    if chromium is None:
+        sys.exit("No Chromium found; install it or set CHROMIUM to its path.")
+    browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]}, device_scale_factor=scale)
+    page.goto(url)
+    page.wait_for_function(READY, timeout=120_000)
+    page.evaluate("() => { window.app.canvas.show_info = false }")  # the frame rate in a corner
+    return page
+
+
+def picture_of(page: Page, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """The page, or a (left, top, width, height) of it in CSS pixels."""
+    clip = None if box is None else dict(zip(("x", "y", "width", "height"), box, strict=True))
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+
+
+def palette(picture: Image.Image, colours: int = 128) -> Image.Image:
+    """A screenshot in few colours, without dithering: small as PNG and sharp."""
+    return picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
