@@ -29,8 +29,11 @@ def open_frontend(playwright: Any, url: str, size: tuple[int, int], scale: float
 
 def picture_of(page: Page, box: tuple[float, float, float, float] | None = None) -> Image.Image:
     """The page, or a (left, top, width, height) of it in CSS pixels."""
-    clip = None if box is None else dict(zip(("x", "y", "width", "height"), box, strict=True))
-    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    if box is None:
+        shot = page.screenshot()
+    else:
+        shot = page.screenshot(clip={"x": box[0], "y": box[1], "width": box[2], "height": box[3]})
+    return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
 def palette(picture: Image.Image, colours: int = 128) -> Image.Image:

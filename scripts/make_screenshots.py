@@ -1,8 +1,8 @@
-"""Photograph the pack in the real frontend: every node for its help page, every workflow for the template browser.
+"""Photograph the pack in the real frontend: every node for its help page, every workflow for the docs and its card.
 
-``COMFYUI_PATH=... python -m scripts.make_screenshots`` writes ``web/docs/images/<node id>.png`` and
-``workflows/<stem>.jpg``. The files that the workflows name are empty stand-ins here, so that nothing is marked as
-missing; no picture is generated.
+``COMFYUI_PATH=... python -m scripts.make_screenshots`` writes ``web/docs/images/<node id>.png``, the whole graphs
+``docs/images/<stem>.webp`` and the cards of the template browser ``workflows/<stem>.jpg``. The files that the workflows
+name are empty stand-ins here, so that nothing is marked as missing; no picture is generated.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ from playwright.sync_api import Page, sync_playwright
 
 from devtools.base import make_base
 from devtools.server import Server
+from pcm_core.profiles import profile_from_name
 
+from .cards import NODES_ON_CARD, draw_card
 from .frontend import open_frontend, palette, picture_of
 from .host_nodes import ROOT
 from .make_workflows import FOLDER
+from .workflow_builder import PACK
 from .workflow_files import SDXL_SMALL, all_models
 
 IMAGES = ROOT / "web" / "docs" / "images"
+GRAPHS = ROOT / "docs" / "images"
 SIZE = (2560, 1600)  # large, because the canvas leaves text out when zoomed far out
-WIDTH = 1280
-MARGIN = 40
+WIDTH = 1280  # of the picture of a whole graph
 # Only the canvas and the widgets that lie on it as HTML.
 STYLE = """body * { visibility: hidden !important }
 #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"""
-FIT = """([margin, largest]) => {
-    const nodes = window.app.graph._nodes, view = window.app.canvas.ds;
+# Show the nodes, or only those of a pack, as large as they fit into a size; gives that of their picture.
+FIT = """([pack, margin, largest, wide, high]) => {
+    const nodes = window.app.graph._nodes.filter(n => !pack || n.properties.cnr_id === pack);
+    const view = window.app.canvas.ds;
     const left = Math.min(...nodes.map(n => n.pos[0])) - margin;
     const top = Math.min(...nodes.map(n => n.pos[1])) - margin - 30;
     const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + margin - left;
     const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + margin - top;
-    view.scale = Math.min(innerWidth / width, innerHeight / height, largest);
+    view.scale = Math.min(wide / width, high / height, largest);
     view.offset = [-left, -top];
     window.app.canvas.setDirty(true, true);
     return [width * view.scale, height * view.scale];
@@ -71,12 +76,12 @@ def our_nodes(url: str) -> list[str]:
     return sorted(name for name, info in infos.items() if info["python_module"] == "custom_nodes.phased-consistency")
 
 
-def fitted(page: Page, margin: int, largest: float) -> Image.Image:
-    """The whole graph, filling the window unless that magnifies it more than ``largest`` times."""
+def fitted(page: Page, margin: int, largest: float = 10, pack: str = "", size: tuple[int, int] = SIZE) -> Image.Image:
+    """The nodes, filling ``size`` in one direction unless that magnifies them more than ``largest`` times."""
     page.wait_for_timeout(1000)
-    width, height = page.evaluate(FIT, [margin, largest])
+    width, height = page.evaluate(FIT, [pack, margin, largest, *size])
     page.wait_for_timeout(1000)
-    return picture_of(page, (0, 0, min(width, SIZE[0]), min(height, SIZE[1])))
+    return picture_of(page, (0, 0, min(width, size[0]), min(height, size[1])))
 
 
 def photograph_node(page: Page, name: str) -> Path:
@@ -86,20 +91,33 @@ def photograph_node(page: Page, name: str) -> Path:
     return path
 
 
-def photograph_workflow(page: Page, workflow: Path) -> Path:
+def photograph_workflow(page: Page, workflow: Path) -> tuple[Path, Path]:
+    """The whole graph, and the card with our nodes on it."""
     page.evaluate("workflow => window.app.loadGraphData(workflow)", json.loads(workflow.read_text("utf-8")))
-    picture = fitted(page, MARGIN, 10)
-    picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    path = workflow.with_suffix(".jpg")
-    picture.save(path, quality=82, optimize=True)
-    return path
+    whole = fitted(page, 40)
+    whole = whole.resize((WIDTH, round(whole.height * WIDTH / whole.width)), Image.Resampling.LANCZOS)
+    graph = GRAPHS / f"{workflow.stem.replace(' ', '-')}.webp"
+    whole.save(graph, quality=80, method=6)
+    card = workflow.with_suffix(".jpg")
+    nodes = fitted(page, 30, pack=PACK, size=NODES_ON_CARD)
+    draw_card(workflow.stem, steps_of(workflow), nodes).save(card, quality=85, optimize=True)
+    return graph, card
+
+
+def steps_of(workflow: Path) -> int:
+    """What the first few-step file of a workflow was made for; 0 if it names none."""
+    nodes = json.loads(workflow.read_text("utf-8"))["nodes"]
+    names = [model["name"] for node in nodes for model in node["properties"].get("models", [])]
+    profiles = [profile for profile in map(profile_from_name, names) if profile is not None]
+    return profiles[0].steps if profiles else 0
 
 
 def main() -> None:
     comfyui = Path(os.environ["COMFYUI_PATH"])
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
+    for folder in (IMAGES, GRAPHS):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
         make_base(base)
         stand_in_files(base)
         with Server(Path(sys.executable), comfyui, base, log=base / "server.log") as server, sync_playwright() as play:
@@ -108,7 +126,7 @@ def main() -> None:
             for name in our_nodes(server.url):
                 print(photograph_node(page, name))
             for workflow in sorted(FOLDER.glob("*.json")):
-                print(photograph_workflow(page, workflow))
+                print(*photograph_workflow(page, workflow))
 
 
 if __name__ == "__main__":

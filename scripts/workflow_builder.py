@@ -18,6 +18,7 @@ PACK = "phased-consistency"
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _GAP, _TITLE, _ROW, _TEXT = 50, 34, 24, 130
 _PICTURE = 300
+_SCREEN = (16, 9)
 _SHOWING = ("SaveImage", "PreviewImage", "LoadImage", "SaveAnimatedWEBP", "PreviewAny", "PCMDistillLora")
 _ADDRESS = re.compile(r"\(http[^)]*\)")
 _GROWS = "COMFY_AUTOGROW_V3"
@@ -63,12 +64,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes with the notes that explain them. ``infos`` describes every node class by id."""
+    """Nodes with the note that explains them. ``infos`` describes every node class by id."""
 
     infos: dict[str, Info]
     version: str
     nodes: list[Node] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    text: str = ""
 
     def add(self, kind: str, column: int, *, title: str = "", wide: int = 320, beside: Node | None = None,
             **inputs: Any) -> Node:  # fmt: skip
@@ -88,8 +89,8 @@ class Graph:
         return node
 
     def note(self, text: str) -> None:
-        """A MarkdownNote to the left of the graph."""
-        self.notes.append(text.strip() + "\n")
+        """The MarkdownNote of the graph."""
+        self.text = text.strip() + "\n"
 
     def to_api(self) -> dict[str, Any]:
         """The API form, every widget spelled out: the host does not fill in defaults."""
@@ -105,10 +106,10 @@ class Graph:
     def to_ui(self) -> dict[str, Any]:
         """The UI form, schema 0.4 of the frontend."""
         drawn, links = self._drawn()
-        drawn += self._drawn_notes(len(drawn))
-        last = max(node["id"] for node in drawn)
+        if self.text:
+            drawn.append(self._drawn_note(self.text, drawn))
         return {
-            "version": 0.4, "last_node_id": last, "last_link_id": len(links), "nodes": drawn, "links": links,
+            "version": 0.4, "last_node_id": len(drawn), "last_link_id": len(links), "nodes": drawn, "links": links,
             "groups": [], "config": {}, "extra": {},
         }  # fmt: skip
 
@@ -212,18 +213,21 @@ class Graph:
             found["models"] = [{"name": m.name, "url": m.url, "directory": m.directory} for m in node.models]
         return found
 
-    def _drawn_notes(self, order: int) -> list[dict[str, Any]]:
-        drawn: list[dict[str, Any]] = []
-        y = 0
-        for index, text in enumerate(self.notes):
-            height = 70 + 16 * sum(1 + len(line) // 64 for line in _ADDRESS.sub("", text).splitlines())
-            drawn.append(
-                {"id": order + 1 + index, "type": "MarkdownNote", "title": "Read me", "pos": [-500, y],
-                 "size": [440, height], "flags": {}, "order": order + index, "mode": 0, "inputs": [], "outputs": [],
-                 "properties": {}, "widgets_values": [text]}
-            )  # fmt: skip
-            y += height + _TITLE + _GAP
-        return drawn
+    def _drawn_note(self, text: str, drawn: list[dict[str, Any]]) -> dict[str, Any]:
+        """The note above the nodes or to their left, whichever lets a wide screen show the whole graph larger."""
+        width = max(node["pos"][0] + node["size"][0] for node in drawn)
+        height = max(node["pos"][1] + node["size"][1] for node in drawn)
+        places: dict[float, tuple[list[int], list[int]]] = {}
+        for wide, above in ((880, True), (440, False)):
+            high = 50 + 12 * sum(1 + len(line) * 6 // wide for line in _ADDRESS.sub("", text).splitlines())
+            used = (width, height + high + _TITLE + _GAP) if above else (width + wide + _GAP, height)
+            corner = [0, -high - _TITLE - _GAP] if above else [-wide - _GAP, 0]
+            places[min(_SCREEN[0] / used[0], _SCREEN[1] / used[1])] = (corner, [wide, high])
+        corner, size = places[max(places)]
+        return {
+            "id": len(drawn) + 1, "type": "MarkdownNote", "title": "Read me", "pos": corner, "size": size, "flags": {},
+            "order": len(drawn), "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text],
+        }  # fmt: skip
 
 
 _LINK_KEYS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")

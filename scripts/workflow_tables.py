@@ -126,16 +126,17 @@ def sdxl_inpaint(g: Graph) -> None:
     model = load_lora(g, 1, base[0], SDXL_NORMAL)
     texts = prompts(g, 1, base[1])
     grown = g.add("GrowMask", 1, wide=340, mask=picture[1], expand=8)
-    latent = g.add("VAEEncode", 2, wide=280, beside=texts[1], pixels=picture[0], vae=base[2])
-    shown = g.add("MaskToImage", 2, wide=280, beside=grown, mask=grown[0])
-    soft = g.add("ImageBlur", 3, wide=280, beside=shown, image=shown[0], blur_radius=12, sigma=6.0)
-    mask = g.add("ImageToMask", 4, wide=280, beside=shown, image=soft[0], channel="red")
-    masked = g.add("SetLatentNoiseMask", 5, wide=280, beside=latent, samples=latent[0], mask=mask[0])
-    result = sample(g, 6, model[0], texts, masked[0], seed=1, denoise=0.9)
-    pictures = g.add("VAEDecode", 7, samples=result[0], vae=base[2])
-    report(g, 7, model)
-    whole = g.add("ImageCompositeMasked", 8, destination=picture[0], source=pictures[0], mask=mask[0])
-    g.add("SaveImage", 9, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
+    latent = g.add("VAEEncode", 2, wide=280, beside=texts[0], pixels=picture[0], vae=base[2])
+    shown = g.add("MaskToImage", 2, wide=280, beside=texts[1], mask=grown[0])
+    soft = g.add("ImageBlur", 2, wide=280, image=shown[0], blur_radius=12, sigma=6.0)
+    masked = g.add("SetLatentNoiseMask", 3, wide=280, beside=latent, samples=latent[0])
+    mask = g.add("ImageToMask", 3, wide=280, beside=shown, image=soft[0], channel="red")
+    masked.inputs["mask"] = mask[0]
+    result = sample(g, 4, model[0], texts, masked[0], seed=1, denoise=0.9)
+    pictures = g.add("VAEDecode", 5, samples=result[0], vae=base[2])
+    report(g, 5, model)
+    whole = g.add("ImageCompositeMasked", 6, wide=380, destination=picture[0], source=pictures[0], mask=mask[0])
+    g.add("SaveImage", 6, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
     note(g, "SDXL inpaint", [
         "**Mask**. Right click the picture, Open in MaskEditor. It is grown by 8 pixels and blurred, so that the seam "
         "does not show.",
@@ -146,24 +147,24 @@ def sdxl_inpaint(g: Graph) -> None:
 
 def sdxl_controlnet(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    net = g.add("ControlNetLoader", 0, control_net_name=CANNY)
+    latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
     picture = g.add("LoadImage", 0, image="example.png")
     model = load_lora(g, 1, base[0], SDXL_NORMAL)
     texts = prompts(g, 1, base[1])
     edges = g.add("Canny", 1, wide=340, image=picture[0])
-    net = g.add("ControlNetLoader", 2, control_net_name=CANNY)
-    latent = g.add("EmptyLatentImage", 2, width=1024, height=1024)
-    g.add("PreviewImage", 2, beside=edges, images=edges[0])
     guided = g.add(
-        "ControlNetApplyAdvanced", 3, positive=texts[0][0], negative=texts[1][0], control_net=net[0], image=edges[0],
+        "ControlNetApplyAdvanced", 2, positive=texts[0][0], negative=texts[1][0], control_net=net[0], image=edges[0],
         strength=0.7, end_percent=0.8, vae=base[2],
     )  # fmt: skip
+    g.add("PreviewImage", 2, beside=texts[1], images=edges[0])
     first = g.add(
-        "PCMSampler", 4, title="First pass", model=model[0], positive=guided[0], negative=guided[1],
+        "PCMSampler", 3, title="First pass", model=model[0], positive=guided[0], negative=guided[1],
         latent_image=latent[0], seed=1,
     )  # fmt: skip
-    larger = g.add("LatentUpscaleBy", 5, wide=280, samples=first[0], upscale_method="bislerp", scale_by=1.5)
-    second = sample(g, 6, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
-    save(g, 7, second, base[2], model, "sdxl_controlnet")
+    larger = g.add("LatentUpscaleBy", 3, samples=first[0], upscale_method="bislerp", scale_by=1.5)
+    second = sample(g, 4, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
+    save(g, 5, second, base[2], model, "sdxl_controlnet")
     note(g, "SDXL with ControlNet and a second pass", [
         "**strength, end_percent** of the ControlNet: 0.7 until 0.8, so that the last phases are free.",
         "**denoise** of the second pass: 0.5 runs the last four of eight phases.",

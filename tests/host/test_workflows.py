@@ -241,4 +241,4 @@ def test_a_note_that_forgets_a_file_would_be_seen():
     """``note`` reads the files from the nodes, so a graph without nodes has none."""
     graph = Graph({}, "0.1.0")
     workflow_tables.note(graph, "Empty", ["one", "two", "three"])
-    assert "huggingface" not in graph.notes[0]
+    assert "huggingface" not in graph.text
