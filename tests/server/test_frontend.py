@@ -1,0 +1,144 @@
+"""What people do in the frontend: browse templates, drag a file in, read the help, watch a run, read it in Chinese."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from demo.quickstart import SAMPLER
+from devtools.base import WORKFLOW
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
+PACK = "phased-consistency"
+READY = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)"
+LOADED = "image => image.complete && image.naturalWidth > 0"
+OURS = """() => Object.values(window.LiteGraph.registered_node_types)
+    .filter(node => node.nodeData?.python_module === "custom_nodes.phased-consistency")
+    .map(node => [node.type, node.title])"""
+# A drop as the browser sends it: the file, the position, and the three events in their order.
+DROP = """([name, text]) => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([text], name, {type: "application/json"}));
+    const options = {dataTransfer, bubbles: true, cancelable: true, clientX: 600, clientY: 400};
+    const canvas = document.querySelector("#graph-canvas");
+    for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, options));
+}"""
+WATCH = """() => {
+    window.seen = [];
+    const kinds = ["b_preview_with_metadata", "progress", "execution_success", "execution_error"];
+    for (const kind of kinds) window.app.api.addEventListener(kind, event => {
+        const detail = event.detail ?? {};
+        window.seen.push([kind, String(detail.displayNodeId ?? detail.node ?? ""), detail.blob?.size ?? 0]);
+    });
+}"""
+
+
+def load(page: Page, workflow: dict[str, Any]) -> None:
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+
+
+def set_setting(page: Page, name: str, value: Any) -> None:
+    page.evaluate("([name, value]) => window.app.extensionManager.setting.set(name, value)", [name, value])
+
+
+@pytest.fixture
+def setting(page: Page) -> Iterator[Any]:
+    """Change a setting of the frontend; the old value comes back after the test."""
+    before: dict[str, Any] = {}
+
+    def change(name: str, value: Any) -> None:
+        before[name] = page.evaluate("name => window.app.extensionManager.setting.get(name)", name)
+        set_setting(page, name, value)
+
+    yield change
+    for name, value in before.items():
+        set_setting(page, name, value)
+
+
+def click_title(page: Page, kind: str) -> None:
+    """A click of the mouse on the title of the first node of a kind."""
+    page.evaluate("() => { window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [0, 0] }")
+    page.evaluate("""kind => {
+        const node = window.app.graph._nodes.find(node => node.type === kind), view = window.app.canvas.ds;
+        view.offset = [300 - node.pos[0], 200 - node.pos[1]];
+        window.app.canvas.setDirty(true, true);
+    }""", kind)  # fmt: skip
+    page.wait_for_timeout(100)
+    page.mouse.click(370, 185)
+
+
+def test_the_template_browser_shows_every_workflow_and_opens_one(page: Page) -> None:
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_text(PACK, exact=True).first.click()
+    for path in TEMPLATES:
+        card = page.get_by_test_id(f"template-workflow-{path.stem}")
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        page.wait_for_function(LOADED, arg=picture.element_handle(), timeout=10_000)
+    page.get_by_test_id("template-workflow-SD3 text to image").click()
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'EmptySD3LatentImage')")
+    assert page.get_by_test_id("template-workflows-content").count() == 0, "the browser is still open"
+
+
+def test_a_workflow_file_dropped_on_the_canvas_is_loaded(page: Page) -> None:
+    path = ROOT / "workflows" / "Building blocks.json"
+    page.evaluate(DROP, [path.name, path.read_text("utf-8")])
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'PCMGuider')", timeout=10_000)
+    shown = page.evaluate("() => window.app.graph._nodes.map(node => node.type)")
+    assert sorted(shown) == sorted(node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"])
+
+
+@pytest.mark.parametrize("path", HELP, ids=lambda path: path.stem)
+def test_the_help_of_a_node_is_our_page_with_its_pictures(page: Page, path: Path) -> None:
+    load(page, {"version": 0.4, "nodes": [], "links": []})
+    page.evaluate("id => { window.app.graph.add(window.LiteGraph.createNode(id)) }", path.stem)
+    click_title(page, path.stem)
+    panel = page.locator(".node-help-content")
+    if panel.count() == 0:  # the panel stays open and follows the selection
+        page.get_by_test_id("info-button").click()
+    title = path.read_text("utf-8").splitlines()[0].removeprefix("# ")
+    panel.locator("h1", has_text=title).wait_for(timeout=10_000)
+    pictures = panel.locator("img")
+    assert pictures.count() == path.read_text("utf-8").count("![")
+    for index in range(pictures.count()):
+        page.wait_for_function(LOADED, arg=pictures.nth(index).element_handle(), timeout=10_000)
+    assert pictures.first.get_attribute("src") == f"/extensions/{PACK}/docs/images/{path.stem}.png"
+
+
+def test_a_run_shows_previews_and_ends(page: Page, setting: Any) -> None:
+    setting("Comfy.Execution.PreviewMethod", "latent2rgb")
+    workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    load(page, workflow)
+    page.evaluate("id => { window.app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value = 77 }", SAMPLER)
+    page.evaluate(WATCH)
+    page.get_by_test_id("queue-button").first.click()
+    page.wait_for_function("() => window.seen.some(([kind]) => kind.startsWith('execution'))", timeout=60_000)
+    seen = page.evaluate("() => window.seen")
+    assert seen[-1][0] == "execution_success", seen
+    previews = [size for kind, node, size in seen if kind == "b_preview_with_metadata" and node == SAMPLER]
+    assert len(previews) == 4 and min(previews) > 0, seen
+    assert not page.locator(".p-toast-message-error").count()
+
+
+def test_in_chinese_the_nodes_have_chinese_names(page: Page, setting: Any) -> None:
+    chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    setting("Comfy.Locale", "zh")
+    page.reload()
+    page.wait_for_function(READY, timeout=60_000)
+    shown = dict(page.evaluate(OURS))
+    assert shown == {name: texts["display_name"] for name, texts in chinese.items()}
+    assert all(not title.isascii() for title in shown.values())
+    labels = page.evaluate(
+        "() => window.LiteGraph.createNode('PCMSampler').widgets.map(widget => [widget.name, widget.label])"
+    )
+    inputs = chinese["PCMSampler"]["inputs"]
+    assert dict(labels)["steps"] == inputs["steps"]["name"] and not inputs["steps"]["name"].isascii(), labels
