@@ -31,6 +31,9 @@ SD15_SMALL = _file("loras", f"{_PCM}/sd15/pcm_sd15_smallcfg_4step_converted.safe
 SD15_NORMAL = _file("loras", f"{_PCM}/sd15/pcm_sd15_normalcfg_4step_converted.safetensors")
 SDXL_SMALL = _file("loras", f"{_PCM}/sdxl/pcm_sdxl_smallcfg_4step_converted.safetensors")
 SDXL_NORMAL = _file("loras", f"{_PCM}/sdxl/pcm_sdxl_normalcfg_8step_converted.safetensors")
+SDXL_LCM_LIKE = _file("loras", f"{_PCM}/sdxl/pcm_sdxl_lcmlike_lora_converted.safetensors")
+SDXL_LIGHTNING = _file("loras", f"{_HF}/ByteDance/SDXL-Lightning/resolve/main/sdxl_lightning_4step_lora.safetensors")
+SDXL_HYPER = _file("loras", f"{_HF}/ByteDance/Hyper-SD/resolve/main/Hyper-SDXL-4steps-lora.safetensors")
 SD3_LORA = _file("loras", f"{_PCM}/sd3/pcm_deterministic_4step_shift3.safetensors")
 FAST_HUNYUAN = _file(
     "diffusion_models",

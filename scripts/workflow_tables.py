@@ -17,6 +17,9 @@ from .workflow_files import (
     SD15_NORMAL,
     SD15_SMALL,
     SDXL,
+    SDXL_HYPER,
+    SDXL_LCM_LIKE,
+    SDXL_LIGHTNING,
     SDXL_NORMAL,
     SDXL_SMALL,
     UMT5,
@@ -237,6 +240,33 @@ def compare_steps(g: Graph) -> None:
     ])  # fmt: skip
 
 
+def compare_systems(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
+    texts = prompts(g, 0, base[1])
+    pcm = load_lora(g, 1, base[0], SDXL_SMALL, "PCM")
+    others = [
+        load_lora(g, 1, base[0], file, name)
+        for file, name in ((SDXL_LCM_LIKE, "LCM"), (SDXL_HYPER, "Hyper-SD"), (SDXL_LIGHTNING, "Lightning"))
+    ]
+    inputs = {f"models.model_{letter}": model[0] for letter, model in zip("bcd", others, strict=True)}
+    sheet = g.add(
+        "PCMCompare", 2, wide=400, model=pcm[0], positive=texts[0][0], negative=texts[1][0], latent_image=latent[0],
+        vae=base[2], seed=1, seeds=2, **inputs, **{"models.model_e": base[0]},
+        columns="auto = PCM\nb: lcm/sgm_uniform@4 = LCM\nc: auto = Hyper-SD\nd: auto = Lightning\n"
+        "e: ddim/ddim_uniform@8 cfg 7 = DDIM at 8\ne: dpmpp_2m/karras@25 cfg 7 = DPM++ at 25",
+    )  # fmt: skip
+    g.add("SaveImage", 3, wide=760, images=sheet[0], filename_prefix="pcm/systems")
+    g.add("PreviewAny", 3, title="Likeness to the last column", wide=760, source=sheet[1])
+    note(g, "PCM beside LCM, Hyper-SD, Lightning, DDIM and DPM++", [
+        "**columns**. `auto` samples a LoRA as its authors do: Load PCM LoRA knows them. `sampler/scheduler@steps` "
+        "takes a stock sampler.",
+        "**models**. A TCD or LCM LoRA, or the MODEL of an SDXL-Turbo checkpoint, goes on model_f, with a line "
+        "`f: auto` or `f: euler_ancestral/sgm_uniform@1`.",
+        "**seeds** 2 makes two rows. Columns that follow each other on every seed are the consistent ones.",
+    ], "All LoRAs share one base model in memory.")  # fmt: skip
+
+
 def fast_hunyuan(g: Graph) -> None:
     model = g.add("UNETLoader", 0, unet_name=FAST_HUNYUAN)
     clip = g.add("DualCLIPLoader", 0, clip_name1=CLIP_L, clip_name2=LLAVA, type="hunyuan_video")
@@ -328,5 +358,6 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "AnimateDiff-style video": animatediff_style,
     "Building blocks": building_blocks,
     "Compare steps": compare_steps,
+    "Compare systems": compare_systems,
     "Distil your own": distil_your_own,
 }

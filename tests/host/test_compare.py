@@ -131,6 +131,55 @@ def test_other_models_and_their_own_settings(host, zoo, vae):
         compare(host, tiny, vae, "euler/sgm_unifrm@4")
 
 
+SYSTEMS = {
+    "a": "pcm_sdxl_smallcfg_4step_converted", "b": "lcm-lora-sdxl", "c": "TCD-SDXL-LoRA",
+    "d": "Hyper-SDXL-4steps-lora", "e": "sd_xl_turbo_lora_v1", "f": "sdxl_lightning_4step_lora",
+}  # fmt: skip
+STOCK = {
+    "b: lcm/sgm_uniform@4": ("lcm", "sgm_uniform", 4, 1.0),
+    "g: ddim/ddim_uniform@3 cfg 5 = DDIM": ("ddim", "ddim_uniform", 3, 5.0),
+    "g: dpmpp_2m/karras@3 cfg 5 = DPM++": ("dpmpp_2m", "karras", 3, 5.0),
+}
+
+
+def released(host, tiny, name):
+    """The tiny model with a small LoRA under a released name, through Load PCM LoRA: name and settings are real."""
+    from safetensors.torch import save_file
+
+    target = "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_q"
+    rows, columns = tiny.model.model.state_dict()[f"{target}.weight"].shape
+    noise = torch.Generator().manual_seed(len(name))
+    down, up = torch.randn(4, columns, generator=noise) * 0.2, torch.randn(rows, 4, generator=noise) * 0.2
+    path = host.base / "models" / "loras" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(4.0)}
+    save_file({f"{target}.{key}": value for key, value in tensors.items()}, path)
+    model, _ = host.call("PCMLoraLoader", model=tiny.model, lora_name=path.name, strength=1.0, allow_partial=False)
+    return model
+
+
+def test_every_few_step_system_and_the_stock_samplers_in_one_run(host, zoo):
+    """PCM, LCM, TCD, CTM (Hyper-SD), Turbo, Lightning, DDIM and DPM++, each as its own node would sample it."""
+    tiny, vae = zoo["sdxl"], make_vae(4)
+    models = {letter: released(host, tiny, name) for letter, name in SYSTEMS.items()} | {"g": tiny.model}
+    given = {"latent_image": tiny.latent(), "positive": tiny.positive, "negative": tiny.negative}
+    columns = [*(f"{letter}: auto = {name}" for letter, name in SYSTEMS.items()), *STOCK]
+    others = {f"model_{letter}": model for letter, model in models.items() if letter != "a"}
+    _, text = compare(host, tiny, vae, "\n".join(columns), model=models["a"], models=others)
+    figures = table(text)
+    alone = [host.call("PCMSampler", model=models[letter], seed=3, **given)[0] for letter in SYSTEMS]
+    for column, (sampler, scheduler, steps, cfg) in STOCK.items():
+        alone += host.call("KSampler", model=models[column[0]], seed=3, steps=steps, cfg=cfg, sampler_name=sampler,
+                           scheduler=scheduler, denoise=1.0, **given)  # fmt: skip
+    cosine = host.pack("pcm_core.compare").cosine
+    expected = [cosine(latent["samples"], alone[-1]["samples"]) for latent in alone]
+    assert [float(values[2]) for values in figures.values()] == pytest.approx(expected, abs=1e-4)
+    assert len(figures) == len(alone) == 9 and len(set(expected)) == 9, "no two are one sampler"
+    steps = {title: values[0] for title, values in figures.items()}
+    assert steps["sd_xl_turbo_lora_v1"] == "1" and steps["sdxl_lightning_4step_lora"] == "4"
+    assert steps["DPM++ (karras)"] == "3"
+
+
 def test_denoise_reaches_both_kinds_of_column(host, zoo, vae):
     tiny = zoo["sd3"]
     latent = tiny.latent(seed=9)

@@ -25,7 +25,8 @@ FAMILIES = {
     workflow_files.SD15: "sd15", workflow_files.SDXL: "sdxl", workflow_files.SD3: "sd3",
     workflow_files.FAST_HUNYUAN: "hunyuan_video", workflow_files.WAN_HIGH: "wan", workflow_files.WAN_LOW: "wan",
     workflow_files.SD15_SMALL: "sd15", workflow_files.SD15_NORMAL: "sd15", workflow_files.SDXL_SMALL: "sdxl",
-    workflow_files.SDXL_NORMAL: "sdxl", workflow_files.SD3_LORA: "sd3", workflow_files.WAN_LORA_HIGH: "wan",
+    workflow_files.SDXL_NORMAL: "sdxl", workflow_files.SDXL_LCM_LIKE: "sdxl", workflow_files.SDXL_HYPER: "sdxl",
+    workflow_files.SDXL_LIGHTNING: "sdxl", workflow_files.SD3_LORA: "sd3", workflow_files.WAN_LORA_HIGH: "wan",
     workflow_files.WAN_LORA_LOW: "wan",
 }  # fmt: skip
 LORA_TARGETS = {
@@ -177,6 +178,8 @@ def shrunk(graph: dict) -> dict:
             node["inputs"] = {"family": family, "text": inputs.get("text", "") if kind == "CLIPTextEncode" else ""}
         elif kind.startswith("Empty") or kind == "ImageScaleToTotalPixels":
             node["inputs"] = {k: v if k == "batch_size" and v == 1 else small.get(k, v) for k, v in inputs.items()}
+        elif kind == "PCMCompare":
+            node["inputs"] = {**inputs, "seeds": 1, "columns": re.sub(r"@\d+", "@2", inputs["columns"])}
         elif kind == "PCMDistillLora":
             node["inputs"] = {**inputs, "steps": 2, "batch_size": 1, "rank": 2, "preview_every": 0}
     return graph
