@@ -44,6 +44,12 @@ class Plan:
             logging.warning("%s: %s", node, note)
         return self
 
+    def shown(self, sigmas: Tensor) -> str:
+        """The notes; where there are none, how many steps ``sigmas``, all of the plan's or a part, stand for."""
+        steps, phases = max(len(sigmas) - 1, 0), self.phases
+        counts = f"{steps} {'step' if steps == 1 else 'steps'}, {phases} {'phase' if phases == 1 else 'phases'}"
+        return "\n".join(self.notes) or counts
+
 
 def make_plan(
     model: Any,

@@ -19,6 +19,7 @@ from ..pcm_core.profiles import PCMProfile
 from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, sample_pcm
 from . import host, widgets
 from .guider import phase_guider
+from .host_status import show_on_node
 from .plan import make_plan, window
 
 _UNSET = -1.0
@@ -211,6 +212,7 @@ class PCMSampler(io.ComfyNode):
         check_noise(determinism, gamma)
         plan = make_plan(model, **schedule).report("PCM Sampler")
         sigmas = window(plan.sigmas, start_step, end_step, leftover_noise=return_with_leftover_noise)
+        show_on_node(plan.shown(sigmas))
         guider = phase_guider(model, positive, negative, cfg, plan)
         sampler = host.ksampler(sample_phased, determinism=determinism, gamma=gamma)
         return io.NodeOutput(*host.sample(guider, sampler, sigmas, latent_image, seed=seed, add_noise=add_noise))

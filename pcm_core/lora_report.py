@@ -73,9 +73,9 @@ class LoraReport:
         )
 
     def text(self) -> str:
-        """The whole report, one fact per line."""
-        lines = [
-            f"file: {self.name}",
+        """The whole report, one fact per line: first what people look for, then how the file is made."""
+        lines = [f"file: {self.name}", *(f"note: {note}" for note in self.notes), *profile_lines(self.profile)]
+        lines += [
             f"keys: {self.format}",
             f"base: {family_name(self.family)}",
             f"rank: {_counted(self.ranks)}",
@@ -89,8 +89,7 @@ class LoraReport:
             lines.append(f"left out: {len(self.harmless)} tensors for an image input that this model does not have")
         lines += [f"missing blocks: {', '.join(blocks(self.missing))}"] if self.missing else []
         lines += ["update norm: " + ", ".join(f"{group} {norm:.3g}" for group, norm in self.norms.items())]
-        lines += profile_lines(self.profile)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join(lines)
 
 
 def profile_lines(profile: PCMProfile) -> list[str]:

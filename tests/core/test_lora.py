@@ -221,6 +221,8 @@ def test_every_tensor_is_accounted_for():
     text_report = report.text()
     assert "missing blocks" in text_report and "diffusion_model.joint_blocks.9" in text_report
     assert "text encoder: 1" in text_report
+    order = [text_report.index(word) for word in ("file:", "note:", "profile:", "keys:", "tensors:")]
+    assert order == sorted(order), "what people look for comes first"
 
 
 def test_wrong_family_names_both():

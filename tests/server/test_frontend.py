@@ -131,6 +131,39 @@ def test_a_run_shows_previews_and_ends(page: Page, setting: Any) -> None:
     assert not page.locator(".p-toast-message-error").count()
 
 
+def test_the_node_says_what_became_of_the_steps(page: Page) -> None:
+    """Asking a model of four phases for eight steps changes nothing in the picture; the reason must not be in a log."""
+    load(page, json.loads(WORKFLOW.read_text("utf-8")))
+    for steps, words in ((8, "8 steps were asked of a 4-phase model"), (0, "4 steps, 4 phases")):
+        page.evaluate("""([id, steps]) => {
+            const widgets = window.app.graph.getNodeById(id).widgets;
+            widgets.find(w => w.name === 'steps').value = steps;
+            widgets.find(w => w.name === 'seed').value = 80 + steps;
+        }""", [SAMPLER, steps])  # fmt: skip
+        page.get_by_test_id("queue-button").first.click()
+        page.get_by_text(words).first.wait_for(timeout=60_000)
+
+
+def test_the_node_library_holds_the_nodes_and_the_blueprint(page: Page) -> None:
+    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
+    panel = page.locator(".side-bar-panel")
+    panel.locator("input").first.fill("PCM")
+    for name in ("PCM text to image", "PCM Sampler", "PCM Compare", "Load PCM LoRA"):
+        panel.get_by_text(name, exact=True).wait_for(timeout=10_000)
+    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
+
+
+def test_people_who_search_by_other_names_find_the_node(page: Page) -> None:
+    load(page, {"version": 0.4, "nodes": [], "links": []})
+    page.wait_for_timeout(300)
+    page.mouse.dblclick(700, 600)
+    dialog = page.get_by_role("dialog")
+    for words, node in (("few step", "PCM Sampler"), ("tcd", "SamplerPCM"), ("xy plot", "PCM Compare")):
+        dialog.locator("input").first.fill(words)
+        dialog.get_by_text(node, exact=True).first.wait_for(timeout=10_000)
+    page.keyboard.press("Escape")
+
+
 def test_in_chinese_the_nodes_have_chinese_names(page: Page, setting: Any) -> None:
     chinese = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
     setting("Comfy.Locale", "zh")
