@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import lora_files as files
 import pytest
@@ -221,6 +222,7 @@ def test_every_tensor_is_accounted_for():
     text_report = report.text()
     assert "missing blocks" in text_report and "diffusion_model.joint_blocks.9" in text_report
     assert "text encoder: 1" in text_report
+    text_report = replace(report, notes=("a remark",)).text()
     order = [text_report.index(word) for word in ("file:", "note:", "profile:", "keys:", "tensors:")]
     assert order == sorted(order), "what people look for comes first"
 
