@@ -12,5 +12,6 @@ def show_on_node(text: str) -> None:
     context = get_executing_context()
     server = sys.modules.get("server")  # imported by the running host; never by us, for it starts half of ComfyUI
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if context is not None and instance is not None:
-        instance.send_progress_text(text, context.node_id)
+    send = getattr(instance, "send_progress_text", None)  # not every program that embeds the host has it
+    if context is not None and send is not None:
+        send(text, context.node_id)
