@@ -1,4 +1,5 @@
-"""Write ``workflows/*.json``, their API twins in ``workflows/api`` and the subgraph blueprint from one description.
+"""Write ``workflows/*.json``, their API twins in ``workflows/api``, the subgraph blueprint and ``docs/workflows.md``
+from one description.
 
 Run it after a node or a workflow changed: ``COMFYUI_PATH=... python -m scripts.make_workflows``, with the newest
 supported host. The drift test makes the same comparison.
@@ -18,6 +19,7 @@ from .workflow_tables import WORKFLOWS, load_lora, prompts, sample
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / "PCM text to image.json"
+GALLERY = ROOT / "docs" / "workflows.md"
 _BLUEPRINT_ID = "6d5f4c1e-0a52-4c7e-9a53-5a2f3d1c8b07"
 
 
@@ -54,14 +56,29 @@ def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
     return g.to_blueprint(BLUEPRINT.stem, _BLUEPRINT_ID, exposed, picture[0])
 
 
+def gallery(infos: dict[str, Any]) -> str:
+    """A page with every workflow: its picture, by make_screenshots, and its note."""
+    parts = ["# The workflows", "", "In ComfyUI: Templates, then this pack's name under Extensions. Written by "
+             "`python -m scripts.make_workflows`; the API forms are in `workflows/api`."]  # fmt: skip
+    for stem, draw in WORKFLOWS.items():
+        graph = Graph(infos, version())
+        draw(graph)
+        heading, *text = graph.text.strip().splitlines()
+        picture = f"![{heading.removeprefix('## ')}](images/{stem.replace(' ', '-')}.webp)"
+        parts += ["", f"## {stem}", "", picture, *text]
+    return "\n".join(parts) + "\n"
+
+
 def dump(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
-    for path, content in build(describe_all(load())).items():
+    infos = describe_all(load())
+    texts = {path: dump(content) for path, content in build(infos).items()} | {GALLERY: gallery(infos)}
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump(content), "utf-8")
+        path.write_text(text, "utf-8")
         print(path.relative_to(ROOT))
 
 

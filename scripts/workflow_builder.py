@@ -16,7 +16,7 @@ from .host_nodes import Info
 Link = list[Any]
 PACK = "phased-consistency"
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-_GAP, _TITLE, _ROW, _TEXT = 50, 34, 24, 130
+_GAP, _TITLE, _ROW, _TEXT = 40, 34, 24, 130
 _PICTURE = 300
 _SCREEN = (16, 9)
 _SHOWING = ("SaveImage", "PreviewImage", "LoadImage", "SaveAnimatedWEBP", "PreviewAny", "PCMDistillLora")

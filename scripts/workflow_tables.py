@@ -55,7 +55,7 @@ def save(graph: Graph, column: int, sampled: Node, vae: Link, lora: Node, prefix
     """Decode beside the sampler, what the LoRA says below that, and the picture to the right."""
     pictures = graph.add("VAEDecode", column, beside=sampled, samples=sampled[0], vae=vae)
     report(graph, column, lora)
-    graph.add("SaveImage", column + 1, wide=380, beside=sampled, images=pictures[0], filename_prefix=f"pcm/{prefix}")
+    graph.add("SaveImage", column + 1, wide=340, beside=sampled, images=pictures[0], filename_prefix=f"pcm/{prefix}")
 
 
 def report(graph: Graph, column: int, lora: Node) -> None:

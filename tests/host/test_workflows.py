@@ -214,7 +214,11 @@ def test_the_files_are_what_the_script_writes(host):
 
     if comfyui_version.__version__ != "0.30.0":
         pytest.skip("the workflows are written with the inputs of 0.30.0")
-    built = make_workflows.build(describe_all(host.nodes.NODE_CLASS_MAPPINGS))
+    infos = describe_all(host.nodes.NODE_CLASS_MAPPINGS)
+    built = make_workflows.build(infos)
+    assert make_workflows.GALLERY.read_text("utf-8") == make_workflows.gallery(infos)
+    shown = set(re.findall(r"\]\((images/.+?)\)", make_workflows.GALLERY.read_text("utf-8")))
+    assert shown == {f"images/{path.name}" for path in (ROOT / "docs" / "images").glob("*.webp")}
     for path, content in built.items():
         assert path.read_text("utf-8") == make_workflows.dump(content), f"run python -m scripts.make_workflows: {path}"
     assert sorted(p for p in built if p.parent.name == "workflows") == sorted((ROOT / "workflows").glob("*.json"))
