@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -116,4 +117,12 @@ def test_every_node_has_tooltips_aliases_and_help(host):
         assert schema.category.split("/")[0] == "PCM", node_id
         assert schema.description and schema.search_aliases, node_id
         assert all(entry.tooltip for entry in [*schema.inputs, *schema.outputs]), node_id
-        assert (ROOT / "web" / "docs" / f"{node_id}.md").exists(), node_id
+        page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+        for section in ("Inputs", "Outputs", "Recipes", "Mistakes"):
+            assert f"\n## {section}\n" in page, (node_id, section)
+        assert f"(images/{node_id}.png)" in page, node_id
+        for entry in schema.inputs:
+            assert re.search(rf"\b{entry.id}\b", page), f"the help of {node_id} does not name the input {entry.id}"
+        for entry in schema.outputs:
+            name = entry.display_name or entry.get_io_type()
+            assert re.search(rf"\b{name}\b", page), f"the help of {node_id} does not name the output {name}"
