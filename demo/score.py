@@ -12,9 +12,10 @@ start from independent noise, so the *floor* is what two runs of the teacher its
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -166,9 +167,50 @@ def judge_ceiling(world: World, count: int, seed: int = 77) -> float:
     return correct(world.judge, features_of(world.judge, render(scene)), scene).all(1).float().mean().item()
 
 
-def table(world: World, methods: Sequence[Method], count: int, seeds: Sequence[int]) -> str:
-    """Run everything and format one markdown table per measure."""
-    started = time.monotonic()
+@dataclass(frozen=True)
+class Results:
+    """A whole run: the cells by (method, steps), and what they have to be read against."""
+
+    count: int
+    seeds: Sequence[int]
+    cells: dict[tuple[str, int], Score]
+    floor: Score  # the teacher against itself, from other noise
+    ceiling: float  # share of real drawings that the judge reads fully right
+    real_crisp: float  # edge sharpness of real drawings
+
+    def markdown(self) -> str:
+        """One table per measure, methods by steps."""
+        lines = [
+            f"{self.count} pictures, {len(self.seeds)} seed(s), starting noise independent of the reference. "
+            f"Teacher at {REFERENCE_STEPS} steps from other noise (the floor): FDt {self.floor.distance:.2f}, "
+            f"accuracy {self.floor.accuracy:.3f}, edges {self.floor.crisp:.2f}. "
+            f"The judge reads {self.ceiling:.3f} of real drawings right; their edges score {self.real_crisp:.2f}. "
+            "The teacher spends two evaluations a step, the others one.",
+        ]
+        measures = (
+            ("FDt: Frechet distance to the teacher's 50-step pictures, lower is better",
+             lambda c: f"{c.distance:.2f}" + (f" +- {c.distance_std:.2f}" if len(self.seeds) > 1 else "")),
+            ("Prompt accuracy: shape, colour and background all right", lambda c: f"{c.accuracy:.3f}"),
+            ("Edge sharpness", lambda c: f"{c.crisp:.2f}"),
+        )  # fmt: skip
+        columns = sorted({steps for _, steps in self.cells})
+        for title, text in measures:
+            lines += ["", f"**{title}**", "", "| sampler | " + " | ".join(f"{n}" for n in columns) + " |"]
+            lines.append("|---|" + "---|" * len(columns))
+            for method in dict.fromkeys(name for name, _ in self.cells):
+                row = [text(self.cells[method, n]) if (method, n) in self.cells else "" for n in columns]
+                lines.append(f"| {method} | " + " | ".join(row) + " |")
+        return "\n".join(lines) + "\n"
+
+    def json(self) -> str:
+        """The same numbers for programs: one row per cell."""
+        rows = [{"method": name, "steps": steps, **asdict(cell)} for (name, steps), cell in self.cells.items()]
+        head = {"pictures": self.count, "seeds": list(self.seeds), "floor": asdict(self.floor)}
+        return json.dumps(head | {"rows": rows}, indent=1) + "\n"
+
+
+def measure(world: World, methods: Sequence[Method], count: int, seeds: Sequence[int]) -> Results:
+    """Run every method at each of its step counts; prints every cell as it comes."""
     best = partial(Method, cfg=CFG)
     reference_pictures = generate(world, best("reference"), REFERENCE_STEPS, prompts_for(count), seed=9_000)
     reference = moments(features_of(world.judge, reference_pictures))
@@ -177,30 +219,10 @@ def table(world: World, methods: Sequence[Method], count: int, seeds: Sequence[i
     for method in methods:
         for steps in method.steps:
             cell = cells[method.name, steps] = score(world, method, steps, count, seeds, reference)
-            print(f"  {method.name}, {steps} steps: FDt {cell.distance:.3f}, accuracy {cell.accuracy:.3f}", flush=True)
-    lines = [
-        f"{count} pictures, {len(seeds)} seed(s), starting noise independent of the reference. "
-        f"Teacher at {REFERENCE_STEPS} steps from other noise (the floor): FDt {floor.distance:.2f}, "
-        f"accuracy {floor.accuracy:.3f}, edges {floor.crisp:.2f}. "
-        f"The judge reads {judge_ceiling(world, count):.3f} of real drawings fully right; "
-        f"their edges score {crispness(render(real_scene(count))).mean().item():.2f}. "
-        "The teacher spends two evaluations a step, the others one.",
-    ]
-    measures = (
-        ("FDt: Frechet distance to the teacher's 50-step pictures, lower is better",
-         lambda c: f"{c.distance:.2f}" + (f" +- {c.distance_std:.2f}" if len(seeds) > 1 else "")),
-        ("Prompt accuracy: shape, colour and background all right", lambda c: f"{c.accuracy:.3f}"),
-        ("Edge sharpness", lambda c: f"{c.crisp:.2f}"),
-    )  # fmt: skip
-    columns = sorted({steps for _, steps in cells})
-    for title, text in measures:
-        lines += ["", f"**{title}**", "", "| sampler | " + " | ".join(f"{n}" for n in columns) + " |"]
-        lines.append("|---|" + "---|" * len(columns))
-        for method in methods:
-            row = [text(cells[method.name, n]) if (method.name, n) in cells else "" for n in columns]
-            lines.append(f"| {method.name} | " + " | ".join(row) + " |")
-    lines += ["", f"Took {time.monotonic() - started:.0f} s on this machine with {torch.get_num_threads()} threads."]
-    return "\n".join(lines) + "\n"
+            print(f"  {method.name}, {steps} steps: FDt {cell.distance:.3f} +- {cell.distance_std:.3f}, "
+                  f"accuracy {cell.accuracy:.3f}, edges {cell.crisp:.2f}", flush=True)  # fmt: skip
+    real_crisp = crispness(render(real_scene(count))).mean().item()
+    return Results(count, seeds, cells, floor, judge_ceiling(world, count), real_crisp)
 
 
 def real_scene(count: int) -> Scene:
@@ -212,15 +234,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, 272 pictures, the main rows")
     parser.add_argument("--output", type=Path, default=Path("output/demo/table.md"))
     options = parser.parse_args(arguments)
+    started = time.monotonic()
     if options.quick:
         methods = [Method(m.name, m.lora, m.cfg, m.determinism, [n for n in m.steps if n <= 8]) for m in METHODS]
-        text = table(World.load(), methods, 272, [1])
+        results = measure(World.load(), methods, 272, [1])
     else:
-        text = table(World.load(), METHODS, 1000, [1, 2, 3])
+        results = measure(World.load(), METHODS, 1000, [1, 2, 3])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text, encoding="utf-8")
-    print(text)
-    print(f"Table written to {options.output}")
+    options.output.write_text(results.markdown(), encoding="utf-8")
+    options.output.with_suffix(".json").write_text(results.json(), encoding="utf-8")
+    print(results.markdown())
+    print(f"{time.monotonic() - started:.0f} s with {torch.get_num_threads()} threads. Table: {options.output}")
 
 
 if __name__ == "__main__":
