@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES
+from ..pcm_core.phases import table_scale
 from ..pcm_core.profiles import PCMProfile
 
 CFGGuider = comfy.samplers.CFGGuider
@@ -72,12 +73,7 @@ def table_of(sampling: Any) -> Tensor:
     """``sigma_table`` of a sampling object, for callers that have no model."""
     _refuse(sampling)
     table = sampling.sigmas.detach().flatten().to("cpu", torch.float32)
-    if len(table) < TRAIN_STEPS or len(table) % TRAIN_STEPS:
-        raise PCMError(
-            f"The sigma table of {_sampling_name(sampling)} has {len(table)} entries.",
-            f"{TRAIN_STEPS}, or a multiple of it.",
-            "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model: PCM needs the full table.",
-        )
+    table_scale(table, TRAIN_STEPS)  # refuses what timesteps cannot index
     return table
 
 
@@ -170,11 +166,6 @@ def _refuse(sampling: Any) -> None:
                 "an eps, v, EDM or flow model.",
                 "Sample it with the host's own nodes.",
             )
-
-
-def _sampling_name(sampling: Any) -> str:
-    """The host names its combined classes ``ModelSampling``; the parents say more."""
-    return " + ".join(parent.__name__ for parent in type(sampling).__bases__)
 
 
 # Sampling: the host's own path, as SamplerCustomAdvanced walks it.

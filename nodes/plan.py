@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.phases import PhaseSchedule
+from ..pcm_core.phases import PhaseSchedule, bottom_sigma
 from ..pcm_core.profiles import PCMProfile
 from . import host
 
@@ -159,5 +159,5 @@ def _from_list(profile: PCMProfile, table: Tensor, steps: int, terminal: str, de
         notes.append(f"Entered the LoRA's fixed list at sigma {sigmas[-kept]:.4g} for denoise {denoise:.2f}.")
         sigmas = sigmas[-kept:]
     if (terminal if terminal != AUTO else profile.terminal) == "alpha0":
-        sigmas[-1] = table[0]
+        sigmas[-1] = bottom_sigma(table)
     return Plan(sigmas=sigmas, phase_tops=tops, schedule=None, notes=tuple(notes))

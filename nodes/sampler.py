@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
+from ..pcm_core.phases import bottom_sigma
 from ..pcm_core.profile_checks import sampling_mistakes
 from ..pcm_core.profiles import PCMProfile
 from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, sample_pcm
@@ -61,8 +62,9 @@ def sample_phased(
         progress=partial(host.steps, disable=disable),
         **options,
     )
-    if not flow and len(sigmas) and float(sigmas[-1]) == float(table[0]):
-        return samples * (1 + float(table[0]) ** 2) ** -0.5
+    bottom = float(bottom_sigma(table))
+    if not flow and len(sigmas) and float(sigmas[-1]) == bottom:
+        return samples * (1 + bottom**2) ** -0.5
     return samples
 
 

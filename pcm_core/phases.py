@@ -169,8 +169,13 @@ class PhaseSchedule:
         """
         table = table.detach().flatten().to("cpu", torch.float32)
         scale = table_scale(table, self.train_steps)
-        last = [table[scale - 1]] if self.terminal == "alpha0" else [table.new_zeros(())]
-        return torch.stack([table[(t + 1) * scale - 1] for t in self.timesteps] + last)
+        last = bottom_sigma(table, self.train_steps) if self.terminal == "alpha0" else table.new_zeros(())
+        return torch.stack([table[(t + 1) * scale - 1] for t in self.timesteps] + [last])
+
+
+def bottom_sigma(table: Tensor, train_steps: int = 1000) -> Tensor:
+    """The sigma of timestep 0, a scalar, where terminal ``alpha0`` ends; ``table`` as in ``PhaseSchedule.sigmas``."""
+    return table[table_scale(table, train_steps) - 1]
 
 
 def table_scale(table: Tensor, train_steps: int) -> int:

@@ -247,6 +247,18 @@ class TestAlpha0:
         close(own, expected, 2e-6)
         close(advanced(host, tiny, sigmas, cfg=1.0)[0], expected, 2e-6)
 
+    def test_tables_of_10000_entries_end_at_their_tenth(self, host, zoo):
+        """Stable Cascade's table has ten entries for each timestep."""
+        from dataclasses import replace
+
+        (model,) = host.call("ModelSamplingStableCascade", model=zoo["eps"].model, shift=2.0)
+        tiny, table = replace(zoo["eps"], model=model), host.pack("nodes.host").sigma_table(model)
+        (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4, terminal="alpha0")
+        assert len(table) == 10000 and float(sigmas[-1]) == float(table[9])
+        (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")
+        expected = self.euler(host, tiny, sigmas)["samples"] * (1 + float(table[9]) ** 2) ** -0.5
+        close(own, {"samples": expected}, 2e-6)
+
     def test_is_left_to_the_host_on_flow_models(self, host, zoo):
         tiny = zoo["sd3"]
         (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, terminal="alpha0")
