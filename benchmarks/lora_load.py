@@ -1,10 +1,18 @@
-"""Load and apply an SDXL-sized LoRA: Load PCM LoRA against the host's LoraLoaderModelOnly, time and peak memory.
+"""Load and merge an SDXL-sized LoRA: Load PCM LoRA against the host's LoraLoaderModelOnly, time and peak memory.
 
     COMFYUI_PATH=... python benchmarks/lora_load.py [--runs 3] [--rank 64]
 
 The LoRA is synthetic, rank 64 on 788 modules as the released files (394 MB). The model has SDXL's full key list; its
-weights take no memory (meta tensors), so that reading and matching is what is measured, not the merge, which is the
-host's own code in both cases. Each run is a process of its own.
+weights take no memory (meta tensors), and each one is made when its turn comes to be merged, as a model that is kept
+elsewhere would be. Each run is a process of its own. Three rows:
+
+host      LoraLoaderModelOnly
+ours      Load PCM LoRA on a file with the name of a released one
+renamed   Load PCM LoRA on the same file under a name that says nothing: it is hashed, once per session
+
+and three columns: the node; the node and one reading of the LoRA (the host's loader maps the file and leaves reading
+to the merge, ours checks the values); the node and the merge of every weight by the host. Seconds are CPU seconds of
+the fastest run. Peak memory is what the process grew by, file pages included, before the merge.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +37,7 @@ SDXL = {
     "num_head_channels": 64, "legacy": False, "use_checkpoint": False, "use_temporal_attention": False,
     "use_temporal_resblock": False,
 }  # fmt: skip
+RELEASED, UNKNOWN = "pcm_sdxl_smallcfg_4step_converted", "my_favourite"
 # What the authors train (train_pcm_lora_sdxl_adv.py): attention, feed-forward, projections and convolutions.
 PARTS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
          "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip
@@ -72,36 +82,59 @@ def write_lora(model: Any, path: Path, rank: int) -> int:
     return len(tensors) // 3
 
 
-def measure(which: str, folder: Path) -> None:
-    """One load in this process; prints seconds and the growth of peak memory in MB."""
+def node_call(which: str, folder: Path) -> Callable[[Any], Any]:
+    """``which`` row's node as ``model -> patched model``."""
     import asyncio
-
-    model = host_model(folder)
-    import torch
 
     import nodes
 
     sys.path.append(str(ROOT))
-    if which == "ours":
-        name = f"{ROOT.name}_pack"
-        (folder / "custom_nodes").mkdir(exist_ok=True)
-        link = folder / "custom_nodes" / name
-        if not link.exists():
-            link.symlink_to(ROOT)
-        assert asyncio.run(nodes.load_custom_node(str(link), module_parent="custom_nodes"))
-        node = nodes.NODE_CLASS_MAPPINGS["PCMLoraLoader"]
-        arguments: dict[str, Any] = {"strength": 1.0, "allow_partial": False}
-    else:
-        node, arguments = nodes.NODE_CLASS_MAPPINGS["LoraLoaderModelOnly"](), {"strength_model": 1.0}
-    call = node.execute if which == "ours" else node.load_lora_model_only
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    if which == "host":
+        node = nodes.NODE_CLASS_MAPPINGS["LoraLoaderModelOnly"]()
+        return lambda model: node.load_lora_model_only(model, f"{RELEASED}.safetensors", 1.0)[0]
+    (folder / "custom_nodes").mkdir(exist_ok=True)
+    link = folder / "custom_nodes" / f"{ROOT.name}_pack"
+    if not link.exists():
+        link.symlink_to(ROOT)
+    assert asyncio.run(nodes.load_custom_node(str(link), module_parent="custom_nodes"))
+    ours = nodes.NODE_CLASS_MAPPINGS["PCMLoraLoader"]
+    name = RELEASED if which == "ours" else UNKNOWN
+    return lambda model: ours.execute(model=model, lora_name=f"{name}.safetensors", strength=1.0).args[0]
+
+
+def peak(reset: bool = False) -> float:
+    """Peak resident memory of this process in MB, since the last reset where the system can reset it (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
+def measure(which: str, folder: Path) -> None:
+    """One run in this process; prints the CPU seconds of the three columns and the growth of peak memory in MB."""
+    model = host_model(folder)
+    import comfy.lora
+    import torch
+
+    call = node_call(which, folder)
+    before, started = peak(reset=True), time.process_time()
     with torch.inference_mode():
-        patched = call(model=model, lora_name="synthetic.safetensors", **arguments)
-    for value in (patched.args if which == "ours" else patched)[0].patches.values():
-        for tensor in value[0][1].weights[:2]:  # the host reads every byte when it merges
-            tensor.float().sum()
-    seconds = time.perf_counter() - started
-    print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        patches = call(model).patches
+        loaded = time.process_time()
+        for value in patches.values():
+            for tensor in value[0][1].weights[:2]:
+                tensor.float().sum()
+        read, memory = time.process_time(), peak() - before
+        shapes = {key: value.shape for key, value in model.model.state_dict().items()}
+        merging = time.process_time()
+        for key, value in patches.items():
+            comfy.lora.calculate_weight(value, torch.zeros(shapes[key]), key)
+        merged = time.process_time()
+    print(loaded - started, read - started, loaded - started + merged - merging, memory)
 
 
 def main() -> None:
@@ -114,20 +147,23 @@ def main() -> None:
         measure(options.one[0], Path(options.one[1]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "models" / "loras" / "synthetic.safetensors"
+        path = Path(folder) / "models" / "loras" / f"{RELEASED}.safetensors"
         path.parent.mkdir(parents=True)
         modules = write_lora(host_model(Path(folder)), path, options.rank)
+        os.link(path, path.with_stem(UNKNOWN))
         print(f"{modules} modules, {path.stat().st_size / 1e6:.0f} MB")
-        results: dict[str, list[tuple[float, float]]] = {"host": [], "ours": []}
+        runs: dict[str, list[list[float]]] = {"host": [], "ours": [], "renamed": []}
         for _ in range(options.runs):
-            for which, rows in results.items():
+            for which, rows in runs.items():
                 command = [sys.executable, __file__, "--one", which, folder]
                 output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-                rows.append((float(output[-2]), float(output[-1])))
-        best = {which: (min(r[0] for r in rows), min(r[1] for r in rows)) for which, rows in results.items()}
-        for which, (seconds, memory) in best.items():
-            print(f"{which:5} {seconds:6.2f} s  {memory:6.0f} MB")
-        print(f"ratio time {best['ours'][0] / best['host'][0]:.2f}, memory {best['ours'][1] / best['host'][1]:.2f}")
+                rows.append([float(number) for number in output[-4:]])
+    best = {which: [min(column) for column in zip(*rows, strict=True)] for which, rows in runs.items()}
+    print(f"{'':8}{'node':>14}{'node + read':>16}{'node + merge':>16}{'memory':>16}")
+    for which, values in best.items():
+        cells = [f"{value:6.2f} s" for value in values[:3]] + [f"{values[3]:5.0f} MB"]
+        ratios = [f"{value / host:.2f}" for value, host in zip(values, best["host"], strict=True)]
+        print(f"{which:8}" + "".join(f"{c:>10} {r:>5}" for c, r in zip(cells, ratios, strict=True)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Part of ``host``: it reaches ComfyUI through that file, which alone imports it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,29 @@ def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ..
     return targets, shapes
 
 
-def patch_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
+def patch_lora(model: Any, tensors: dict[str, Tensor], weights: Iterable[str], strength: float) -> Any:
     """A clone with a normalised LoRA, by the host's own loader; quantised and offloaded models keep their weights.
+
+    The loader is offered the weights that the LoRA updates and no others: it tries every kind of adapter on each.
+
+    Args:
+        model: a ModelPatcher.
+        tensors: as ``lora.normalise`` returns them.
+        weights: names of the model's weights.
+        strength: of the update.
 
     Raises:
         PCMError: if the host did not take every update.
     """
     if _keeps_weights(model):
         return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    patched: Any = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    taken = {key for key, patches in patched.patches.items() if len(patches) > len(model.patches.get(key, ()))}
-    wanted = {
-        key.removesuffix(f".{part}") for key in tensors for part in ("lora_up.weight", "diff") if key.endswith(part)
-    }
-    if missed := sorted(stem for stem in wanted if not {stem, f"{stem}.weight"} & taken):
+    stems = {key.removesuffix(".weight").rpartition(".")[0] for key in tensors}
+    wanted = {stem: weight for weight in weights if (stem := weight.removesuffix(".weight")) in stems}
+    patched = model.clone()
+    taken = set(patched.add_patches(comfy.lora.load_lora(tensors, wanted), strength))
+    if missed := sorted(stem for stem in stems if not {wanted.get(stem), f"{stem}.bias"} & taken):
         raise PCMError(
-            f"The host left {len(missed)} of {len(wanted)} updates out, {missed[0]} first.",
+            f"The host left {len(missed)} of {len(stems)} updates out, {missed[0]} first.",
             "every update applied.",
             "Please report this with the name of the LoRA and the model.",
         )

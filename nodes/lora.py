@@ -56,16 +56,16 @@ class PCMLoraLoader(io.ComfyNode):
         if not math.isfinite(strength):
             raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
         path = host_lora.lora_path(lora_name)
-        profile = profile_for(path)
-        _refuse(model, path.name, profile)
         tensors, metadata = lora.read_lora(path)
+        profile = profile_for(path, metadata)
+        _refuse(model, path.name, profile)
         targets, shapes = host_lora.lora_targets(model)
         tensors, report = lora.normalise(
             tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
             profile=profile, allow_partial=allow_partial,
         )  # fmt: skip
         factor, notes = _strength(profile, report, strength)
-        patched = host_lora.patch_lora(model, tensors, strength * factor)
+        patched = host_lora.patch_lora(model, tensors, shapes, strength * factor)
         if profile.known:
             patched, profile, more = _configure(patched, profile)
             notes += more

@@ -26,11 +26,8 @@ _PLAIN = (
 
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
-    """``families.json`` with compiled patterns."""
-    loaded: dict[str, Any] = json.loads(_TABLE.read_text(encoding="utf-8"))
-    for row in loaded["families"]:
-        row["pattern"] = re.compile(row["match"], re.IGNORECASE)
-    return loaded
+    """``families.json``."""
+    return json.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def search_text(path: str | Path) -> str:
@@ -44,7 +41,7 @@ def search_text(path: str | Path) -> str:
 def values_by_name(text: str) -> dict[str, Any] | None:
     """Profile values of the first row that matches ``search_text``; ``None`` if no row does."""
     for row in table()["families"]:
-        match = row["pattern"].search(text)
+        match = re.search(row["match"], text, re.IGNORECASE)
         if match is not None:
             return _values(row, match)
     return None

@@ -278,7 +278,7 @@ def convert(path: str | Path, out: str | Path) -> LoraReport:
         state = "exists already" if out.exists() else "is no .safetensors file"
         raise PCMError(f"{out.name} {state}.", "a new .safetensors file to write.", "Choose another name.")
     tensors, metadata = read_lora(path)
-    profile = profile_for(path)
+    profile = profile_for(path, metadata)
     loadable, report = normalise(tensors, metadata=metadata, name=path.name, profile=profile)
     _, text, foreign = split_keys(tensors)
     loadable |= {key: tensors[key] for key in (*text, *foreign)}
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = convert(options.file, options.convert)
         else:
             tensors, metadata = read_lora(options.file)
-            profile = profile_for(options.file)
+            profile = profile_for(options.file, metadata)
             _, report = normalise(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
     except PCMError as error:
         sys.stderr.write(f"{error}\n")

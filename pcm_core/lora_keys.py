@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -67,15 +68,15 @@ class Module:
     parts: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     keys: dict[str, str] = field(default_factory=dict[str, str])
 
-    @property
+    @cached_property
     def name(self) -> str:
         return canonical(self.stem)
 
 
 def canonical(stem: str) -> str:
     """A module name without wrappers and dots, ``mid_block_attentions_0_proj_in`` for every spelling of it."""
-    bare = stem[_match_end(stem) :].replace(".processor.", ".").replace(".", "_")
-    return re.sub(r"_to_out_0$", "_to_out", bare.replace("_processor_", "_"))
+    bare = stem[_match_end(stem) :].replace(".", "_").replace("_processor_", "_")
+    return bare.removesuffix("_0") if bare.endswith("_to_out_0") else bare
 
 
 def _match_end(stem: str) -> int:

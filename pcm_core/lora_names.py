@@ -129,7 +129,7 @@ def extra_targets(family: str, shapes: Mapping[str, Sequence[int]]) -> dict[str,
         shapes: state dict name of every weight (``diffusion_model.*``) to its shape.
     """
     targets: dict[str, Target] = {}
-    for weight, shape in shapes.items():
+    for weight, shape in shapes.items() if family in (*_TABLES, "ltxv") else ():
         if not weight.startswith("diffusion_model.") or not weight.endswith(".weight"):
             continue
         native = weight.removeprefix("diffusion_model.").removesuffix(".weight")

@@ -177,13 +177,18 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
     return profile
 
 
-def profile_for(path: str | Path) -> PCMProfile:
+def profile_for(path: str | Path, metadata: Mapping[str, str] | None = None) -> PCMProfile:
     """The profile of a LoRA file: metadata first, then the name, then the checksum, else ``unknown``.
+
+    Args:
+        path: the file.
+        metadata: of the file, if it was read already.
 
     Raises:
         PCMError: if the file is not a sound safetensors file, or its pcm_ metadata contradicts itself.
     """
-    metadata = read_header(path).metadata
+    if metadata is None:
+        metadata = read_header(path).metadata
     return profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()
 
 
