@@ -33,7 +33,7 @@ _BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where one tensor lies: ``start`` and ``end`` are byte offsets into the data part."""
 

@@ -6,6 +6,7 @@ import json
 import struct
 import time
 import tracemalloc
+from pathlib import Path
 
 import lora_files as files
 import pytest
@@ -20,18 +21,29 @@ from pcm_core.safetensors_header import MAX_TENSORS, read_header
 
 LIMIT_SECONDS = 1.0
 SPARE_BYTES = 32 * 2**20
+STATUS = Path("/proc/self/status")
 PAIR = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "transformer.transformer_blocks.1.attn.to_out.0"]
 SOUND = save(files.lora(PAIR)[0], metadata={"format": "pt"})
 F32 = files.entry("F32", [1], 0, 4)
 
 
-def survive(path, content: bytes) -> bool:
-    """Read and normalise; True for a load, False for a PCMError. Anything else, or a second gone, fails the test.
+def peak_memory(*, reset: bool = False) -> int:
+    """The most memory this process ever held in RAM, in bytes, or since the last reset; 0 where Linux does not say."""
+    if not STATUS.exists():
+        return 0
+    if reset:
+        STATUS.with_name("clear_refs").write_text("5")
+    return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
 
-    The second is this thread's own: other work on the machine does not count.
+
+def survive(path, content: bytes) -> bool:
+    """Read and normalise; True for a load, False for a PCMError.
+
+    Anything else, a second gone, or memory of more than twice the file and 32 MB fails the test. The second is this
+    thread's own: other work on the machine does not count.
     """
     files.put(path, content)
-    started = time.thread_time()
+    before, started = peak_memory(reset=True), time.thread_time()
     try:
         tensors, metadata = read_lora(path)
         normalise(tensors, files.key_map(), files.SHAPES, metadata=metadata, model_family="sd3")
@@ -39,6 +51,7 @@ def survive(path, content: bytes) -> bool:
     except PCMError:
         loaded = False
     assert time.thread_time() - started < LIMIT_SECONDS
+    assert peak_memory() - before < 2 * len(content) + SPARE_BYTES
     return loaded
 
 
