@@ -5,7 +5,7 @@ Part of ``host``: it reaches ComfyUI through that file, which alone imports it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..pcm_core.errors import PCMError
 from ..pcm_core.lora_keys import Target
 from ..pcm_core.profile_checks import ModelFacts
-from .host import comfy, family_of, folder_paths
+from .host import comfy, family_of, folder_paths, model_sampling
 
 
 def lora_names() -> list[str]:
@@ -88,10 +88,23 @@ def model_facts(model: Any) -> ModelFacts:
     """What gives away that a LoRA is on the wrong model."""
     loader = getattr(model, "cached_patcher_init", None)
     source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
-    kind = model.model.model_config.unet_config.get("model_type")
     return ModelFacts(
         family=family_of(model),
         file=Path(source).name,
         dtype=str(model.model.get_dtype()).removeprefix("torch."),
-        image_input={"i2v": True, "t2v": False}.get(kind) if isinstance(kind, str) else None,
+        image_input=_image_input(family_of(model), model.model.model_config.unet_config),
+        sigma_max=float(model_sampling(model).sigma_max),
     )
+
+
+def _image_input(family: str, unet: Mapping[str, Any]) -> bool | None:
+    """Whether a model reads a start image beside its noise; ``None`` where it may, or its channels do not tell.
+
+    The host calls Wan 2.2 image-to-video ``t2v``, so only the channels that go in and come out say it.
+    """
+    if family not in ("wan", "hunyuan-video"):
+        return None
+    read, written = (unet.get(f"{side}_dim", unet.get(f"{side}_channels", 0)) for side in ("in", "out"))
+    if read > written:
+        return True
+    return False if unet.get("model_type") == "t2v" and written == 16 else None

@@ -68,7 +68,7 @@ def make_plan(
         PCMError: if a value is out of range, or PCM cannot serve the model.
     """
     table = host.sigma_table(model)
-    profile = _profile(model).resolved(table.tolist())
+    profile = _profile(model).resolved(table.tolist(), steps)
     if not 0 <= denoise <= 1:  # also refuses NaN, which the host lets through
         raise PCMError(f"denoise is {denoise}.", "a number from 0 to 1.", "Use 1 to start from pure noise.")
     if profile.sigmas and spacing == AUTO and not phases and not grid:

@@ -49,7 +49,8 @@ def sample_phased(
     flow, table = host.is_flow(patcher), host.sigma_table(patcher)
     whole = sigmas if whole is None else whole
     if whole[:1].equal(sigmas[:1]):
-        _warn(patcher, whole, table, getattr(model.inner_model, "cfg", None))
+        asked = None if determinism == _UNSET else determinism
+        _warn(patcher, whole, table, getattr(model.inner_model, "cfg", None), asked)
     samples = sample_pcm(
         model,
         x,
@@ -68,13 +69,14 @@ def sample_phased(
     return samples
 
 
-def _warn(model: Any, sigmas: Tensor, table: Tensor, cfg: float | None) -> None:
+def _warn(model: Any, sigmas: Tensor, table: Tensor, cfg: float | None, determinism: float | None) -> None:
     """Say in the log what people usually get wrong with this kind of LoRA."""
     profile = host.profile_of(model)
     if profile is None or not profile.known:
         return
     shift = host.flow_shift(model)
-    for mistake in sampling_mistakes(profile, sigmas.tolist(), table.tolist(), cfg=cfg, shift=shift):
+    levels, entries = sigmas.tolist(), table.tolist()
+    for mistake in sampling_mistakes(profile, levels, entries, cfg=cfg, shift=shift, determinism=determinism):
         logging.warning("PCM Sampler: %s", mistake)
 
 

@@ -42,8 +42,9 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
     profile, notes = video.choose(family, host.profile_of(model), preset)
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
+    listed = profile.sigmas is not None and profile.timesteps is None and profile.family not in family.uniform
     profile = video.with_sigmas(family, profile, table, steps)
-    if shift and profile.sigmas is not None and profile.timesteps is None and profile.family not in family.uniform:
+    if shift and listed:
         shift_notes = (f"{profile.family} has a fixed list of sigmas; shift {shift:g} does not move them.",)
     model = host.attach_profile(model, profile)
     return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)

@@ -87,9 +87,7 @@ def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
     if row["class"] == "P" and "sigmas" not in row:
         values["phases"] = steps
     if "shift" in row:
-        shift = values["shift"] = float(_group(match, "shift")) if row["shift"] == "name" else float(row["shift"])
-        if row["class"] == "D" and steps and 1000 % steps:  # equal parts that a table of 1000 can only round
-            values["sigmas"] = tuple(shift * k / (steps + (shift - 1) * k) for k in range(steps, -1, -1))
+        values["shift"] = float(_group(match, "shift")) if row["shift"] == "name" else float(row["shift"])
     if "cfg" in row:
         cfg = cast("float | dict[str, float]", row["cfg"])
         values["cfg"] = float(cfg.get(str(steps), 1.0) if isinstance(cfg, dict) else cfg)

@@ -32,9 +32,8 @@ _ROLES = {
 }
 # LoHa and LoKr: the host computes them, we only rename.
 _OTHER = r"\.(?:hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
-_KEY = re.compile(
-    r"(?P<stem>.+?)(?=[._])(?:" + "|".join(f"(?P<{role}>{p})" for role, p in _ROLES.items()) + rf"|(?P<other>{_OTHER}))$"
-)
+_ENDINGS = "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items())
+_KEY = re.compile(rf"(?P<stem>.+?)(?=[._])(?:{_ENDINGS}|(?P<other>{_OTHER}))$")
 _TEXT = re.compile(
     r"(lora_te\d?_|text_encoders?(_\d)?\.|te\d?\.|cond_stage_model\.|conditioner\.|clip_[lgh]\.|t5xxl\.)"
 )

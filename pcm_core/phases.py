@@ -16,6 +16,8 @@ model's own sigma table, so one schedule serves eps, v and flow models alike.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
@@ -191,6 +193,19 @@ def table_scale(table: Tensor, train_steps: int) -> int:
             "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the full table.",
         )
     return len(table) // train_steps
+
+
+def sigma_at(table: Tensor | Sequence[float], share: float) -> float:
+    """The model's sigma at a share of the way from the picture (0) to pure noise (1), between entries of its table.
+
+    ``table`` as in ``PhaseSchedule.sigmas``. Exact at every entry: ``sigma_at(table, (i + 1) / L)`` is ``table[i]``.
+    """
+    place = min(max(share, 0.0), 1.0) * len(table) - 1
+    low = max(math.floor(place + 1e-6), 0)
+    high = min(low + 1, len(table) - 1)
+    share_high = max(place - low, 0.0)
+    low_sigma = float(table[low])
+    return low_sigma if share_high < 1e-6 else low_sigma + share_high * (float(table[high]) - low_sigma)
 
 
 def build_schedule(

@@ -19,6 +19,8 @@ from .profiles import PCMProfile
 
 # Relative difference above which two noise levels are not the same one rounded.
 TOLERANCE = 0.02
+# The host's tables with zero terminal SNR end at sigma 4519, EDM's at 80.
+ZERO_SNR = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,14 @@ class ModelFacts:
         file: name of the file it was loaded from, if known.
         dtype: of its weights, ``float8_e4m3fn``, ...
         image_input: whether it takes a start image; ``None`` if that cannot be told.
+        sigma_max: its sigma of pure noise; 0 if not known.
     """
 
     family: str = ""
     file: str = ""
     dtype: str = ""
     image_input: bool | None = None
+    sigma_max: float = 0.0
 
 
 def loading_mistakes(profile: PCMProfile, lora: str, lora_family: str, model: ModelFacts, strength: float) -> list[str]:
@@ -67,11 +71,17 @@ def loading_mistakes(profile: PCMProfile, lora: str, lora_family: str, model: Mo
         found.append(
             f"strength {strength:g} comes on top of the {profile.strength:g} that this family is made for; use 1."
         )
-    return found
+    return found + _zero_snr(profile, model.sigma_max)
 
 
 def sampling_mistakes(
-    profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float], *, cfg: float | None, shift: float | None
+    profile: PCMProfile,
+    sigmas: Sequence[float],
+    table: Sequence[float],
+    *,
+    cfg: float | None,
+    shift: float | None,
+    determinism: float | None = None,
 ) -> list[str]:
     """What is wrong with sampling this way.
 
@@ -81,6 +91,7 @@ def sampling_mistakes(
         table: the model's ascending sigma table.
         cfg: guidance of the first step, if known.
         shift: the model's linear shift; ``None`` for models without one.
+        determinism: set instead of the profile's own, if it was.
     """
     found: list[str] = []
     low, high = profile.cfg_range
@@ -92,15 +103,25 @@ def sampling_mistakes(
         found.append(f"cfg is {cfg:g}, and {profile.family} is made for {_range(low, high)}: prompts count for little.")
     if profile.shift is not None and shift is not None and abs(shift / profile.shift - 1) > TOLERANCE:
         found.append(f"The model's shift is {shift:.4g}, and {profile.family} is made for {profile.shift:g}.")
+    if profile.sampling_class == "R" and determinism:
+        found.append(f"determinism is {determinism:g}, and {profile.family} is made for 0, new noise in every step.")
+    found += _zero_snr(profile, table[-1])
     if len(sigmas) > 1 and math.isclose(sigmas[0], table[-1], rel_tol=TOLERANCE):
         found += _schedule_mistakes(profile, sigmas, table)
     return found
 
 
+def _zero_snr(profile: PCMProfile, sigma_max: float) -> list[str]:
+    """Few-step LoRAs of Stable Diffusion start at sigma 14.6; only their metadata could say that one does not."""
+    if sigma_max < ZERO_SNR or profile.base not in ("sd15", "sd21", "sdxl") or "metadata" in profile.sources.values():
+        return []
+    return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.family} was trained without."]
+
+
 def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float]) -> list[str]:
     """Steps and noise levels of a full denoise against the family's own."""
     steps = len(sigmas) - 1
-    fixed = profile.resolved(table).sigmas
+    fixed = profile.resolved(table, steps).sigmas
     wanted = profile.phases or (None if fixed is None else len(fixed) - 1)
     if wanted is not None and steps != wanted:
         return [f"{steps} steps, and {profile.family} is made for exactly {wanted}."]

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from . import families
 from .errors import PCMError
-from .phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule
+from .phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule, sigma_at
 from .safetensors_header import read_header
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
@@ -78,13 +78,23 @@ class PCMProfile:
         """Whether anything said which family this is."""
         return self.family != "unknown"
 
-    def resolved(self, table: Sequence[float]) -> PCMProfile:
-        """With ``timesteps`` looked up in a model's ascending sigma table; unchanged if there are none."""
-        if self.timesteps is None:
+    def resolved(self, table: Sequence[float], steps: int = 0) -> PCMProfile:
+        """With the ``sigmas`` that a model's ascending sigma table gives; unchanged where a schedule says them exactly.
+
+        That is: with ``timesteps`` looked up, or, for a family of class D without a list, with equal parts that whole
+        timesteps can only round (1000 / 12) looked up between them.
+
+        Args:
+            table: sigmas of the model, that of pure noise last.
+            steps: asked for, which a family of equal parts follows; 0 for the profile's own.
+        """
+        if self.timesteps is not None:
+            scale = len(table) // 1000
+            return replace(self, sigmas=(*(float(table[(t + 1) * scale - 1]) for t in self.timesteps), 0.0))
+        count = steps or self.steps
+        if self.sampling_class != "D" or self.sigmas is not None or not 1 <= count <= MAX_COUNT or 1000 % count == 0:
             return self
-        scale = len(table) // 1000
-        sigmas = tuple(float(table[(t + 1) * scale - 1]) for t in self.timesteps)
-        return replace(self, sigmas=(*sigmas, 0.0))
+        return replace(self, sigmas=(*(sigma_at(table, k / count) for k in range(count, 0, -1)), 0.0), steps=count)
 
     def schedule(
         self,

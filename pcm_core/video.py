@@ -17,7 +17,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from .errors import PCMError
-from .phases import MAX_COUNT
+from .phases import MAX_COUNT, sigma_at
 from .profiles import PCMProfile, profile_from_name
 
 AUTO = "auto"
@@ -150,23 +150,10 @@ def with_sigmas(family: VideoFamily, profile: PCMProfile, table: Tensor, steps: 
     if not 0 <= steps <= MAX_COUNT:
         raise PCMError(f"steps is {steps}.", f"1 to {MAX_COUNT}, or 0 for what the model wants.", "Use 0.")
     if profile.family not in family.uniform:
-        return profile.resolved(cast(Any, table).tolist())
+        return profile.resolved(cast(Any, table).tolist(), steps)
     count = steps or profile.steps
     sigmas = (*(sigma_at(table, 1 - i / count) for i in range(count)), 0.0)
     return replace(profile, sigmas=sigmas, steps=count)
-
-
-def sigma_at(table: Tensor, share: float) -> float:
-    """The model's sigma at a share of the way from the picture (0) to pure noise (1), between entries of its table.
-
-    Exact at every entry: ``sigma_at(table, (i + 1) / L)`` is ``table[i]``.
-    """
-    place = min(max(share, 0.0), 1.0) * len(table) - 1
-    low = max(math.floor(place + 1e-6), 0)
-    high = min(low + 1, len(table) - 1)
-    share_high = max(place - low, 0.0)
-    low_sigma = float(table[low])
-    return low_sigma if share_high < 1e-6 else low_sigma + share_high * (float(table[high]) - low_sigma)
 
 
 def expert_edge(sigmas: Sequence[float], boundary: float, table: Tensor) -> tuple[float, str]:

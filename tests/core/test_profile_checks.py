@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pcm_core.profile_checks import ModelFacts, loading_mistakes, sampling_mistakes
-from pcm_core.profiles import profile_from_name
+from pcm_core.profiles import profile_from_metadata, profile_from_name, profile_to_metadata
 
 HIGH = ModelFacts(file="wan2.2_t2v_high_noise_14B_fp8.safetensors", image_input=False)
 IMAGE = ModelFacts(file="wan2.1_i2v_480p.safetensors", image_input=True)
@@ -36,6 +36,7 @@ LOADING = [
      "for image-to-video on a model for text-to-video"),
     ("Qwen-Image-Lightning-4steps-V1.0-bf16", "qwen-image", ModelFacts(dtype="float8_e4m3fn"), 1.0, "shows a grid"),
     ("Hyper-FLUX.1-dev-8steps-lora", "flux1", ModelFacts(), 0.125, "comes on top"),
+    ("pcm_sdxl_smallcfg_4step", "sdxl", ModelFacts(sigma_max=4518.76), 1.0, "zero terminal SNR (sigma up to 4519)"),
 ]  # fmt: skip
 
 
@@ -75,6 +76,24 @@ def test_sampling(row, sd_table):
     sigmas = [float(sd_table[t]) for t in timesteps] + [0.0]
     (found,) = sampling_mistakes(of(name), sigmas, sd_table.tolist(), cfg=cfg, shift=shift)
     assert message in found and "\n" not in found
+
+
+def test_determinism_against_the_family(sd_table):
+    lcm, table = of("lcm-lora-sdxl"), sd_table.tolist()
+    own = lcm.schedule().sigmas(sd_table).tolist()
+    (found,) = sampling_mistakes(lcm, own, table, cfg=1.0, shift=None, determinism=1.0)
+    assert found == "determinism is 1, and LCM-LoRA is made for 0, new noise in every step."
+    assert sampling_mistakes(lcm, own, table, cfg=1.0, shift=None, determinism=0.0) == []
+
+
+def test_zero_terminal_snr(sd_table):
+    """Said of a table patched after loading too, and not of a LoRA whose own metadata speaks."""
+    table = [*sd_table.tolist()[:-1], 4518.76]
+    pcm, part = of("pcm_sd15_smallcfg_4step"), [2.3, 1.61, 0.0]
+    (found,) = sampling_mistakes(pcm, part, table, cfg=1.0, shift=None)
+    assert found == "The model has zero terminal SNR (sigma up to 4519); PCM was trained without."
+    own = profile_from_metadata(profile_to_metadata(pcm))
+    assert own is not None and sampling_mistakes(own, part, table, cfg=1.0, shift=None) == []
 
 
 def test_wrong_shift_and_lists():

@@ -195,6 +195,23 @@ def test_single_calls_below_pure_noise(name, first, sd_table):
     assert profile.resolved(sd_table.tolist()).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
 
 
+def test_equal_parts_of_a_fixed_list_family_follow_the_model(sd_table):
+    """Class D is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
+    shift = 3.158
+    table = [shift * u / (1 + (shift - 1) * u) for u in ((i + 1) / 10000 for i in range(10000))]
+    distill = profile_from_name("qwen_image_distill_full_bf16")
+    assert distill is not None and distill.sigmas is None
+    for steps in (0, 12):
+        count = steps or 15
+        exact = [shift * k / (count + (shift - 1) * k) for k in range(count, -1, -1)]
+        resolved = distill.resolved(table, steps)
+        assert resolved.sigmas == pytest.approx(exact, abs=1e-6) and resolved.steps == count
+    for steps in (10, -1, 1000):  # exact as timesteps, or for the schedule to refuse
+        assert distill.resolved(table, steps) is distill
+    phased = profile_from_name("Hyper-SDXL-12steps-CFG-lora")
+    assert phased is not None and phased.resolved(sd_table.tolist()) is phased
+
+
 def test_refused_families_say_why():
     for name in ("nitrosd-realism_comfyui", "instaflow_0_9B", "perflow-sd15-delta-weights"):
         profile = profile_from_name(name)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pcm_core import video
 from pcm_core.errors import PCMError
+from pcm_core.phases import sigma_at
 from pcm_core.profiles import PCMProfile, profile_from_name
 from pcm_core.video_noise import ClipNoise, Windows, window_order
 
@@ -134,12 +135,12 @@ def test_steps_out_of_range(steps):
 @given(st.sampled_from([1000, 10000]), st.floats(1, 20), st.integers(0, 999))
 def test_sigma_at_is_exact_on_the_table(length, shift, i):
     table = flow_table(shift, length)
-    assert video.sigma_at(table, (i + 1) / length) == float(table[i])
+    assert sigma_at(table, (i + 1) / length) == float(table[i])
 
 
 @given(st.floats(1, 20), st.floats(0.01, 1))
 def test_sigma_at_between_entries(shift, u):
-    assert video.sigma_at(flow_table(shift), u) == pytest.approx(shift * u / (1 + (shift - 1) * u), abs=3e-5)
+    assert sigma_at(flow_table(shift), u) == pytest.approx(shift * u / (1 + (shift - 1) * u), abs=3e-5)
 
 
 # Experts

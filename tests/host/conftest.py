@@ -144,5 +144,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 def zoo(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny models by name, each made once: ``zoo["sd3"]`` is a ``tiny.Tiny``."""
     import tiny
+    import tiny_image
+    import tiny_video
 
-    return tiny.Zoo(tmp_path_factory.mktemp("tiny"))
+    return tiny.Zoo(tmp_path_factory.mktemp("tiny"), tiny_image.FACTORIES | tiny_video.FACTORIES)

@@ -8,6 +8,9 @@ from safetensors.torch import save_file
 
 RANK, ALPHA, STRENGTH = 3, 1.5, 0.7
 UNETS, DITS = ("sd15", "sdxl", "eps", "v"), ("sd3", "flux", "wan", "hunyuan_video", "ltxv", "mochi")
+# Each is taken as one of the above; every spelling of every one of them takes a minute.
+MORE = ("wan22", "ltx2", "cogvideo", "auraflow", "z_image", "qwen_image", "flux_schnell", "flux2", "hunyuan_video15",
+        "ernie_image", "krea2")  # fmt: skip
 DOWN_UP = {
     "kohya": (".lora_down.weight", ".lora_up.weight"),
     "peft": (".lora_A.weight", ".lora_B.weight"),
@@ -37,6 +40,10 @@ def theirs(model):
         found = comfy.utils.mmdit_to_diffusers(config, output_prefix="diffusion_model.")
     elif isinstance(model.model, comfy.model_base.Flux):
         found = comfy.utils.flux_to_diffusers(config, output_prefix="diffusion_model.")
+    elif isinstance(model.model, comfy.model_base.AuraFlow):
+        found = comfy.utils.auraflow_to_diffusers(config, output_prefix="diffusion_model.")
+    elif isinstance(model.model, comfy.model_base.Lumina2):
+        found = comfy.utils.z_image_to_diffusers(config, output_prefix="diffusion_model.")
     else:
         found = {k: f"diffusion_model.{v}" for k, v in comfy.utils.unet_to_diffusers(config).items()}
     keys = {
@@ -122,7 +129,7 @@ STYLE_OF = {"lora_unet": "kohya", "bare": "bare", "peft": "default", "unet": "di
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("family", UNETS + DITS)
+@pytest.mark.parametrize("family", [*UNETS, *DITS, *(pytest.param(name, marks=pytest.mark.long) for name in MORE)])
 def test_native_names(host, zoo, family, spelling):
     model = zoo[family].model
     modules = native_modules(model)
@@ -149,13 +156,22 @@ THEIR_SPELLINGS = {
 }
 
 
+THEIR_MORE = ("flux_schnell", "auraflow", "z_image")
+
+
 @pytest.mark.parametrize("spelling", THEIR_SPELLINGS)
-@pytest.mark.parametrize("family", (*UNETS, "sd3", "flux"))
+@pytest.mark.parametrize(
+    "family", [*UNETS, "sd3", "flux", *(pytest.param(name, marks=pytest.mark.long) for name in THEIR_MORE)]
+)
 def test_diffusers_names(host, zoo, family, spelling):
-    model = zoo[family].model
-    state, names = model.model.state_dict(), theirs(zoo[family].model)
+    names = theirs(zoo[family].model)
     assert len(names) > 10
-    shapes = {}
+    check_their_names(host, zoo[family].model, names, spelling)
+
+
+def check_their_names(host, model, names, spelling):
+    """A file with an update under every one of diffusers' ``names``, as ``theirs`` gives them, loads as computed."""
+    state, shapes = model.model.state_dict(), {}
     for name, (key, *rest) in names.items():
         shape = tuple(state[key].shape)
         shapes[name] = (rest[0][2], *shape[1:]) if rest and rest[0] else shape
@@ -170,6 +186,74 @@ def test_diffusers_names(host, zoo, family, spelling):
         else:
             expected[key] = update
     load_and_compare(host, model, sd, expected)
+
+
+def fused(native, theirs, parts=("to_q", "to_k", "to_v")):
+    """Names of diffusers for equal parts of the rows of one weight, in their order."""
+    return {f"{theirs}.{part}": (native, i, len(parts)) for i, part in enumerate(parts)}
+
+
+ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+# diffusers' name of a weight in block 0, by hand from its model classes: a native name, which part of how many equal
+# parts of its rows, and whether the halves are exchanged. Every name of them: tests/reference/test_lora_names.py.
+VIDEO_NAMES = {
+    "wan": {
+        **{f"blocks.0.attn1.to_{p}": (f"blocks.0.self_attn.{p}",) for p in "qkv"},
+        **{f"blocks.0.attn2.to_{p}": (f"blocks.0.cross_attn.{p}",) for p in "qkv"},
+        "blocks.0.attn1.to_out.0": ("blocks.0.self_attn.o",), "blocks.0.attn2.to_out.0": ("blocks.0.cross_attn.o",),
+        "blocks.0.ffn.net.0.proj": ("blocks.0.ffn.0",), "blocks.0.ffn.net.2": ("blocks.0.ffn.2",),
+        "condition_embedder.time_proj": ("time_projection.1",),
+        "condition_embedder.text_embedder.linear_1": ("text_embedding.0",), "proj_out": ("head.head",),
+    },
+    "hunyuan_video": {
+        **fused("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn"),
+        **fused("double_blocks.0.txt_attn.qkv", "transformer_blocks.0.attn", ADDED),
+        "transformer_blocks.0.attn.to_out.0": ("double_blocks.0.img_attn.proj",),
+        "transformer_blocks.0.attn.to_add_out": ("double_blocks.0.txt_attn.proj",),
+        "transformer_blocks.0.ff.net.0.proj": ("double_blocks.0.img_mlp.0",),
+        "transformer_blocks.0.ff_context.net.2": ("double_blocks.0.txt_mlp.2",),
+        "transformer_blocks.0.norm1.linear": ("double_blocks.0.img_mod.lin",),
+        **{f"single_transformer_blocks.0.attn.to_{p}": ("single_blocks.0.linear1", i, 7) for i, p in enumerate("qkv")},
+        "single_transformer_blocks.0.proj_mlp": ("single_blocks.0.linear1", slice(3, 7), 7),  # mlp_ratio 4
+        "single_transformer_blocks.0.proj_out": ("single_blocks.0.linear2",),
+        **fused("txt_in.individual_token_refiner.blocks.0.self_attn.qkv",
+                "context_embedder.token_refiner.refiner_blocks.0.attn"),
+        "norm_out.linear": ("final_layer.adaLN_modulation.1", 0, 1, "swap"), "proj_out": ("final_layer.linear",),
+    },
+    "mochi": {
+        **fused("blocks.0.attn.qkv_x", "transformer_blocks.0.attn1"),
+        **fused("blocks.0.attn.qkv_y", "transformer_blocks.0.attn1", ADDED),
+        "transformer_blocks.0.attn1.to_out.0": ("blocks.0.attn.proj_x",),
+        "transformer_blocks.0.attn1.to_add_out": ("blocks.0.attn.proj_y",),
+        "transformer_blocks.0.norm1_context.linear": ("blocks.0.mod_y",),
+        "transformer_blocks.0.ff.net.0.proj": ("blocks.0.mlp_x.w1", 0, 1, "swap"),
+        "transformer_blocks.0.ff.net.2": ("blocks.0.mlp_x.w2",),
+        "time_embed.caption_proj": ("t5_yproj",), "norm_out.linear": ("final_layer.mod", 0, 1, "swap"),
+    },
+    "ltxv": {
+        **{f"transformer_blocks.0.attn{i}.to_{p}": (f"transformer_blocks.0.attn{i}.to_{p}",)
+           for i in (1, 2) for p in ("q", "k", "v", "out.0")},
+        "transformer_blocks.0.ff.net.0.proj": ("transformer_blocks.0.ff.net.0.proj",),
+        "proj_in": ("patchify_proj",), "time_embed.linear": ("adaln_single.linear",),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", [name for name in THEIR_SPELLINGS if name != "processor"])
+@pytest.mark.parametrize("family", VIDEO_NAMES)
+def test_diffusers_names_of_video_models(host, zoo, family, spelling):
+    """Families whose names the host does not know."""
+    import comfy.utils
+
+    state, names = zoo[family].model.model.state_dict(), {}
+    for name, entry in VIDEO_NAMES[family].items():
+        native, part, count, *swap = entry if len(entry) > 1 else (*entry, 0, 1)
+        key = f"diffusion_model.{native}.weight"
+        rows = state[key].shape[0] // count
+        part = part if isinstance(part, slice) else slice(part, part + 1)
+        whole = None if count == 1 else (0, part.start * rows, (part.stop - part.start) * rows)
+        names[name] = (key, whole, comfy.utils.swap_scale_shift) if swap else (key, whole) if whole else (key,)
+    check_their_names(host, zoo[family].model, names, spelling)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])

@@ -34,7 +34,7 @@ def put(host, model, name, count=2, alpha=None, metadata=None, value=0.3):
     path = host.base / "models" / "loras" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
-    return path.name
+    return f"{name}.safetensors"
 
 
 def load(host, model, name, strength=1.0, allow_partial=False):
@@ -52,8 +52,13 @@ def change(host, before, after, key):
 
 # What it sets
 
-# Every P and D row that a tiny model can be had for: the list of fewstep.md or pcm.md, final 0 left out.
-VP = {4: (999, 749, 499, 249), 8: (999, 874, 749, 624, 499, 374, 249, 124), 2: (999, 499)}
+# Every P and D row of the table: the list its authors give, or equal steps at their shift; the final 0 is left out.
+VP = {
+    2: (999, 499), 4: (999, 749, 499, 249), 8: (999, 874, 749, 624, 499, 374, 249, 124),
+    12: (999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82),  # rounded as diffusers does
+    16: (999, 937, 874, 811, 749, 687, 624, 561, 499, 437, 374, 311, 249, 187, 124, 61),
+}  # fmt: skip
+FLUX = math.exp(1.15)  # the shift of Flux, Qwen-Image and Krea 2 where nothing sets another
 FOUR_AT_5 = (1, 0.9375, 0.83333, 0.625)
 EIGHT_AT_3 = (1, 0.95455, 0.9, 0.83333, 0.75, 0.64286, 0.5, 0.3)
 FLUX_8 = (1, 0.95672, 0.90453, 0.84035, 0.75951, 0.65457, 0.51284, 0.3109)
@@ -73,6 +78,9 @@ SCHEDULES = [
     ("sdxl", "pcm_sdxl_normalcfg_8step_converted_fp16", VP[8]), ("sdxl", "sdxl_lightning_4step_lora", VP[4]),
     ("sdxl", "sdxl_lightning_2step_lora", VP[2]), ("sdxl", "Hyper-SDXL-8steps-lora", VP[8]),
     ("sdxl", "phasedxl", VP[4]), ("sdxl", "perflow-sdxl-base", VP[4]),
+    ("sd15", "Rectified-Diffusion/phased", VP[4]), ("sd15", "pcm_sd15_normalcfg_4step_converted", VP[4]),
+    ("sd15", "pcm_sd15_normalcfg_16step_converted", VP[16]), ("sdxl", "Hyper-SDXL-12steps-CFG-lora", VP[12]),
+    ("linear_beta", "animatediff_lightning_4step_comfyui", (25.14611, 6.55721, 2.27596, 0.86702)),
     ("sd3", "pcm_deterministic_2step_shift1", (1, 0.5)),
     ("sd3", "pcm_deterministic_4step_shift1", (1, 0.75, 0.5, 0.25)),
     ("sd3", "pcm_deterministic_4step_shift3", (1, 0.9, 0.75, 0.5)),
@@ -80,27 +88,37 @@ SCHEDULES = [
     ("sd3", "lora_sd3.5m_turbo_8steps", EIGHT_AT_3), ("sd3", "Hyper-SD3-4steps-CFG-lora", (1, 0.9, 0.75, 0.5)),
     ("sd3", "Hyper-SD3-8steps-CFG-lora", EIGHT_AT_3), ("sd3", "sd3.5_large_turbo", (1, 0.9, 0.75, 0.5)),
     ("flux", "Hyper-FLUX.1-dev-8steps-lora", FLUX_8), ("flux", "flux.1-turbo-alpha-lora", FLUX_8),
+    ("flux", "Hyper-FLUX.1-dev-16steps-lora", even(16, FLUX)),
     ("flux", "TDD-FLUX.1-dev-lora-beta", FLUX_8), ("flux", "flux1-schnell-lora", (1, 0.75, 0.5, 0.25)),
-    ("flux", "Qwen-Image-Lightning-4steps-V2.0-bf16", (1, 0.9, 0.75, 0.5)),
-    ("flux", "Qwen-Image-Lightning-8steps-V1.1", EIGHT_AT_3),
-    ("flux", "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16", (1, 0.75)),
-    ("flux", "flux.2-turbo-lora", (1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)),
-    ("flux", "flux-2-klein-4b", (1, 0.96738, 0.90814, 0.7672)),
+    ("flux_schnell", "flux1-schnell-fp8", (1, 0.75, 0.5, 0.25)),
+    ("qwen_image", "Qwen-Image-Lightning-4steps-V2.0-bf16", (1, 0.9, 0.75, 0.5)),
+    ("qwen_image", "Qwen-Image-Edit-2511-Lightning-8steps-V1.0-bf16", EIGHT_AT_3),
+    ("qwen_image", "FireRed-Image-Edit-1.0-Lightning-8steps-v1.0", EIGHT_AT_3),
+    ("qwen_image", "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16", (1, 0.75)),
+    ("qwen_image", "Qwen-Image-2.1-Lightning", even(4, FLUX)),
+    ("qwen_image", "qwen_image_distill_full_bf16", even(15, FLUX)),
+    ("flux2", "flux.2-turbo-lora", (1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)),
+    ("flux2", "flux-2-klein-4b", (1, 0.96738, 0.90814, 0.7672)),
+    ("z_image", "z_image_turbo_distill_patch_lora_bf16", EIGHT_AT_3), ("z_image", "z_image_turbo_bf16", EIGHT_AT_3),
+    ("ernie_image", "ernie-image-turbo", EIGHT_AT_3), ("krea2", "krea2_turbo_lora_rank_64_bf16", FLUX_8),
+    ("lens", "lens_turbo_bf16", even(4, math.exp(1.829))), ("mage_flow", "mage_flow_turbo_bf16", even(4, 6)),
     ("wan", "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", FOUR_AT_5),
     ("wan", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", FOUR_AT_5),
     ("wan", "Wan22_A14B_T2V_LOW_Lightning_4steps_lora_250928_rank64_fp16", FOUR_AT_5),
     ("wan", "Wan21_AccVid_T2V_14B_lora_rank32_fp16",
      (1, 0.97826, 0.95238, 0.92105, 0.88235, 0.83333, 0.76923, 0.68182, 0.55556, 0.35714)),
-    ("wan", "hy1.5_t2v_480p_lightx2v_4step_bf16", FOUR_AT_5),
-    ("wan", "z_image_turbo_distill_patch_lora_bf16", EIGHT_AT_3),
-    ("wan", "hunyuanvideo1.5_480p_i2v_step_distilled_fp16", even(12, 7)),
-    ("wan", "hunyuanvideo1.5_1080p_sr_distilled_fp16", even(8, 2)),
-    ("wan", "minimax_h3_fl2v_turbo_4step_v1_bf16", (1, 0.94737, 0.85714, 0.66667)),
+    ("wan", "Wan2.1_T2V_14B_FusionX_LoRA", even(10, 2)),
+    ("wan", "Wan_2_1_I2V_14B_ChronoEdit_distill_lora_rank32", even(8, 2)),
+    ("wan", "minimax_h3_fl2v_turbo_4step_v1_bf16", (1, 0.94737, 0.85714, 0.66667)),  # the video half
     ("wan", "minimax_h3_fl2v_turbo_8step_v1_bf16", (1, 0.98824, 0.97297, 0.95238, 0.92308, 0.87805, 0.8, 0.63158)),
+    ("hunyuan_video15", "hy1.5_t2v_480p_lightx2v_4step_bf16", FOUR_AT_5),
+    ("hunyuan_video15", "hunyuanvideo1.5_480p_i2v_step_distilled_fp16", even(12, 7)),
+    ("hunyuan_video15", "hunyuanvideo1.5_720p_sr_distilled_fp16", even(6, 2)),
+    ("hunyuan_video15", "hunyuanvideo1.5_1080p_sr_distilled_fp16", even(8, 2)),
     ("hunyuan_video", "hyvideo_FastVideo_LoRA-fp8", (1, 0.988372, 0.971429, 0.944444, 0.894737, 0.772727)),
     ("hunyuan_video", "accvideo-t2v-5-steps_fp8_e4m3fn", (1, 0.96552, 0.91304, 0.82353, 0.63636)),
     ("mochi", "FastMochi", (1, 0.983333, 0.966667, 0.95, 0.933333, 0.916667, 0.9, 0.666667)),
-    ("ltxv", "ltx-2-19b-distilled-lora-384", LTX), ("ltxv", "ltx-2.3-22b-distilled-lora-384-1.1", LTX),
+    ("ltx2", "ltx-2-19b-distilled-lora-384", LTX), ("ltx2", "ltx-2.3-22b-distilled-lora-384-1.1", LTX),
     ("ltxv", "ltxv-13b-0.9.8-distilled", (1, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)),
 ]  # fmt: skip
 
@@ -110,7 +128,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
     model = zoo[family].model
     loaded, report = load(host, model, put(host, model, name, alpha=2.0))
     (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
-    if listed[0] > 1:
+    if isinstance(listed[0], int) and listed[0] > 1:
         table = host.pack("nodes.host").sigma_table(model)
         listed = [float(table[t]) for t in listed]
     assert sigmas[:-1].tolist() == pytest.approx(list(listed), abs=1e-4)
@@ -301,6 +319,36 @@ def test_the_model_given_is_left_as_it_was(host, zoo):
     load(host, model, put(host, model, "pcm_deterministic_4step_shift1"))
     assert not model.patches and host.pack("nodes.host").profile_of(model) is None
     assert all(torch.equal(before[key], value) for key, value in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "said"),
+    [
+        ("wan", "wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise", ""),
+        ("wan", "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise", "image-to-video on a model for text-to-video"),
+        ("wan_i2v", "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise", ""),  # the host calls this model t2v
+        ("wan_i2v", "wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise", "text-to-video on a model for image-to-video"),
+        ("wan22", "Wan2_2_5B_i2v_lightx2v_low_noise", ""),  # takes an image or none
+        ("hunyuan_i2v", "hyvideo_FastVideo_t2v_LoRA", "text-to-video on a model for image-to-video"),
+        ("hunyuan_video15", "hunyuanvideo1.5_480p_i2v_step_distilled_fp16", ""),
+        ("v_zsnr", "pcm_sd15_smallcfg_4step", "zero terminal SNR (sigma up to 4519)"),
+        ("v", "pcm_sd15_smallcfg_4step", ""),
+    ],
+)  # fmt: skip
+def test_a_lora_on_the_wrong_model_is_said(host, zoo, family, name, said):
+    _, report = load(host, zoo[family].model, put(host, zoo[family].model, name))
+    wrong = [line for line in report.splitlines() if "on a model for" in line or "terminal SNR" in line]
+    assert len(wrong) == bool(said) and said in "".join(wrong)
+
+
+def test_an_update_the_host_leaves_out_is_an_error(host, zoo, error, monkeypatch):
+    import comfy.lora
+
+    model, load_lora = zoo["sd3"].model, comfy.lora.load_lora
+    name = put(host, model, "plain_style")
+    monkeypatch.setattr(comfy.lora, "load_lora", lambda *given: dict(list(load_lora(*given).items())[1:]))
+    with pytest.raises(error, match=r"left 1 of 2 updates out.*Please report"):
+        load(host, model, name)
 
 
 def test_quantised_models_take_the_bypass(host, zoo, monkeypatch):

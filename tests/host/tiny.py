@@ -67,17 +67,17 @@ class Tiny:
 class Zoo:
     """Tiny models by name, made on first use and kept; the checkpoints lie in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, more: dict[str, Callable[[Path], Tiny]] | None = None) -> None:
+        self.folder, self.factories = folder, FACTORIES | (more or {})
         self._made: dict[str, Tiny] = {}
 
     def __getitem__(self, name: str) -> Tiny:
         if name not in self._made:
-            self._made[name] = FACTORIES[name](self.folder)
+            self._made[name] = self.factories[name](self.folder)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(FACTORIES)
+        return iter(self.factories)
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,0 +1,109 @@
+"""Tiny models of further families, built without the loader, which knows them at full size only.
+
+They serve what hangs on the model's class: its LoRA names and its sigmas. The oldest hosts lack some of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+
+def _direct(name: str, unet: dict[str, Any], shape: tuple[int, ...], width: int = 24) -> tiny.Tiny:
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, name, None)
+    if config is None:
+        pytest.skip(f"this host has no {name}")
+    return tiny.Tiny(tiny._direct(config, unet), (shape,), 12, width)
+
+
+def auraflow(_: Path) -> tiny.Tiny:
+    unet = {"cond_seq_dim": 24, "max_seq": 64, "n_double_layers": 1, "n_layers": 2, "dim": 64, "n_heads": 2,
+            "global_conddim": 64}  # fmt: skip
+    return _direct("AuraFlow", unet, (4, 8, 8))
+
+
+def z_image(_: Path) -> tiny.Tiny:
+    """Lumina 2, which is Z-Image in the host but for the width that detection looks for."""
+    unet = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 1,
+            "qk_norm": True, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [8, 8, 8], "axes_lens": [300, 512, 512],
+            "rope_theta": 10000.0, "ffn_dim_multiplier": 1.0, "multiple_of": 16}  # fmt: skip
+    return _direct("Lumina2", unet, (16, 8, 8))
+
+
+def qwen_image(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "attention_head_dim": 32,
+            "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (8, 12, 12)}  # fmt: skip
+    return _direct("QwenImage", unet, (16, 1, 8, 8))
+
+
+def _flux(name: str, **values: Any) -> tiny.Tiny:
+    from comfy.ldm.flux.model import FluxParams
+
+    common = {"context_in_dim": 32, "hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 1}
+    unet = tiny.known(FluxParams, **common, **values)
+    return _direct(name, unet, (unet["in_channels"], 8, 8), 32)
+
+
+def flux_schnell(_: Path) -> tiny.Tiny:
+    return _flux(
+        "FluxSchnell", in_channels=16, out_channels=16, vec_in_dim=16, mlp_ratio=4.0, axes_dim=[16, 56, 56],
+        theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
+    )  # fmt: skip
+
+
+def flux2(_: Path) -> tiny.Tiny:
+    return _flux(
+        "Flux2", in_channels=128, out_channels=128, vec_in_dim=None, mlp_ratio=3.0, axes_dim=[32] * 4, theta=2000,
+        patch_size=1, qkv_bias=False, guidance_embed=True, global_modulation=True, mlp_silu_act=True, ops_bias=False,
+        txt_ids_dims=[3],
+    )  # fmt: skip
+
+
+def hunyuan_video15(_: Path) -> tiny.Tiny:
+    from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
+
+    unet = tiny.known(
+        HunyuanVideoParams, in_channels=65, patch_size=[1, 1, 1], out_channels=32, vec_in_dim=None, meanflow=False,
+        axes_dim=[16, 56, 56], context_in_dim=32, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=1,
+        depth_single_blocks=0, theta=256, qkv_bias=True, byt5=False, guidance_embed=False, vision_in_dim=32,
+        use_cond_type_embedding=True, meanflow_sum=False,
+    )  # fmt: skip
+    model = _direct("HunyuanVideo15", {"image_model": "hunyuan_video", **unet}, (32, 3, 4, 4), 32)
+    model.pooled = 768
+    return model
+
+
+def ernie_image(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "ernie", "hidden_size": 64, "num_attention_heads": 2, "num_layers": 1, "text_in_dim": 24,
+            "ffn_hidden_size": 64, "rope_axes_dim": (8, 12, 12)}  # fmt: skip
+    return _direct("ErnieImage", unet, (128, 4, 4))
+
+
+def krea2(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "krea2", "features": 64, "tdim": 32, "txtdim": 32, "heads": 2, "kvheads": 2, "layers": 1,
+            "txtlayers": 2, "txtheads": 2, "txtkvheads": 2}  # fmt: skip
+    return _direct("Krea2", unet, (16, 8, 8), 64)
+
+
+def lens(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "lens", "num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2,
+            "enc_hidden_dim": 24, "axes_dims_rope": (8, 12, 12)}  # fmt: skip
+    return _direct("Lens", unet, (128, 4, 4), 96)
+
+
+def mage_flow(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "mage_flow", "num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2,
+            "joint_attention_dim": 24, "axes_dims_rope": (8, 12, 12)}  # fmt: skip
+    return _direct("MageFlow", unet, (128, 4, 4))
+
+
+FACTORIES = {
+    "auraflow": auraflow, "z_image": z_image, "qwen_image": qwen_image, "flux_schnell": flux_schnell, "flux2": flux2,
+    "hunyuan_video15": hunyuan_video15, "ernie_image": ernie_image, "krea2": krea2, "lens": lens,
+    "mage_flow": mage_flow,
+}  # fmt: skip
