@@ -1,11 +1,12 @@
 """What a distillation step costs, against a plain three-model loop as the authors wrote theirs.
 
-The plain loop holds student, teacher and target as three networks, runs the teacher's two texts one after the other,
-and with the adversarial loss alternates: one iteration for the discriminator, one for the generator, each with a full
-student pass. Both loops draw the same batches from the same seed, so without the adversarial loss their loss curves
-must be the same. The network is the demo world's SD3 transformer with random weights.
+The plain loop holds student, teacher and target as three networks with LoRA layers as peft has them, runs the teacher's
+two texts one after the other, and with the adversarial loss alternates: one iteration for the discriminator, one for
+the generator, each with a full student pass. Both loops draw the same batches from the same seed, so without the
+adversarial loss their loss curves must be the same. The network is the demo world's SD3 transformer with random
+weights. Times are CPU times of single updates, taken in turn so that both loops see the same load.
 
-    python -m benchmarks.distill_cost [--steps 12] [--rounds 3] [--batch 4]
+    python -m benchmarks.distill_cost [--updates 40] [--batch 4]
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.world_2d import markdown
 from demo.distill import TABLE
 from demo.mmdit import MMDiT
 from demo.world import all_prompts, embed
@@ -31,20 +35,45 @@ RANK = 16
 
 
 class Network:
-    """A transformer with its adapters as a denoiser under numbered texts, counting its calls and samples."""
+    """A transformer as a denoiser under numbered texts, counting its calls and samples."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.context, self.pooled = embed([*all_prompts(), None])
-        self.adapters = distill.Adapters(
-            distill.adaptable(model, MODULES), RANK, generator=torch.Generator().manual_seed(1)
-        )
         self.calls = self.samples = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         self.calls, self.samples = self.calls + 1, self.samples + len(x)
         velocity = self.model(x, 1000 * sigma, self.context[captions], self.pooled[captions])
         return x - sigma[:, None, None, None] * velocity
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its LoRA, alpha equal to the rank, added as peft adds it."""
+
+    def __init__(self, base: nn.Linear, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.base, self.scaling = base, 1.0
+        self.down, self.up = nn.Parameter(down.detach().clone()), nn.Parameter(up.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base(x)
+        return result + nn.functional.linear(nn.functional.linear(x, self.down), self.up) * self.scaling
+
+
+def with_lora(model: nn.Module, adapters: distill.Adapters) -> list[nn.Parameter]:
+    """Put LoRA layers with the initial weights of ``adapters`` into a model; returns what is trained."""
+    trained: list[nn.Parameter] = []
+    for name, pair in adapters.pairs.items():
+        parent, _, own = name.rpartition(".")
+        layer = LoraLinear(model.get_submodule(name), pair.down, pair.up)  # pyright: ignore[reportArgumentType]
+        setattr(model.get_submodule(parent), own, layer)
+        trained += [layer.down, layer.up]
+    return trained
+
+
+def new_adapters(model: nn.Module) -> distill.Adapters:
+    return distill.Adapters(distill.adaptable(model, MODULES), RANK, generator=torch.Generator().manual_seed(1))
 
 
 def random_model() -> MMDiT:
@@ -74,82 +103,104 @@ def adversary(network: Network) -> distill.Adversary:
 class Ours:
     """The trainer: one network."""
 
-    def __init__(self, config: distill.DistillConfig) -> None:
-        self.networks = [Network(random_model())]
-        network = self.networks[0]
+    def __init__(self, config: distill.DistillConfig, attached: ExitStack) -> None:
+        network = Network(random_model())
+        adapters = new_adapters(network.model)
+        self.networks = [network]
         critic = adversary(network) if config.adversarial else None
-        self.trainer = distill.Trainer(
-            network, network.adapters, data(), TABLE, config, flow=True, adversary=critic
-        )  # fmt: skip
+        self.trainer = distill.Trainer(network, adapters, data(), TABLE, config, flow=True, adversary=critic)
+        attached.enter_context(adapters.attached())
         network.calls = network.samples = 0
 
     def update(self) -> float:
         """One update of the generator, and of the discriminator where there is one."""
         return self.trainer.step().loss
 
+    def memory(self) -> dict[str, list[Tensor]]:
+        trainer = self.trainer
+        trained = trainer.adapters.parameters()
+        return {
+            "base weights": list(self.networks[0].model.parameters()),
+            "LoRA": list(trained),
+            "copy to fall back on": list(trainer._good),
+            **training_memory(trainer, trainer.optimiser, trained),
+        }
+
 
 class Plain:
-    """Three networks; the same draws, losses and optimiser, in the order of the authors' scripts."""
+    """Three networks; the same draws, losses and learning rates, in the order of the authors' scripts."""
 
-    def __init__(self, config: distill.DistillConfig) -> None:
+    def __init__(self, config: distill.DistillConfig, attached: ExitStack) -> None:
         self.config = config
-        base = random_model()
-        self.networks = [Network(copy.deepcopy(base)) for _ in range(3)]
+        self.networks = [Network(random_model()) for _ in range(3)]
         self.student, self.teacher, self.target = self.networks
-        # Draws and optimisers only; its networks are those above.
+        adapters = new_adapters(self.student.model)
         critic = adversary(self.teacher) if config.adversarial else None
+        # For its draws and its discriminator; what it would train is not attached.
         self.trainer = distill.Trainer(
-            self.student, self.student.adapters, data(), TABLE, config, flow=True, adversary=critic
+            self.teacher, copy.deepcopy(adapters), data(), TABLE, config, flow=True, adversary=critic
         )  # fmt: skip
+        self.trained = with_lora(self.student.model, adapters)
+        self.copied = with_lora(self.target.model, adapters)
+        self.optimiser = torch.optim.AdamW(self.trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0)
         for network in self.networks:
             network.calls = network.samples = 0
 
     def update(self) -> float:
         if self.config.adversarial:
-            self.trainer.optimiser.zero_grad()
             self._discriminator(self._pair())
         batch, pair = self._pair()
         loss = total = distill.pseudo_huber(pair.error, self.config.huber_c)
         if self.config.adversarial:
             total = total + self.config.adversarial * distill.hinge_generator(self._scores(batch, pair.prediction, 1))
-        self.trainer.optimiser.zero_grad()
+        self.optimiser.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(self.student.adapters.parameters(), self.config.clip)
-        for group in self.trainer.optimiser.param_groups:
+        nn.utils.clip_grad_norm_(self.trained, self.config.clip)
+        for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate(self.trainer.step_number)
-        self.trainer.optimiser.step()
+        self.optimiser.step()
         self.trainer.step_number += 1
-        self.target.adapters.load(self.student.adapters.state())
+        with torch.no_grad():
+            for theirs, mine in zip(self.copied, self.trained, strict=True):
+                theirs.copy_(mine)
         return float(loss.detach())
 
-    def _pair(self) -> tuple[object, objective.PhasedPair]:
+    def memory(self) -> dict[str, list[Tensor]]:
+        lora = {id(parameter) for parameter in (*self.trained, *self.copied)}
+        every = [parameter for network in self.networks for parameter in network.model.parameters()]
+        return {
+            "base weights": [parameter for parameter in every if id(parameter) not in lora],
+            "LoRA": [*self.trained, *self.copied],
+            "copy to fall back on": [],
+            **training_memory(self.trainer, self.optimiser, self.trained),
+        }
+
+    def _pair(self) -> tuple[Any, objective.PhasedPair]:
         batch = self.trainer._draw()
         null = torch.full_like(batch.captions, -1)
 
         def student(x: Tensor, sigma: Tensor) -> Tensor:
-            with self.student.adapters.use("student"):
-                return self.student(x, sigma, batch.captions)
+            return self.student(x, sigma, batch.captions)
 
         def teacher(x: Tensor, sigma: Tensor) -> Tensor:
             conditional = self.teacher(x, sigma, batch.captions)
             return distill.guided(conditional, self.teacher(x, sigma, null), batch.cfg.to(x))
 
         def target(x: Tensor, sigma: Tensor) -> Tensor:
-            with self.target.adapters.use("student"):
-                return self.target(x, sigma, batch.captions)
+            return self.target(x, sigma, batch.captions)
 
         grid = self.trainer.grid
         return batch, distill.phased_pair(
             student, teacher, target, batch.clean, batch.noise, batch.index, grid, flow=True
         )
 
-    def _scores(self, batch: object, x: Tensor, which: int) -> list[Tensor]:
+    def _scores(self, batch: Any, x: Tensor, which: int) -> list[Tensor]:
         assert self.trainer.adversary is not None
         edge = self.trainer.grid.edge[batch.index]
         noised = distill.renoise(x, edge, batch.level, batch.renoise[which], flow=True)
         return self.trainer.adversary.heads(self.trainer.adversary.features(noised, batch.level, batch.captions))
 
-    def _discriminator(self, drawn: tuple[object, objective.PhasedPair]) -> None:
+    def _discriminator(self, drawn: tuple[Any, objective.PhasedPair]) -> None:
         batch, pair = drawn
         assert self.trainer.critic is not None
         real, fake = self._scores(batch, pair.landing, 0), self._scores(batch, pair.prediction.detach(), 1)
@@ -158,55 +209,107 @@ class Plain:
         self.trainer.critic.step()
 
 
-def parameter_bytes(networks: Iterable[Network]) -> int:
-    """Weights of the networks and their adapters; gradients and optimiser are the same for both loops."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for network in networks
-        for tensor in (*network.model.parameters(), *network.adapters.parameters())
-    )
+def training_memory(
+    trainer: distill.Trainer, optimiser: torch.optim.Optimizer, trained: Iterable[nn.Parameter]
+) -> dict[str, list[Tensor]]:
+    """What training holds beside its weights; the discriminator's part is the same for both loops."""
+    parameters = [*trained, *(trainer.adversary.heads.parameters() if trainer.adversary else ())]
+    optimisers = [optimiser, *([trainer.critic] if trainer.critic else [])]
+    moments = [value for each in optimisers for entry in each.state.values() for value in entry.values()]
+    return {
+        "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
+        "optimiser": [value for value in moments if isinstance(value, Tensor)],
+        "heads": list(trainer.adversary.heads.parameters()) if trainer.adversary else [],
+    }
 
 
-def compare(config: distill.DistillConfig, steps: int, rounds: int, attached: ExitStack) -> None:
-    ours, plain = Ours(config), Plain(config)
-    curves: dict[str, list[float]] = {"ours": [], "plain": []}
-    rates: dict[str, list[float]] = {"ours": [], "plain": []}
-    for network in (*ours.networks, *plain.networks):
-        attached.enter_context(network.adapters.attached())
-    for _ in range(rounds):  # in turn, so that both see the same load
-        for name, loop in (("ours", ours), ("plain", plain)):
+class KeptForBackward:
+    """Bytes of the tensors that autograd keeps, at their peak; parameters do not count."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.now = self.peak = 0
+        self._uses: Counter[int] = Counter()
+        self._parameters = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(tensor, self), lambda saved: saved.tensor):
+            yield
+
+    def change(self, tensor: Tensor, by: int) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self._parameters:
+            return
+        before = self._uses[storage.data_ptr()]
+        self._uses[storage.data_ptr()] = after = before + by
+        if (before == 0) != (after == 0):
+            self.now += by * storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+
+class _Saved:
+    def __init__(self, tensor: Tensor, ledger: KeptForBackward) -> None:
+        self.tensor, self.ledger = tensor, ledger
+        ledger.change(tensor, 1)
+
+    def __del__(self) -> None:
+        self.ledger.change(self.tensor, -1)
+
+
+def megabytes(tensors: Iterable[Tensor]) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+
+
+def compare(config: distill.DistillConfig, attached: ExitStack) -> None:
+    loops: dict[str, Any] = {"trainer": Ours(config, attached), "plain loop": Plain(config, attached)}
+    curves: dict[str, list[float]] = {name: [] for name in loops}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    kept: dict[str, KeptForBackward] = {}
+    for step in range(config.steps):
+        for name, loop in loops.items() if step % 2 else reversed(loops.items()):
             started = time.process_time()
-            curves[name] += [loop.update() for _ in range(steps)]
-            rates[name].append(steps / (time.process_time() - started))
-    count = steps * rounds
-    print(f"\nadversarial {config.adversarial:g}, batch {config.batch}, {count} updates")
-    print(f"{'':8}{'weights MB':>11}{'calls':>8}{'samples':>9}{'updates per CPU s':>19}")
-    for name, loop in (("ours", ours), ("plain", plain)):
-        calls, samples = sum(n.calls for n in loop.networks) / count, sum(n.samples for n in loop.networks) / count
-        rate, size = statistics.median(rates[name]), parameter_bytes(loop.networks) / 1e6
-        print(f"{name:8}{size:11.2f}{calls:8.1f}{samples:9.1f}{rate:19.2f}")
-    memory = parameter_bytes(ours.networks) / parameter_bytes(plain.networks)
-    speed = statistics.median(a / b for a, b in zip(rates["ours"], rates["plain"], strict=True))
-    print(f"weights {memory:.0%} of the plain loop's, {speed:.2f} x its updates per second")
+            curves[name].append(loop.update())
+            seconds[name].append(time.process_time() - started)
+    calls = {name: sum(n.calls for n in loop.networks) / config.steps for name, loop in loops.items()}
+    samples = {name: sum(n.samples for n in loop.networks) / config.steps for name, loop in loops.items()}
+    for name, loop in loops.items():
+        held = loop.memory()
+        kept[name] = KeptForBackward([*held["base weights"], *held["LoRA"], *held["heads"]])
+        with kept[name].watching():
+            loop.update()
+    memory = {name: {part: megabytes(held) for part, held in loop.memory().items()} for name, loop in loops.items()}
+    rows = [
+        ["model calls", *(f"{calls[name]:.1f}" for name in loops)],
+        ["samples through the model", *(f"{samples[name]:.1f}" for name in loops)],
+        ["CPU ms, median", *(f"{1e3 * statistics.median(seconds[name]):.1f}" for name in loops)],
+        *([f"MB: {part}", *(f"{memory[name][part]:.2f}" for name in loops)] for part in memory["trainer"]),
+        ["MB: kept for backward, peak", *(f"{kept[name].peak / 1e6:.2f}" for name in loops)],
+    ]
+    print(f"\n**adversarial {config.adversarial:g}, batch {config.batch}, {config.steps} updates**\n")
+    print(markdown(["per update", *loops], rows))
+    weights = [sum(memory[name][part] for part in ("base weights", "LoRA", "copy to fall back on")) for name in loops]
+    whole = [sum(memory[name].values()) + kept[name].peak / 1e6 for name in loops]
+    speed = statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))
+    print(f"\nParameters {weights[0] / weights[1]:.0%} of the plain loop's, all of it {whole[0] / whole[1]:.0%}; "
+          f"{speed:.2f} x its updates per second (median of the pairs).")  # fmt: skip
     if not config.adversarial:
-        worst = max(abs(a - b) / b for a, b in zip(curves["ours"], curves["plain"], strict=True))
-        print(f"largest relative difference of the loss curves: {worst:.1e}")
+        worst = max(abs(a - b) / b for a, b in zip(*curves.values(), strict=True))
+        print(f"Largest relative difference of the loss curves: {worst:.1e}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a distillation step.")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
-    options = parser.parse_args()
+    options, _ = parser.parse_known_args()
     torch.set_num_threads(1)
     for weight in (0.0, 0.1):
         config = distill.DistillConfig(
-            phases=4, grid=40, steps=options.steps * options.rounds, batch=options.batch, lr=1e-3, warmup=4,
-            cfg=(4.0, 6.0), adversarial=weight,
+            phases=4, grid=40, steps=options.updates, batch=options.batch, lr=1e-3, warmup=4, cfg=(4.0, 6.0),
+            adversarial=weight,
         )  # fmt: skip
         with ExitStack() as attached:
-            compare(config, options.steps, options.rounds, attached)
+            compare(config, attached)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,7 @@ class Adapters:
             if self.mode == "off":
                 return None
             down, up = (pair.down, pair.up) if self.mode == "student" or pair.average is None else pair.average
-            x = cast(Tensor, arguments[0])
-            return output + (pair.scale * _apply(module, x, down.to(x.dtype), up.to(x.dtype))).to(output.dtype)
+            return _add(module, cast(Tensor, arguments[0]), output, down, up, pair.scale)
 
         return add
 
@@ -239,12 +238,15 @@ class Adapters:
             pair.average = (average[0].to(pair.down).clone(), average[1].to(pair.up).clone()) if average else None
 
 
-def _apply(module: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def _add(module: nn.Module, x: Tensor, output: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """``output + scale up(down(x))``, in the dtype of ``output``."""
+    down, up = down.to(x.dtype), up.to(x.dtype)
     if down.ndim == 2:
-        return F.linear(F.linear(x, down), up)
-    convolve = _CONVOLUTIONS[down.ndim - 2]
-    conv = cast(Any, module)
-    return convolve(convolve(x, down, None, conv.stride, conv.padding, conv.dilation), up)
+        change = F.linear(F.linear(x, down), up)
+    else:
+        convolve, conv = _CONVOLUTIONS[down.ndim - 2], cast(Any, module)
+        change = convolve(convolve(x, down, None, conv.stride, conv.padding, conv.dilation), up)
+    return torch.add(output, change.to(output.dtype), alpha=scale)
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,14 +92,10 @@ class Trainer:
         self.step_number = 0
         self.losses: list[float] = []
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimiser = torch.optim.AdamW(
-            adapters.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
-        self.critic = (
-            torch.optim.AdamW(self.adversary.heads.parameters(), lr=config.adversarial_lr, betas=(0.0, 0.999))
-            if self.adversary
-            else None
-        )
+        self.optimiser = _adamw(adapters.parameters(), config.lr, (0.9, 0.99), config.weight_decay)
+        self.critic = None
+        if self.adversary is not None:
+            self.critic = _adamw(self.adversary.heads.parameters(), config.adversarial_lr, (0.0, 0.999), 0.01)
         if config.ema:
             adapters.update_average(0)
         self._good = [tensor.detach().clone() for tensor in adapters.tensors()]
@@ -291,6 +287,17 @@ class Trainer:
             self.adversary.heads.load(state["heads"])
             self.critic.load_state_dict(state["critic"])
         self._good = [tensor.detach().clone() for tensor in self.adapters.tensors()]
+
+
+def _adamw(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW, as one kernel over all parameters where the device has it."""
+    parameters = list(parameters)
+    try:
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True)
