@@ -38,6 +38,8 @@ def lora_path(name: str) -> Path:
 def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
     """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight."""
     shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
+    if _quantised(model):  # the state dict holds packed numbers: two of fp4 in a byte
+        shapes |= {key: tuple(value.shape) for key, value in model.model.named_parameters()}
     targets: dict[str, Target] = {}
     for alias, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         key, *rest = (target,) if isinstance(target, str) else target
@@ -75,13 +77,17 @@ def patch_lora(model: Any, tensors: dict[str, Tensor], weights: Iterable[str], s
     return patched
 
 
+def _quantised(model: Any) -> bool:
+    return getattr(model.model.model_config, "quant_config", None) is not None
+
+
 def _keeps_weights(model: Any) -> bool:
     """Whether merging would requantise weights or copy offloaded ones. One LoRA only: the host's hooks do not stack."""
     if model.get_injections("bypass_lora"):
         return False
-    quantised = getattr(model.model.model_config, "quant_config", None) is not None
     device = model.load_device
-    return quantised or (device.type != "cpu" and model.model_size() > comfy.model_management.get_total_memory(device))
+    offloaded = device.type != "cpu" and model.model_size() > comfy.model_management.get_total_memory(device)
+    return offloaded or _quantised(model)
 
 
 def model_facts(model: Any) -> ModelFacts:

@@ -5,20 +5,49 @@ They serve what hangs on the model's class: its LoRA names and its sigmas. The o
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 
 
-def _direct(name: str, unet: dict[str, Any], shape: tuple[int, ...], width: int = 24) -> tiny.Tiny:
+def _direct(
+    name: str, unet: dict[str, Any], shape: tuple[int, ...], width: int = 24, pooled: int | None = None
+) -> tiny.Tiny:
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, name, None)
     if config is None:
         pytest.skip(f"this host has no {name}")
-    return tiny.Tiny(tiny._direct(config, unet), (shape,), 12, width)
+    return tiny.Tiny(tiny._direct(config, unet), (shape,), 12, width, pooled=pooled)
+
+
+def quantised_sd3(plain: tiny.Tiny, folder: Path, scheme: str) -> tiny.Tiny:
+    """``tiny.sd3`` with the matrices of its blocks in one of the host's quantised formats, through its own loader."""
+    import comfy.quant_ops
+    from safetensors.torch import load_file, save_file
+
+    if scheme not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip(f"this host has no {scheme}")
+    layout = comfy.quant_ops.QUANT_ALGOS[scheme]["comfy_tensor_layout"]
+    options = {"scale": "recalculate"} if scheme != "int8_tensorwise" else {}
+    label = torch.tensor(list(json.dumps({"format": scheme}).encode()), dtype=torch.uint8)
+    state: dict[str, torch.Tensor] = {}
+    for key, value in load_file(str(plain.path)).items():  # the model in memory may have a LoRA merged into it
+        if key.startswith("joint_blocks.") and key.endswith(".weight") and value.ndim == 2:
+            value = value.bfloat16() if scheme == "nvfp4" else value.float()
+            state |= comfy.quant_ops.QuantizedTensor.from_float(value, layout, **options).state_dict(key)
+            state[key.removesuffix("weight") + "comfy_quant"] = label.clone()
+        else:
+            state[key] = value
+    path = folder / f"tiny_sd3_{scheme}.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    with torch.inference_mode():  # as the executor does: such tensors cannot be moved in it otherwise
+        return replace(plain, model=tiny.load(path), path=path)
 
 
 def auraflow(_: Path) -> tiny.Tiny:
@@ -46,7 +75,7 @@ def _flux(name: str, **values: Any) -> tiny.Tiny:
 
     common = {"context_in_dim": 32, "hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 1}
     unet = tiny.known(FluxParams, **common, **values)
-    return _direct(name, unet, (unet["in_channels"], 8, 8), 32)
+    return _direct(name, unet, (unet["in_channels"], 8, 8), 32, pooled=16)
 
 
 def flux_schnell(_: Path) -> tiny.Tiny:
@@ -73,9 +102,7 @@ def hunyuan_video15(_: Path) -> tiny.Tiny:
         depth_single_blocks=0, theta=256, qkv_bias=True, byt5=False, guidance_embed=False, vision_in_dim=32,
         use_cond_type_embedding=True, meanflow_sum=False,
     )  # fmt: skip
-    model = _direct("HunyuanVideo15", {"image_model": "hunyuan_video", **unet}, (32, 3, 4, 4), 32)
-    model.pooled = 768
-    return model
+    return _direct("HunyuanVideo15", {"image_model": "hunyuan_video", **unet}, (32, 3, 4, 4), 32, pooled=768)
 
 
 def ernie_image(_: Path) -> tiny.Tiny:
