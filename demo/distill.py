@@ -14,8 +14,7 @@ from torch.func import functional_call
 from pcm_core.distill import Adapters, DistillConfig, StepReport, Trainer, adaptable
 from pcm_core.phases import phase_edges
 
-from .mmdit import MMDiT
-from .teacher import SHIFT, LatentPool, shifted
+from .teacher import SHIFT, Pool, shifted
 from .train_vae import WEIGHTS
 
 GRID = 40  # divides 1000 with 1, 2, 4 and 8 phases, so trained edges are exactly the trailing timesteps
@@ -26,28 +25,28 @@ TABLE = shifted(torch.arange(1, 1001) / 1000)
 class Denoiser:
     """The model as ``(x, sigma) -> x0`` under one text, with guidance in ComfyUI's convention."""
 
-    def __init__(self, model: nn.Module, text: tuple[Tensor, Tensor], weights: dict[str, Tensor] | None = None,
-                 cfg: float = 1.0, null: tuple[Tensor, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, text: tuple[Tensor, ...], weights: dict[str, Tensor] | None = None,
+                 cfg: float = 1.0, null: tuple[Tensor, ...] | None = None) -> None:  # fmt: skip
         self.model, self.text, self.weights, self.cfg, self.null = model, text, weights or {}, cfg, null
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if self.cfg == 1 or self.null is None:
             velocity = self.velocity(x, sigma, *self.text)
         else:
-            context, pooled = (torch.cat(pair) for pair in zip(self.text, self.null, strict=True))
-            cond, uncond = self.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), context, pooled).chunk(2)
+            text = (torch.cat(pair) for pair in zip(self.text, self.null, strict=True))
+            cond, uncond = self.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), *text).chunk(2)
             velocity = uncond + self.cfg * (cond - uncond)
-        return x - sigma[:, None, None, None] * velocity
+        return x - sigma.reshape(-1, *[1] * (x.ndim - 1)) * velocity
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-        return functional_call(self.model, self.weights, (x, 1000 * sigma, context, pooled))
+    def velocity(self, x: Tensor, sigma: Tensor, *text: Tensor) -> Tensor:
+        return functional_call(self.model, self.weights, (x, 1000 * sigma, *text))
 
 
 @dataclass(frozen=True)
 class PoolData:
-    """A ``LatentPool`` as the trainer's data; caption numbers are prompt numbers."""
+    """A pool as the trainer's data; caption numbers are prompt numbers."""
 
-    pool: LatentPool
+    pool: Pool
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.pool.latents), (count,), generator=generator)
@@ -60,7 +59,7 @@ class PoolData:
 
 
 def distil(
-    teacher: MMDiT, pool: LatentPool, phases: int, steps: int, *, rank: int, lr: float,
+    teacher: nn.Module, pool: Pool, phases: int, steps: int, *, rank: int, lr: float,
     start: dict[str, Tensor] | None = None, seed: int = 0, batch: int = 64,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train one LoRA, or ``start`` for another cycle, with the library's own trainer. Returns the averaged LoRA.
@@ -92,7 +91,8 @@ def distil(
     return adapters.lora(average=True)
 
 
-def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS) -> None:
+def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS,
+              base: str = "demo_sd3") -> None:  # fmt: skip
     """Write the file with the metadata from which Load PCM LoRA configures everything downstream."""
     metadata = {
         "pcm_phases": str(phases),
@@ -105,7 +105,7 @@ def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: f
         "pcm_prediction": "flow",
         "pcm_shift": str(SHIFT),
         "pcm_terminal": "zero",
-        "pcm_base_model": "demo_sd3",
+        "pcm_base_model": base,
         "pcm_train_steps": str(steps),
         "pcm_loss": f"pseudo-huber 1e-3, lr {lr:g}",
     }
@@ -115,7 +115,7 @@ def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: f
     save_file(half, folder / name, metadata=metadata)
 
 
-def load_lora(name: str, teacher: MMDiT, folder: Path = WEIGHTS) -> dict[str, Tensor]:
+def load_lora(name: str, teacher: nn.Module, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     """Merged weights of a shipped LoRA for ``Denoiser``."""
     file = load_file(folder / name)
     merged: dict[str, Tensor] = {}

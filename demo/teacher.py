@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,11 +36,6 @@ class LatentPool:
         self.prompt_ids = torch.tensor([index[prompt] for prompt in labels])
         self.context, self.pooled = embed([*all_prompts(), None])
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents [B, 16, 8, 8] and prompt numbers [B]."""
-        rows = torch.randint(len(self.latents), (size,), generator=generator)
-        return self.latents[rows], self.prompt_ids[rows]
-
     def text(self, prompt_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Context and pooled text of prompt numbers; number -1 is the null prompt."""
         return self.context[prompt_ids], self.pooled[prompt_ids]
@@ -50,16 +46,26 @@ def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def flow_loss(model: MMDiT, pool: LatentPool, size: int, generator: torch.Generator) -> Tensor:
+class Pool(Protocol):
+    """Latents [N, ...] with the numbers of their prompts [N], and the text of a number; -1 is the null prompt."""
+
+    latents: Tensor
+    prompt_ids: Tensor
+
+    def text(self, prompt_ids: Tensor) -> tuple[Tensor, ...]: ...
+
+
+def flow_loss(model: torch.nn.Module, pool: Pool, size: int, generator: torch.Generator) -> Tensor:
     """Mean squared velocity error; half of the noise levels uniform, half shifted, both stratified."""
-    latents, prompts = pool.batch(size, generator)
+    rows = torch.randint(len(pool.latents), (size,), generator=generator)
+    latents, prompts = pool.latents[rows], pool.prompt_ids[rows]
     dropped = torch.rand(size, generator=generator) < CAPTION_DROPOUT
-    context, pooled = pool.text(torch.where(dropped, -1, prompts))
+    text = pool.text(torch.where(dropped, -1, prompts))
     u = (torch.arange(size) + torch.rand(size, generator=generator)) / size
     sigma = torch.where(torch.arange(size) % 2 == 0, u, shifted(u))
     noise = torch.randn(latents.shape, generator=generator)
-    mix = sigma[:, None, None, None]
-    velocity = model((1 - mix) * latents + mix * noise, 1000 * sigma, context, pooled)
+    mix = sigma.reshape(-1, *[1] * (latents.ndim - 1))
+    velocity = model((1 - mix) * latents + mix * noise, 1000 * sigma, *text)
     return (velocity - (noise - latents)).square().mean()
 
 

@@ -17,6 +17,7 @@ from .world import render, sample_scene
 WEIGHTS = Path(__file__).parent / "weights"
 ENCODER_FILE = "taesd3_encoder.safetensors"
 DECODER_FILE = "taesd3_decoder.safetensors"
+REPORT = 50  # iterations between two printed losses
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
@@ -54,8 +55,8 @@ def run_steps(
         if after_step is not None:
             after_step(step)
         running += loss.item()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            count = (step % 250) + 1
+        if (step + 1) % REPORT == 0 or step + 1 == steps:
+            count = (step % REPORT) + 1
             seconds = time.monotonic() - started
             print(f"{what}: step {step + 1}/{steps}  loss {running / count:.5f}  {seconds:.0f} s", flush=True)
             running = 0.0

@@ -75,13 +75,14 @@ def parse_prompt(text: str) -> Prompt | None:
     split = words.index("on")
     before, after = words[:split], words[split + 1 :]
     return Prompt(
-        _pick(before, SHAPES, "shape", text),
-        _pick(before, tuple(COLOURS), "colour", text),
-        _pick(after, tuple(BACKGROUNDS), "background", text),
+        pick(before, SHAPES, "shape", text),
+        pick(before, tuple(COLOURS), "colour", text),
+        pick(after, tuple(BACKGROUNDS), "background", text),
     )
 
 
-def _pick(words: list[str], vocabulary: tuple[str, ...], what: str, text: str) -> int:
+def pick(words: list[str], vocabulary: tuple[str, ...], what: str, text: str) -> int:
+    """The index of the one word of a vocabulary that the text holds."""
     found = [vocabulary.index(word) for word in words if word in vocabulary]
     if len(found) != 1:
         raise ValueError(f'The prompt "{text}" must name exactly one {what} of: {", ".join(vocabulary)}.')
@@ -97,7 +98,7 @@ def embed(prompts: list[Prompt | None]) -> tuple[Tensor, Tensor]:
     context = torch.zeros(len(prompts), 3, TOKEN_DIM)
     for row, prompt in enumerate(prompts):
         if prompt is not None:
-            context[row] = _TOKENS[_token_ids(prompt)]
+            context[row] = TOKENS[_token_ids(prompt)]
     return context, POOLED_GAIN * context.mean(1)
 
 
@@ -112,7 +113,7 @@ def _orthogonal_tokens() -> Tensor:
     return (torch.linalg.qr(matrix)[0] * TOKEN_DIM**0.5).float()
 
 
-_TOKENS = _orthogonal_tokens()
+TOKENS = _orthogonal_tokens()
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def render(scene: Scene) -> Tensor:
     radius, cx, cy = (g[:, None, None] for g in scene.geometry.unbind(1))
     axis = torch.arange(SIZE) + 0.5
     x, y = axis[None, None, :] - cx, axis[None, :, None] - cy
-    distance = torch.stack([draw(x, y, radius) for draw in _DISTANCES], dim=1)
+    distance = torch.stack([draw(x, y, radius) for draw in signed_distances.values()], dim=1)
     distance = distance[torch.arange(len(scene)), scene.shape]
     cover = (0.5 - distance).clamp(0, 1)[:, None]
     front = torch.tensor(list(COLOURS.values()))[scene.colour][:, :, None, None]
@@ -180,4 +181,4 @@ def _cross(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     return torch.minimum(_box(x, y, radius, arm), _box(x, y, arm, radius))
 
 
-_DISTANCES = (_circle, _square, _triangle, _cross)
+signed_distances = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}
