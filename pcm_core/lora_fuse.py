@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import NoReturn
 
 import torch
@@ -71,32 +72,30 @@ def _check_pair(name: str, module: Module) -> None:
 
 def fits(module: Module, target: Target, shapes: Mapping[str, Sequence[int]]) -> bool:
     """Whether a module's update has the shape of its target."""
-    parts = module.parts
-    if target.weight not in shapes:
+    parts, shape = module.parts, tuple(shapes.get(target.weight, ()))
+    if not shape:
         return False
-    shape = tuple(shapes[target.weight])
     rows = shape[0] if target.rows is None else target.rows[1]
-    numel = rows * math.prod(shape[1:])
     partial = target.rows is not None or target.swap
     if partial and not set(parts) <= _JOINABLE:
         return False
-    if any(parts[role].numel() != numel for role in _WHOLE if role in parts):
+    if any(parts[role].shape != (rows, *shape[1:]) for role in _WHOLE if role in parts):
         return False
     bias = shapes.get(target.weight.removesuffix(".weight") + ".bias")
-    if any(role in parts and (bias is None or parts[role].numel() != rows) for role in _BIAS):
+    if any(role in parts and (bias is None or parts[role].shape != (rows,)) for role in _BIAS):
         return False
     if "dora_scale" in parts and parts["dora_scale"].numel() not in shape[:2]:
         return False
     if "up" in parts:
         return _pair_fits(parts, shape, rows)
-    return _product_fits(parts, rows, numel // max(rows, 1))
+    return _product_fits(parts, rows, math.prod(shape[1:]))
 
 
 def _pair_fits(parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: int) -> bool:
     up, down = parts["up"], parts["down"]
     inner = down.shape[1:].numel()
     if "reshape_weight" in parts:  # a weight made larger, for control inputs
-        wanted = [int(n) for n in parts["reshape_weight"].flatten()]
+        wanted = [float(n) for n in parts["reshape_weight"].flatten()]
         larger = len(wanted) == len(shape) and all(w >= s for w, s in zip(wanted, shape, strict=True))
         return larger and wanted[0] == up.shape[0] and math.prod(wanted[1:]) == inner
     if "mid" in parts:
@@ -220,7 +219,7 @@ def _join(
         # Unequal scales have to go into the values, in fp32 so that nothing is rounded.
         ups = ups if even else [up.float() * scale for up, scale in zip(ups, scales, strict=True)]
         rank = sum(up.shape[1] for up in ups)
-        joined = ups[0].new_zeros(rows, rank)
+        joined = ups[0].new_zeros(rows, rank, dtype=_common_dtype(ups))
         column = 0
         for up, (_, target) in zip(ups, pairs, strict=True):
             _rows(joined, target)[:, column : column + up.shape[1]] = _swapped(up, target)
@@ -233,10 +232,16 @@ def _join(
         if holders:
             tensors = [(_wide(tensor), target) for tensor, target in holders]
             width = tensors[0][0].shape[1:] if role == "diff" else ()
-            output[f"{stem}.{role}"] = joined = tensors[0][0].new_zeros(rows, *width)
+            dtype = _common_dtype([tensor for tensor, _ in tensors])
+            output[f"{stem}.{role}"] = joined = tensors[0][0].new_zeros(rows, *width, dtype=dtype)
             for tensor, target in tensors:
                 _rows(joined, target).copy_(_swapped(tensor, target))
     return output
+
+
+def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The narrowest type that holds the values of all, as ``torch.cat`` chooses."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def _rows(tensor: Tensor, target: Target) -> Tensor:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from pcm_core import lora
 from pcm_core.errors import PCMError
 from pcm_core.lora import normalise
-from pcm_core.lora_keys import canonical, detect_family, key_format, split_keys
+from pcm_core.lora_fuse import fits
+from pcm_core.lora_keys import Module, canonical, detect_family, key_format, split_keys
 from pcm_core.profiles import PCMProfile, profile_for
 
 NATIVE = [name for name in files.key_map() if name.startswith("diffusion_model.")]
@@ -119,6 +120,8 @@ def test_canonical_keeps_inner_names():
         ("diffusion_model.blocks.0.self_attn.q", (4, 5120), "wan"),
         ("transformer.blocks.0.attn1.to_q", (4, 5120), "wan"),
         ("transformer.transformer_blocks.0.attn2.to_q", (4, 2048), "ltxv"),
+        ("transformer.transformer_blocks.0.attn1.to_q", (4, 1152), "pixart"),
+        ("transformer.transformer_blocks.0.attn1.to_q", (4, 3072), "cogvideox"),
         ("transformer.transformer_blocks.0.audio_attn1.to_q", (4, 2048), "ltx-2"),
         ("diffusion_model.blocks.0.attn.qkv_x", (4, 3072), "mochi"),
         ("transformer.transformer_blocks.0.attn1.add_q_proj", (4, 1536), "mochi"),
@@ -194,6 +197,14 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
         assert len(report.notes) == notes
 
 
+@pytest.mark.parametrize(
+    "config", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": null}', '{"lora_alpha": -1}', "[" * 10**5]
+)
+def test_broken_peft_metadata_says_nothing(config):
+    _, report = normalise(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
+    assert report.scales == {1.0: 2} and report.alpha_missing
+
+
 def test_alpha_from_peft_metadata():
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.r": 32, "transformer.lora_alpha": 16})}
     _, report = normalise(sd3_file(torch.float16), metadata=metadata)
@@ -242,6 +253,7 @@ def test_image_keys_on_a_text_model_are_harmless():
     targets = {"diffusion_model.blocks.0.cross_attn.k": files.Target("diffusion_model.blocks.0.cross_attn.k.weight")}
     _, report = normalise(tensors, targets, shapes, model_family="wan")
     assert report.complete and len(report.harmless) == 4 and report.matched == 2
+    assert "left out: 4 tensors for an image input" in report.text()
 
 
 def test_norms_are_those_of_the_update():
@@ -283,6 +295,78 @@ def test_what_is_no_lora_is_refused(tensors, message):
         normalise(tensors)
 
 
+# Updates of other kinds: which fit a weight
+
+CONV, BIAS = (4, 6, 3, 3), {"w.bias": (4,)}
+NOT_A_SIZE = torch.tensor([torch.nan, torch.inf])
+
+
+def update(*shapes, **parts):
+    """A module with tensors of ones by role; ``up`` and ``down`` first, if two shapes are given."""
+    roles = dict(zip(("up", "down"), shapes, strict=False)) | parts
+    tensors = {role: shape if isinstance(shape, torch.Tensor) else torch.ones(shape) for role, shape in roles.items()}
+    return Module("w", tensors)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "fitting"),
+    [
+        (update((4, 2), (2, 6)), (4, 6), True),
+        (update((4, 2), (2, 6)), (6, 4), False),
+        (update((4, 2), (2, 6)), (), False),
+        (update((4, 2, 1, 1), (2, 6, 3, 3)), CONV, True),
+        (update((4, 2), (2, 3), mid=(2, 2, 3, 3)), CONV, False),
+        (update((4, 2), (2, 6), mid=(2, 2, 3, 3)), CONV, True),
+        (update((4, 2), (2, 6), mid=(2, 2)), CONV, False),
+        (update((4, 2), (2, 6), dora_scale=(4, 1)), (4, 6), True),
+        (update((4, 2), (2, 6), dora_scale=(5, 1)), (4, 6), False),
+        (update((4, 2), (2, 8), reshape_weight=torch.tensor([4, 8])), (4, 6), True),
+        (update((4, 2), (2, 8), reshape_weight=torch.tensor([4, 5])), (4, 6), False),
+        (update((4, 2), (2, 8), reshape_weight=torch.tensor([4, 8, 1])), (4, 6), False),
+        (update((4, 2), (2, 8), reshape_weight=NOT_A_SIZE), (4, 6), False),
+        (update(diff=(4, 6)), (4, 6), True),
+        (update(diff=(24,)), (4, 6), False),  # as many numbers, and the host would leave them out
+        (update(diff=(4, 6), diff_b=(4,)), (4, 6), True),
+        (update(diff=(4, 6), diff_b=(4, 1)), (4, 6), False),
+        (update(set_weight=(6, 4)), (4, 6), False),
+        (update(lokr_w1=(2, 2), lokr_w2=(2, 3)), (4, 6), True),
+        (update(lokr_w1=(2, 2), lokr_w2_a=(2, 1), lokr_w2_b=(1, 3)), (4, 6), True),
+        (update(lokr_w1=(2, 2), lokr_w2_a=(2, 1)), (4, 6), False),
+        (update(lokr_w1=(2, 2), lokr_w2=(2, 2)), (4, 6), False),
+        (update(hada_w1_a=(4, 2), hada_w1_b=(2, 6), hada_w2_a=(4, 2), hada_w2_b=(2, 6)), (4, 6), True),
+        (update(hada_w1_a=(4, 2), hada_w1_b=(2, 5), hada_w2_a=(4, 2), hada_w2_b=(2, 6)), (4, 6), False),
+        (update(hada_w1_a=(4, 2), hada_w1_b=(2, 6)), (4, 6), False),
+    ],
+)  # fmt: skip
+def test_shapes_that_fit(module, shape, fitting):
+    assert fits(module, files.Target("w.weight"), {"w.weight": shape, **BIAS}) is fitting
+
+
+def test_a_part_of_a_weight_takes_pairs_and_differences_only():
+    rows, shapes = files.Target("w.weight", (0, 2)), {"w.weight": (4, 6), **BIAS}
+    assert fits(update(diff=(2, 6), diff_b=(2,)), rows, shapes)
+    assert not fits(update(set_weight=(2, 6)), rows, shapes)
+    assert not fits(update((2, 1), (1, 6)), rows, {})
+
+
+def test_differences_of_parts_are_joined_in_the_widest_type():
+    q, v = (f"transformer.transformer_blocks.0.attn.to_{letter}" for letter in "qv")
+    odd = torch.full((6, 6), 1 / 3)
+    output, report = run({f"{q}.diff": torch.ones(6, 6, dtype=torch.float8_e4m3fn), f"{v}.diff": odd})
+    joined = output["diffusion_model.joint_blocks.0.x_block.attn.qkv.diff"]
+    assert report.complete and torch.equal(joined, torch.cat([torch.ones(6, 6), torch.zeros(6, 6), odd]))
+
+
+def test_parts_of_two_types_are_not_rounded():
+    names = ["transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_k"]
+    (half, first), (whole, second) = (
+        files.lora([n], dtype=d) for n, d in zip(names, (torch.half, torch.float), strict=True)
+    )
+    got = files.update_of(run(half | whole)[0], "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight")
+    want = torch.cat([first[names[0]], second[names[1]], torch.zeros(6, 6)])
+    assert torch.allclose(got, want, rtol=0, atol=1e-6)
+
+
 # Command line
 
 
@@ -300,6 +384,14 @@ def test_report_and_convert(tmp_path, capsys):
     assert normalise(written)[1].scales == {0.125: 1}
     assert lora.main([str(source), "--convert", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_convert_keeps_names_whose_dots_are_lost(tmp_path):
+    stem = "lora_transformer_single_transformer_blocks_0_attn_to_q"
+    source, out = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    save_file({f"{stem}.lora_{side}.weight": torch.ones(2, 2) for side in ("up", "down")}, source)
+    assert lora.convert(source, out).complete
+    assert set(load_file(out)) == {f"{stem}.lora_{side}.weight" for side in ("up", "down")}
 
 
 def test_convert_spells_wan_natively_and_keeps_what_it_does_not_know(tmp_path):

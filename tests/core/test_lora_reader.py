@@ -107,6 +107,11 @@ def test_broken_files_are_refused(tmp_path, case):
     assert not survive(tmp_path / "bad.safetensors", BAD_HEADERS[case])
 
 
+def test_null_metadata_is_no_metadata(tmp_path):
+    path = files.put(tmp_path / "a.safetensors", files.pack({"__metadata__": None, "a": F32}, bytes(4)))
+    assert read_header(path).metadata == {}
+
+
 @pytest.mark.parametrize("name", ["lora.ckpt", "lora.pt", "lora.bin", "lora"])
 def test_other_formats_are_never_opened(tmp_path, name):
     path = files.put(tmp_path / name, SOUND)

@@ -198,6 +198,16 @@ def test_strength_scales(host, zoo, strength):
     assert torch.allclose(change(host, model, other, key), change(host, model, one, key) * strength, atol=1e-6)
 
 
+def test_a_one_call_family_starts_where_its_timestep_says(host, zoo):
+    """Its timestep is looked up in the model's own table; a shift means nothing to a model without one."""
+    model, h = zoo["sdxl"].model, host.pack("nodes.host")
+    loaded, report = load(host, model, put(host, model, "dmd2_sdxl_1step_lora"))
+    assert h.profile_of(loaded).sigmas == (pytest.approx(1.160578, abs=1e-4), 0.0) and "sigmas: 1.16" in report
+    metadata = {"pcm_phases": "2", "pcm_shift": "3.0"}
+    loaded, report = load(host, model, put(host, model, "shifted", metadata=metadata))
+    assert h.profile_of(loaded).shift is None and "shift: " not in report
+
+
 def test_demo_metadata_configures_everything(host, zoo):
     model = zoo["sd3"].model
     metadata = {"pcm_phases": "8", "pcm_spacing": "aligned", "pcm_grid": "40", "pcm_cfg": "1.0", "pcm_shift": "3.0"}
