@@ -239,6 +239,23 @@ def compose(tmp_path_factory, data):
     survive(tmp_path_factory.getbasetemp() / "composed.safetensors", files.pack(header, body))
 
 
+VALUES = st.sampled_from([0.0, 1.0, -1.0, 6.0, 18.0, 1e30, float("nan"), float("inf")])
+NEAR = st.sampled_from([(), (1,), (2,), (6,), (18,), (0, 6), (18, 6), (6, 6), (18, 2), (2, 6), (2, 2), (18, 2, 1, 1)])
+KINDS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.float64])
+
+
+def dress(tmp_path_factory, data):
+    """A sound LoRA with some tensors put beside or instead of its own, nearly of the right shape, of any value."""
+    tensors, _ = files.lora(data.draw(st.lists(st.sampled_from(sorted(files.key_map())), min_size=1, max_size=4)))
+    for stem in data.draw(st.lists(st.sampled_from(sorted({key.rsplit(".lora_")[0] for key in tensors})), max_size=4)):
+        value = data.draw(VALUES)
+        kind = data.draw(KINDS)
+        if kind == torch.int64 and not abs(value) < 100:
+            value = 3.0
+        tensors[stem + data.draw(SUFFIXES)] = torch.full(data.draw(NEAR), value).to(kind)
+    survive(tmp_path_factory.getbasetemp() / "dressed.safetensors", save(tensors))
+
+
 QUIET = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
@@ -252,6 +269,19 @@ def test_mutated_files(tmp_path_factory, data):
 @given(data=st.data())
 def test_composed_files(tmp_path_factory, data):
     compose(tmp_path_factory, data)
+
+
+@settings(max_examples=250, **QUIET)
+@given(data=st.data())
+def test_dressed_files(tmp_path_factory, data):
+    dress(tmp_path_factory, data)
+
+
+@pytest.mark.long
+@settings(max_examples=3000, **QUIET)
+@given(data=st.data())
+def test_dressed_files_long(tmp_path_factory, data):
+    dress(tmp_path_factory, data)
 
 
 @pytest.mark.long
