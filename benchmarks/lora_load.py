@@ -18,6 +18,7 @@ the fastest run. Peak memory is what the process grew by, file pages included, b
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import resource
 import subprocess
@@ -50,6 +51,7 @@ def host_model(folder: Path) -> Any:
 
     comfy.cli_args.args.cpu = True
     comfy.cli_args.args.base_directory = str(folder)
+    import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
     import torch
@@ -59,6 +61,7 @@ def host_model(folder: Path) -> Any:
     config.set_inference_dtype(torch.float16, None)
     with torch.device("meta"):
         model = config.get_model({}, "", device=torch.device("meta"))
+    model.model_sampling = comfy.model_base.model_sampling(config, model.model_type)  # with numbers in its table
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -121,6 +124,8 @@ def measure(which: str, folder: Path) -> None:
     import torch
 
     call = node_call(which, folder)
+    gc.collect()
+    gc.freeze()  # a full collection of the host's million objects takes longer than what is measured
     before, started = peak(reset=True), time.process_time()
     with torch.inference_mode():
         patches = call(model).patches
