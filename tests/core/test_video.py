@@ -187,11 +187,17 @@ def test_latent_frames(base, frames, latent):
 
 
 @pytest.mark.parametrize(
-    ("base", "frames", "use"), [("wan", 80, 81), ("ltxv", 100, 97), ("mochi", 0, 1), ("sd15", 0, 1)]
-)
+    ("base", "frames", "use"),
+    [("wan", 80, 81), ("hunyuan-video", 24, 25), ("hunyuan-video-1.5", 120, 121), ("ltxv", 100, 97),
+     ("ltx-2", 120, 121), ("mochi", 84, 85), ("cosmosvideo", 120, 121), ("cosmospredict2", 92, 93),
+     ("kandinsky5", 120, 121), ("mochi", 0, 1), ("sd15", 0, 1)],
+)  # fmt: skip
 def test_a_frame_count_the_family_cannot_have(base, frames, use):
-    with pytest.raises(PCMError, match=f"Use {use}\\."):
-        video.family_of(base).latent_frames(frames, "window")
+    family = video.family_of(base)
+    with pytest.raises(PCMError, match=f"Use {use}\\.") as error:
+        family.latent_frames(frames, "window")
+    assert f"window is {frames}. Expected: {family.name} has clips of" in str(error.value)
+    family.latent_frames(use, "window")
 
 
 def test_check_latent():

@@ -23,7 +23,7 @@ PACK = HERE.parent.parent
 # The stock nodes that the tests compare with or send through.
 EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
-    "perpneg", "flux", "lt", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
+    "perpneg", "flux", "lt", "wan", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
     "canny", "dataset", "train", "preview_any", "images", "post_processing",
 )  # fmt: skip
 

@@ -152,6 +152,26 @@ def test_image_to_video_by_conditioning(lab, name):
     assert not lab.same(outputs[0], outputs[2])
 
 
+@pytest.mark.parametrize(("length", "window"), [(9, 0), (25, 13)])
+def test_image_to_video_by_the_hosts_own_node(lab, length, window):
+    """Wan Image to Video with a real, narrow VAE: the start image changes the clip, whole and in context windows."""
+    import tiny_video
+
+    vae, tiny, outputs = tiny_video.wan_vae(), lab["wan_i2v"], []
+    for seed in (1, 1, 2):
+        image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+        positive, negative, latent = lab.host.call(
+            "WanImageToVideo", positive=tiny.positive, negative=tiny.negative, vae=vae, width=64, height=64,
+            length=length, batch_size=1, start_image=image,
+        )  # fmt: skip
+        inputs = {"positive": positive, "negative": negative, "window": window, "overlap": 4}
+        outputs.append(lab.run("wan_i2v", latent, **inputs)[0])
+    assert outputs[0]["samples"].shape == latent["samples"].shape == (1, 16, (length - 1) // 4 + 1, 8, 8)
+    assert outputs[0]["samples"].isfinite().all()
+    assert lab.same(outputs[0], outputs[1])
+    assert not lab.same(outputs[0], outputs[2])
+
+
 @pytest.mark.parametrize("name", ["wan", "wan22", "hunyuan_video", "ltxv", "mochi", "sd15"])
 @pytest.mark.parametrize("determinism", [1.0, 0.0])
 def test_masks_over_time_keep_what_they_keep(lab, name, determinism):

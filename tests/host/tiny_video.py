@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
@@ -53,6 +54,15 @@ def linear_beta(folder: Path) -> tiny.Tiny:
 
 
 FACTORIES = {"wan_i2v": wan_i2v, "wan_twin": wan_twin, "hunyuan_i2v": hunyuan_i2v, "linear_beta": linear_beta}
+
+
+def wan_vae() -> Any:
+    """A narrow Wan 2.1 VAE: the host reads its width from the file."""
+    import comfy.sd
+    from comfy.ldm.wan.vae import WanVAE
+
+    vae = WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+    return comfy.sd.VAE(sd=tiny.fill(vae).state_dict(), dtype=torch.float32)
 
 
 def with_frames(model: tiny.Tiny, frames: int) -> tiny.Tiny:
