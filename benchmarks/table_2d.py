@@ -4,9 +4,9 @@ Each seed regresses one network on the teacher's eps, then distils it with the l
 phases. LCM is the one-phase model renoised at every step; a row with more steps than phases really spends them, which
 the nodes do not do by default. All rows of a seed start from the same noise.
 
-    python -m benchmarks.table_2d [--seeds 3] [--phases 1 2 4 8 16] [--imitate 2500] [--distil 1500] [--plot out.png]
+    python -m benchmarks.table_2d [--seeds 3] [--phases 1 2 4 8 16] [--imitate 2500] [--distil 3000] [--plot out.png]
 
-The defaults take about 20 s per number of phases and seed on one free core.
+The defaults take about 40 s per number of phases and seed on one free core.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--phases", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--imitate", type=int, default=2500, help="iterations of the regression on the teacher")
-    parser.add_argument("--distil", type=int, default=1500, help="iterations of each distillation")
+    parser.add_argument("--distil", type=int, default=3000, help="iterations of each distillation")
     parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--plot", type=Path)
     return parser.parse_known_args(arguments)[0]

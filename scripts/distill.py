@@ -13,14 +13,14 @@ loader, so whatever ComfyUI loads can be distilled. Processes come from Hugging 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,9 +65,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
     run.add_argument("--seed", type=int, default=0)
     keep = parser.add_argument_group("progress")
-    keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write")
+    keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write; also written "
+                      "when the run is interrupted")  # fmt: skip
     keep.add_argument("--save-every", type=int, default=250, help="steps between checkpoints; 0 for the end only")
-    keep.add_argument("--log", type=Path, help="CSV of every step")
+    # Not --log: torchrun takes that for an abbreviation of its own options.
+    keep.add_argument("--csv", type=Path, help="loss, gradient norm and learning rate of every step")
     keep.add_argument("--single", action="store_true", help="one process, without Accelerate")
     return parser
 
@@ -102,6 +104,31 @@ class Workers:
     def wait(self) -> None:
         if self.accelerator:
             self.accelerator.wait_for_everyone()
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM end the run between two steps, so that its checkpoint is whole; a second one ends it at once.
+
+    Several processes agree on the step: asked in one, all stop.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers, self.received, self.between_steps = workers, False, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def check(self) -> None:
+        received = torch.tensor([float(self.received)])
+        if self.workers.count > 1:
+            self.workers.average([received])
+        if float(received) > 0:
+            self.between_steps = True
+            raise KeyboardInterrupt
 
 
 def load_pack() -> Callable[[str], ModuleType]:
@@ -159,23 +186,25 @@ def make_job(options: argparse.Namespace, pack: Callable[[str], ModuleType]) -> 
     )
 
 
-@contextlib.contextmanager
-def step_log(path: Path | None, append: bool) -> Iterator[Callable[[Any], None]]:
-    """A function that writes one step report as a CSV row; does nothing without a path."""
-    if path is None:
-        yield lambda report: None
-        return
-    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if not append:
-            writer.writerow(["step", "loss", "generator_loss", "discriminator_loss", "grad_norm", "lr"])
+class StepLog:
+    """A CSV with one row per step; one that was cut short goes on after the steps of the checkpoint."""
 
-        def write(report: Any) -> None:
-            writer.writerow([report.step, report.loss, report.generator_loss, report.discriminator_loss,
-                             report.grad_norm, report.lr])  # fmt: skip
-            file.flush()
+    HEAD = ("step", "loss", "generator_loss", "discriminator_loss", "grad_norm", "lr")
 
-        yield write
+    def __init__(self, path: Path | None, done: int) -> None:
+        self.path = path
+        if path is not None:
+            kept: list[list[str]] = []
+            if done and path.exists():
+                with path.open(newline="", encoding="utf-8") as file:
+                    kept = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) <= done]
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([self.HEAD, *kept])
+
+    def __call__(self, report: Any) -> None:
+        if self.path is not None:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([getattr(report, name) for name in self.HEAD])
 
 
 def show(report: Any, steps: int, started: float, first: int) -> None:
@@ -187,37 +216,54 @@ def show(report: Any, steps: int, started: float, first: int) -> None:
     print(line, end="\n" if report.step == steps else "", file=sys.stderr, flush=True)
 
 
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    partial = path.with_suffix(".part")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
+        partial.unlink(missing_ok=True)
+        sys.exit(f"{path} cannot be written ({error}). The checkpoint before it, if any, is as it was.")
+
+
 def train(options: argparse.Namespace, pack: Callable[[str], ModuleType], workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
     training = pack("nodes.training")
     metadata = training.metadata_for(job.model, job.config, None)
     processes = pack("pcm_core.distill").Processes(workers.rank, workers.count, workers.average)
-    resumed = options.state is not None and options.state.exists()
+    sessions: list[Any] = []
 
     def watch(session: Any) -> Callable[[Any], None]:
         trainer = session.trainer
-        if resumed:
+        sessions.append(session)
+        if options.state is not None and options.state.exists():
             trainer.load(torch.load(options.state, weights_only=True, map_location="cpu"))
         first, started = trainer.step_number, time.monotonic()
+        log = StepLog(options.csv if workers.first else None, done=first)
 
         def after_step(report: Any) -> None:
-            if not workers.first:
-                return
-            log(report)
-            show(report, job.config.steps, started, first)
-            due = report.step == job.config.steps or (options.save_every and report.step % options.save_every == 0)
-            if options.state and due:
-                partial = options.state.with_suffix(".part")
-                torch.save(trainer.state(), partial)
-                partial.replace(options.state)
+            if workers.first:
+                log(report)
+                show(report, job.config.steps, started, first)
+                due = report.step == job.config.steps or (options.save_every and report.step % options.save_every == 0)
+                if options.state and due:
+                    save_state(trainer.state(), options.state)
+            if report.step < job.config.steps:
+                stop.check()
 
         return after_step
 
-    with step_log(options.log if workers.first else None, append=resumed) as log:
+    stop = StopRequest(workers)
+    try:
         outcome = training.run(
-            job, metadata, watch=watch, processes=processes if workers.count > 1 else None,
-            rescue=workers.first,
-        )  # fmt: skip
+            job, metadata, watch=watch, processes=processes if workers.count > 1 else None, rescue=workers.first
+        )
+    except KeyboardInterrupt:
+        if options.state and workers.first and stop.between_steps:
+            save_state(sessions[0].trainer.state(), options.state)
+            sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command goes on from there.")
+        sys.exit("\nInterrupted.")
     if workers.first:
         training.write_lora(options.out, outcome.lora, outcome.lora.metadata)
         print(f"wrote {options.out}", file=sys.stderr)
