@@ -1,7 +1,8 @@
 """Pictures and clips, read from a folder or from what a running ComfyUI made.
 
 A folder holds pictures, animated WebP, GIF or video files, and folders of frames; each is one item, named by its stem.
-``http://HOST:PORT/history/PROMPT_ID`` stands for the pictures that a prompt made on a running ComfyUI.
+``http://HOST:PORT/history/PROMPT_ID`` stands for the pictures that a prompt made on a running ComfyUI, named 00001,
+00002, ... in their order: the host's own names count on from prompt to prompt.
 """
 
 from __future__ import annotations
@@ -83,13 +84,14 @@ def _from_host(found: re.Match[str]) -> Iterator[Item]:
         history: dict[str, Any] = json.loads(_get(f"{host}/history/{prompt}"))
         if prompt not in history:
             raise SourceError(f"{host} knows no finished prompt {prompt}. Take the prompt_id that /prompt answered.")
-        for output in history[prompt]["outputs"].values():
-            for file in output.get("images", []) + output.get("video", []):
-                where = {key: file[key] for key in ("filename", "subfolder", "type")}
-                data = io.BytesIO(_get(f"{host}/view?{urllib.parse.urlencode(where)}"))
-                path = Path(file["filename"])
-                frames = _video(data) if path.suffix.lower() in VIDEOS else _frames(data)
-                yield Item(path.stem, _stack(frames, path))
+        outputs = history[prompt]["outputs"].values()
+        files = [file for output in outputs for file in output.get("images", []) + output.get("video", [])]
+        for number, file in enumerate(files, 1):
+            where = {key: file[key] for key in ("filename", "subfolder", "type")}
+            data = io.BytesIO(_get(f"{host}/view?{urllib.parse.urlencode(where)}"))
+            path = Path(file["filename"])
+            frames = _video(data) if path.suffix.lower() in VIDEOS else _frames(data)
+            yield Item(f"{number:05}", _stack(frames, path))
     except OSError as error:
         raise SourceError(f"{host} does not answer as a ComfyUI does ({error}). Is it running?") from error
 
