@@ -39,5 +39,7 @@ def draw_grid(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: S
 
 
 def two_lines(text: str) -> str:
-    """Break "a red circle on blue" before the background."""
-    return text.replace(" on ", "\non ")
+    """Break "a red circle on blue" before the background, and "a red circle moving left" before the motion."""
+    for word in ("on", "moving", "standing"):
+        text = text.replace(f" {word} ", f"\n{word} ")
+    return text

@@ -69,7 +69,8 @@ def train_judge(steps: int, seed: int = 0, batch: int = 64, folder: Path = WEIGH
         return labels + 20 * nn.functional.mse_loss(geometry / SIZE, scene.geometry / SIZE)
 
     run_steps("judge", steps, judge.parameters(), loss, lr=3e-3, weight_decay=1e-3)
-    save_file({key: value.contiguous() for key, value in judge.state_dict().items()}, folder / JUDGE_FILE)
+    half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in half.items()}, folder / JUDGE_FILE)
     return judge
 
 

@@ -1,4 +1,4 @@
-"""Write the quick-start workflow in API and UI form, from the few values that matter and a running host's node list.
+"""Write the quick-start workflows in API and UI form, from the few values that matter and a running host's node list.
 
 Run it after an input of a node was added or moved: ``python dev.py serve``, then ``python -m demo.make_workflows``.
 The browser test loads the UI form in the real frontend and compares what that would queue with the API form.
@@ -31,6 +31,18 @@ The LoRA file carries its settings, so the PCM Sampler needs none:
 """
 
 
+VIDEO_NOTE = """
+## PCM video quick start
+
+A tiny Wan that knows sentences like **a red circle moving left**: red, green, blue, yellow, purple or orange; circle,
+square or triangle; moving left, right, up, down, or standing still.
+
+The LoRA file carries its settings, so the PCM Video Sampler needs none:
+* `demo_wan_pcm_4phase` runs 4 steps at cfg 1 and shift 3. Pick `demo_wan_pcm_2phase` and the steps follow.
+* The same seed gives the same clip, bit for bit.
+"""
+
+
 def quickstart(infos: dict[str, Any]) -> Graph:
     """The graph of ``dev.py demo``; its node numbers are the constants of ``demo.quickstart``."""
     graph = Graph(infos, version())
@@ -50,20 +62,46 @@ def quickstart(infos: dict[str, Any]) -> Graph:
     return graph
 
 
+def video(infos: dict[str, Any]) -> Graph:
+    """The video graph of ``dev.py demo``, with the node numbers of the quick start."""
+    graph = Graph(infos, version())
+    graph.note(VIDEO_NOTE)
+    model = graph.add("UNETLoader", 0, unet_name="demo_wan.safetensors")
+    lora = graph.add("PCMLoraLoader", 0, model=model[0], lora_name="demo_wan_pcm_4phase.safetensors")
+    positive = graph.add("PCMDemoVideoPrompt", 1, title="Prompt", text="a red circle moving left")
+    negative = graph.add("PCMDemoVideoPrompt", 1, title="Negative prompt", text="")
+    latent = graph.add(
+        "EmptyHunyuanLatentVideo", 1, title="Empty video latent", width=48, height=48, length=13, batch_size=1
+    )
+    sampler = graph.add(
+        "PCMVideoSampler", 2, model=lora[0], positive=positive[0], negative=negative[0], latent_image=latent[0], seed=1
+    )
+    vae = graph.add("VAELoader", 1, vae_name="demo_wan_vae.safetensors")
+    pictures = graph.add("VAEDecode", 3, samples=sampler[0], vae=vae[0])
+    graph.add("SaveAnimatedWEBP", 3, images=pictures[0], filename_prefix="pcm_video", fps=10.0)
+    graph.add("PreviewAny", 0, title="What the LoRA says", source=lora[1])
+    return graph
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8188", help="a running server with our packs")
     infos = json.loads(Client(parser.parse_args().url).get("/object_info"))
     for name, info in infos.items():
         info["ours"] = name.startswith("PCM")
-    graph = quickstart(infos)
+    write("quickstart", quickstart(infos))
+    write("video", video(infos))
+
+
+def write(name: str, graph: Graph) -> None:
+    """Both forms of a graph."""
     ui = graph.to_ui()
     for node in ui["nodes"]:
-        if node["type"] == "PCMDemoPrompt":  # its pack is not published
+        if node["type"].startswith("PCMDemo"):  # its pack is not published
             del node["properties"]["cnr_id"], node["properties"]["ver"]
         if node["type"] == "PreviewAny":  # it grows with its text, which is there only after a run
             node["size"][1] = 260
-    for path, content in ((FOLDER / "api" / "quickstart.json", graph.to_api()), (FOLDER / "quickstart.json", ui)):
+    for path, content in ((FOLDER / "api" / f"{name}.json", graph.to_api()), (FOLDER / f"{name}.json", ui)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dump(content), "utf-8")
         print(path)

@@ -1,4 +1,4 @@
-"""Run the quick-start workflow on a running ComfyUI, once per method and prompt, and draw the grid.
+"""Run the quick-start workflows on a running ComfyUI, once per method and prompt, and draw the grids.
 
 ``python dev.py demo`` starts the server and calls this: ``python -m demo.quickstart --url http://127.0.0.1:8188``.
 """
@@ -123,13 +123,16 @@ def make_pictures(client: Client, graph: Graph) -> list[tuple[str, str, list[Ima
 
 
 def main() -> int:
+    from .quickstart_video import make_clips, save_animation  # it uses this module
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8188", help="a running server with our packs")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of grid.png")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of grid.png and video.webp")
     options = parser.parse_args()
     try:
         with Client(options.url) as client:
             rows = make_pictures(client, json.loads(WORKFLOW.read_text("utf-8")))
+            clips = make_clips(client)
     except PromptError as error:
         print(f"\nComfyUI did not run the quick-start workflow: {error}", file=sys.stderr)
         return 1
@@ -140,6 +143,8 @@ def main() -> int:
     path = options.output / "grid.png"
     draw_grid(rows, [prompt for prompt, _ in COLUMNS]).save(path, optimize=True)
     print(f"Wrote {path}")
+    save_animation(clips, options.output / "video.webp")
+    print(f"Wrote {options.output / 'video.webp'}")
     return 0
 
 

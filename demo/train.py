@@ -3,7 +3,8 @@
     python -m demo.train                     everything, in order
     python -m demo.train --only lora         one stage, on the files of the earlier ones
 
-Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are).
+Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are), and
+for video ``video_vae``, ``video_teacher``, ``video_lora``, ``video_decoder``.
 ``demo/README.md`` states what each took on two CPU cores. Every stage writes its file when done and prints its loss.
 """
 
@@ -21,6 +22,15 @@ from .distill import distil, save_lora
 from .judge import correct, load_judge, train_judge
 from .teacher import LatentPool, load_teacher, train_teacher
 from .train_vae import WEIGHTS, finetune_decoder, load_vae, psnr, train_vae
+from .train_video import (
+    VideoPool,
+    finetune_video_decoder,
+    load_video_teacher,
+    load_video_vae,
+    train_video_teacher,
+    train_video_vae,
+    video_psnr,
+)
 from .world import render, sample_scene
 
 
@@ -34,13 +44,20 @@ class LoraRun:
     cycles: tuple[tuple[int, float], ...]
 
 
-# For one phase 1.2e-4 and 3e-4 were compared; demo/README.md has the figures.
+# For one phase 3e-4 and 6e-4 were compared; demo/README.md has the figures.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, 24, ((4000, 1e-3), (3000, 5e-4), (2500, 3e-4))),
-    LoraRun("demo_lcm.safetensors", 1, 24, ((4000, 3e-4), (3000, 1.5e-4), (2500, 1e-4))),
+    LoraRun("demo_pcm_4phase.safetensors", 4, 36, ((4000, 1e-3), (3000, 5e-4), (3000, 3e-4))),
+    LoraRun("demo_lcm.safetensors", 1, 36, ((4000, 3e-4), (3000, 1.5e-4), (3000, 1e-4))),
     LoraRun("demo_pcm_2phase.safetensors", 2, 24, ((2000, 5e-4),)),
-    LoraRun("demo_pcm_8phase.safetensors", 8, 24, ((1600, 1e-3),)),
+    LoraRun("demo_pcm_8phase.safetensors", 8, 12, ((4000, 1e-3),)),
 )
+
+VIDEO_LORAS = (
+    LoraRun("demo_wan_pcm_4phase.safetensors", 4, 16, ((900, 6e-4),)),
+    LoraRun("demo_wan_lcm.safetensors", 1, 16, ((900, 6e-4),)),
+    LoraRun("demo_wan_pcm_2phase.safetensors", 2, 16, ((450, 6e-4),)),
+)
+VIDEO_CLIPS = 4000
 
 
 def stage_vae(folder: Path) -> None:
@@ -76,12 +93,38 @@ def stage_decoder(folder: Path) -> None:
     print(f"decoder: PSNR {psnr(vae):.2f} dB")
 
 
+def stage_video_vae(folder: Path) -> None:
+    print(f"video autoencoder: PSNR {video_psnr(train_video_vae(650, folder=folder)):.2f} dB")
+
+
+def stage_video_teacher(folder: Path) -> None:
+    train_video_teacher(VideoPool(load_video_vae(folder), VIDEO_CLIPS, seed=0), 4000, batch=32, folder=folder)
+
+
+def stage_video_lora(folder: Path) -> None:
+    teacher, pool = load_video_teacher(folder), VideoPool(load_video_vae(folder), VIDEO_CLIPS, seed=0)
+    for run in VIDEO_LORAS:
+        ((steps, lr),) = run.cycles
+        lora = distil(teacher, pool, run.phases, steps, rank=run.rank, lr=lr, batch=24)
+        save_lora(lora, run.file, run.phases, steps, lr, folder, base="wan")
+
+
+def stage_video_decoder(folder: Path) -> None:
+    vae = load_video_vae(folder)
+    finetune_video_decoder(vae, 500, folder=folder)
+    print(f"video decoder: PSNR {video_psnr(vae):.2f} dB")
+
+
 STAGES: dict[str, Callable[[Path], None]] = {
     "vae": stage_vae,
     "judge": stage_judge,
     "teacher": stage_teacher,
     "lora": stage_lora,
     "decoder": stage_decoder,
+    "video_vae": stage_video_vae,
+    "video_teacher": stage_video_teacher,
+    "video_lora": stage_video_lora,
+    "video_decoder": stage_video_decoder,
 }
 
 

@@ -37,13 +37,13 @@ def vae_loss(model: WanVAE, clip: Tensor, generator: torch.Generator, noise: flo
 
 
 def train_video_vae(
-    steps: int, *, seed: int = 0, batch: int = 6, frames: int = 9, lr: float = 4e-3, start: WanVAE | None = None,
+    steps: int, *, seed: int = 0, batch: int = 6, frames: int = 9, lr: float = 3e-3,
     folder: Path = WEIGHTS,
 ) -> WanVAE:  # fmt: skip
     """Both halves together, on clips of ``frames`` pictures; longer ones work as well, as nothing depends on length."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = start or WanVAE()
+    model = WanVAE()
 
     def save(step: int) -> None:
         if (step + 1) % 250 == 0:
@@ -52,10 +52,36 @@ def train_video_vae(
     def loss(_: int) -> Tensor:
         return vae_loss(model, render_clips(sample_clips(batch, generator, frames=frames)), generator)
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    run_steps("video autoencoder", steps, parameters, loss, lr=lr, after_step=save)
+    run_steps("video autoencoder", steps, trained(model), loss, lr=lr, after_step=save)
     save_video_vae(model, folder)
     return model
+
+
+def finetune_video_decoder(
+    model: WanVAE, steps: int, *, seed: int = 1, batch: int = 6, frames: int = 9, folder: Path = WEIGHTS
+) -> None:
+    """Sharpen the decoder with the encoder frozen, so that latents already used for training stay valid."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(_: int) -> Tensor:
+        clip = render_clips(sample_clips(batch, generator, frames=frames))
+        with torch.no_grad():
+            latent = model.encode(clip)
+        strength = 0.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+        error = model.decode(latent + strength * torch.randn(latent.shape, generator=generator)) - clip
+        return (shape_weight(clip) * (error.abs() + 2 * error.square())).mean()
+
+    run_steps("video decoder", steps, trained(model, "decoder"), loss, lr=2e-3)
+    save_video_vae(model, folder)
+
+
+def trained(model: WanVAE, part: str = "") -> list[nn.Parameter]:
+    """The parameters of a part that the forward pass uses; those of the skipped layers stay zero."""
+    used = {name for name, parameter in WanVAE().named_parameters() if parameter.requires_grad}
+    chosen = [p for name, p in model.named_parameters() if name in used and name.startswith(part)]
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return chosen
 
 
 def save_video_vae(model: WanVAE, folder: Path = WEIGHTS) -> None:

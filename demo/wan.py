@@ -97,15 +97,17 @@ class Wan(nn.Module):
         )
         self.time_embedding = nn.Sequential(nn.Linear(256, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN, 6 * HIDDEN))
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        blocks = [Block() for _ in range(DEPTH)]
+        self.blocks = nn.ModuleList(blocks)
         self.head = Head()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for module in (self.head.head, self.time_projection[1], *(block.cross_attn.o for block in self.blocks)):
-            nn.init.zeros_(module.weight)
-        for block in self.blocks:
+        silent = [self.head.head.weight, *(block.cross_attn.o.weight for block in blocks)]
+        for weight in (*silent, self.time_projection[1].get_parameter("weight")):
+            nn.init.zeros_(weight)
+        for block in blocks:
             nn.init.constant_(block.modulation[:, 2::3], 0.1)  # the gates
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from .paths import ROOT, WEIGHTS
 
 PACKS = {"phased-consistency": ROOT, "comfyui_pcm_demo": ROOT / "demo" / "comfyui_pcm_demo"}
 WORKFLOW = ROOT / "demo" / "workflows" / "quickstart.json"
-MODEL_FOLDERS = ("diffusion_models", "loras", "vae_approx", "checkpoints")
+VIDEO_WORKFLOW = ROOT / "demo" / "workflows" / "video.json"
+MODEL_FOLDERS = ("diffusion_models", "loras", "vae", "vae_approx", "checkpoints")
 
 
 def make_base(base: Path) -> None:
-    """Create or refresh a base directory with both packs, the demo weights and the quick-start workflow.
+    """Create or refresh a base directory with both packs, the demo weights and the quick-start workflows.
 
     Raises:
         DevError: something else lies where a link belongs.
@@ -33,16 +34,19 @@ def make_base(base: Path) -> None:
     if not settings.exists():  # the first visit would open the template dialog over the canvas
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
-    saved = base / "user" / "default" / "workflows" / "PCM quick start.json"
-    if WORKFLOW.exists() and not saved.exists():
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(WORKFLOW, saved)
+    workflows = base / "user" / "default" / "workflows"
+    for title, source in (("PCM quick start", WORKFLOW), ("PCM video quick start", VIDEO_WORKFLOW)):
+        if source.exists() and not (workflows / f"{title}.json").exists():
+            workflows.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, workflows / f"{title}.json")
 
 
 def model_folder(file: str) -> str | None:
     """Where the host looks for a file of ``demo/weights``; None for those it does not use (the judge)."""
     if file.startswith("taesd"):
         return "vae_approx"
+    if file.endswith("_vae.safetensors"):
+        return "vae"
     if file in ("demo_sd3.safetensors", "demo_wan.safetensors"):
         return "diffusion_models"
     return "loras" if file.startswith("demo_") else None

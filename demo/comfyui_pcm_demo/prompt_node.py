@@ -1,4 +1,4 @@
-"""Demo Prompt: a typed sentence of the demo world to CONDITIONING."""
+"""Demo Prompt and Demo Video Prompt: a typed sentence of a demo world to CONDITIONING."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import ModuleType
 from comfy_api.latest import ComfyExtension, io
 
 
-def load_world() -> ModuleType:
-    """``demo/world.py``, found beside the real folder of this pack, which is linked into ``custom_nodes``."""
-    name = f"{__name__}.world"
+def load_world(module_name: str = "world") -> ModuleType:
+    """A module of ``demo/``, found beside the real folder of this pack, which is linked into ``custom_nodes``."""
+    name = f"{__name__}.{module_name}"
     if name not in sys.modules:
-        path = Path(__file__).resolve().parent.parent / "world.py"
+        path = Path(__file__).resolve().parent.parent / f"{module_name}.py"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"Cannot load {path}. Link demo/comfyui_pcm_demo into custom_nodes; do not copy it.")
@@ -49,6 +49,32 @@ class PCMDemoPrompt(io.ComfyNode):
         return io.NodeOutput([[context, {"pooled_output": pooled}]])
 
 
+class PCMDemoVideoPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMDemoVideoPrompt",
+            display_name="Demo Video Prompt",
+            category="PCM/demo",
+            description='Conditioning for the demo video model, which knows sentences like "a red circle moving left".',
+            inputs=[
+                io.String.Input(
+                    "text",
+                    default="a red circle moving left",
+                    tooltip="A colour (red, green, blue, yellow, purple, orange), a shape (circle, square, triangle) "
+                    "and where it goes (left, right, up, down, still). Empty: unconditional.",
+                )
+            ],
+            outputs=[io.Conditioning.Output(tooltip="Three tokens, for the demo video model only.")],
+        )
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
+        load_world()  # video_world imports it
+        world = load_world("video_world")
+        return io.NodeOutput([[world.embed_video([world.parse_video_prompt(text)]), {}]])
+
+
 class DemoExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PCMDemoPrompt]
+        return [PCMDemoPrompt, PCMDemoVideoPrompt]

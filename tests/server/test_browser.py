@@ -11,13 +11,14 @@ from playwright.sync_api import Error, Page
 
 from demo.quickstart import SAVE
 from demo.quickstart import WORKFLOW as API_WORKFLOW
-from devtools.base import WORKFLOW
+from demo.quickstart_video import WORKFLOW as VIDEO_API_WORKFLOW
+from devtools.base import VIDEO_WORKFLOW, WORKFLOW
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARTIFACTS = ROOT / "artifacts"
-SHIPPED = [WORKFLOW, *sorted((ROOT / "workflows").glob("*.json"))]
+SHIPPED = [WORKFLOW, VIDEO_WORKFLOW, *sorted((ROOT / "workflows").glob("*.json"))]
 
 
 def load(page: Page, workflow: dict[str, Any]) -> None:
@@ -40,11 +41,14 @@ def test_every_node_of_a_shipped_workflow_resolves(page: Page, path: Path) -> No
     screenshot(page, path.stem.replace(" ", "-"))
 
 
-def test_the_browser_would_queue_the_api_form(page: Page) -> None:
-    """Both forms of the quick start are one graph: every widget of the UI form is in its place."""
-    load(page, json.loads(WORKFLOW.read_text("utf-8")))
+@pytest.mark.parametrize(
+    ("ui", "api"), [(WORKFLOW, API_WORKFLOW), (VIDEO_WORKFLOW, VIDEO_API_WORKFLOW)], ids=["pictures", "video"]
+)
+def test_the_browser_would_queue_the_api_form(page: Page, ui: Path, api: Path) -> None:
+    """Both forms of a quick start are one graph: every widget of the UI form is in its place."""
+    load(page, json.loads(ui.read_text("utf-8")))
     queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    expected = json.loads(API_WORKFLOW.read_text("utf-8"))
+    expected = json.loads(api.read_text("utf-8"))
     assert {node: queued[node]["inputs"] for node in queued} == {node: expected[node]["inputs"] for node in expected}
 
 
@@ -65,3 +69,17 @@ def test_run_makes_a_picture(page: Page) -> None:
     image = page.evaluate("id => { const i = window.app.graph.getNodeById(id).imgs[0];"
                           "return [i.naturalWidth, i.naturalHeight] }", SAVE)  # fmt: skip
     assert image == [64, 64]
+
+
+def test_run_makes_a_clip(page: Page) -> None:
+    load(page, json.loads(VIDEO_WORKFLOW.read_text("utf-8")))
+    try:
+        page.get_by_test_id("queue-button").first.click(timeout=10_000)
+        page.wait_for_function("id => window.app.nodeOutputs[id]?.images?.length === 1", arg=SAVE, timeout=60_000)
+    except Error as error:
+        pytest.fail(f"{error.message}\nOn the page: {page.inner_text('body')[:2000]}")
+    finally:
+        screenshot(page, "run-video")
+    output = page.evaluate("id => window.app.nodeOutputs[id]", SAVE)
+    assert output["images"][0]["filename"].endswith(".webp")
+    assert output["animated"] == [True]
