@@ -24,7 +24,6 @@ FRAME_WIDTH = 2
 RADIUS = (8.0, 11.0)
 TRAVEL = (12.0, 18.0)  # pixels from the first frame to the last
 MARGIN = FRAME_WIDTH + 1.0
-TEXT_DIM = 4096  # the host expects Wan's; ours uses the first columns and leaves the rest zero
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,8 @@ def coverage(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
     x = axis[None, None, None, :] - centres[..., 0, None, None]
     y = axis[None, None, :, None] - centres[..., 1, None, None]
     radius = (radius if radius.ndim == 2 else radius[:, None])[..., None, None]
-    distance = torch.stack([draw(x, y, radius).expand(x.shape[0], x.shape[1], SIZE, SIZE) for draw in _DISTANCES], 1)
+    drawn = [signed_distances[name](x, y, radius).expand(*x.shape[:2], SIZE, SIZE) for name in SHAPES]
+    distance = torch.stack(drawn, dim=1)
     return (0.5 - distance[torch.arange(len(shape)), shape]).clamp(0, 1)
 
 
@@ -135,6 +135,3 @@ def empty_picture() -> Tensor:
     inner = slice(FRAME_WIDTH, SIZE - FRAME_WIDTH)
     picture[:, inner, inner] = torch.tensor(BACKGROUND)[:, None, None]
     return picture
-
-
-_DISTANCES = [signed_distances[name] for name in SHAPES]
