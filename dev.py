@@ -14,10 +14,12 @@ from devtools import environment, host
 from devtools.base import make_base
 from devtools.browser import ensure_chromium
 from devtools.errors import DevError
+from devtools.host_table import report_path
 from devtools.paths import BASE, ROOT
 from devtools.server import Server
 
 TIMEOUT = "--timeout=600"  # of one test, in seconds
+WORKERS = min(os.cpu_count() or 1, 4)  # each boots a ComfyUI of its own
 
 
 def own_checkout(options: argparse.Namespace) -> str | None:
@@ -77,10 +79,17 @@ def test(options: argparse.Namespace) -> int:
     chosen = prepare(options)
     ensure_chromium()
     selection = [] if options.long else ["-m", "not long"]
-    code = run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
-    if code or options.rest or own_checkout(options):
-        return code
-    return test_other_hosts(options)
+    if options.rest:
+        return run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
+    code = run_suite(chosen, *selection)
+    return code if code or own_checkout(options) else test_other_hosts(options)
+
+
+def run_suite(comfyui: Path, *selection: str) -> int:
+    """Whole files in parallel, on one thread each: threads of two workers on one core wait for each other."""
+    how = ["-n", str(WORKERS), "--dist", "loadfile", f"--junitxml={report_path(comfyui.name)}"]
+    settings = {"COMFYUI_PATH": str(comfyui), "OMP_NUM_THREADS": "1"}
+    return run_python("-m", "pytest", TIMEOUT, *how, *selection, **settings)
 
 
 def test_other_hosts(options: argparse.Namespace) -> int:
@@ -89,8 +98,7 @@ def test_other_hosts(options: argparse.Namespace) -> int:
     for version in versions:
         if version != (options.comfyui_version or host.NEWEST):
             print(f"\nComfyUI {version}")
-            path = host.pinned_host(version)
-            if code := run_python("-m", "pytest", TIMEOUT, "-m", "not long", "tests/host", COMFYUI_PATH=str(path)):
+            if code := run_suite(host.pinned_host(version), "-m", "not long", "tests/host"):
                 return code
     return 0
 

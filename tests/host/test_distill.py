@@ -350,8 +350,8 @@ def test_a_full_disk_loses_nothing(host, monkeypatch):
 
     monkeypatch.setattr(training, "save_file", full)
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match="No space left"):
-        host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="full/disk")
-    assert not [name for name in host.pack("nodes.host_lora").lora_names() if "full" in name]
+        host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="crowded/disk")
+    assert not [name for name in host.pack("nodes.host_lora").lora_names() if "crowded" in name]
 
 
 def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):

@@ -1,0 +1,77 @@
+"""Which tests ran on which ComfyUI: docs/hosts.md, from the reports that ``dev.py test --long`` leaves in .logs.
+
+python -m devtools.host_table
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+from .host import SDISTS
+from .paths import LOGS, ROOT
+
+PAGE = ROOT / "docs" / "hosts.md"
+HEAD = """# Which tests ran on which ComfyUI
+
+Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long`. Every figure counts tests in
+`tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and browser tests run on the
+newest version only.
+"""
+
+
+def report_path(version: str, folder: Path = LOGS) -> Path:
+    """Where the JUnit report of a host's run is kept."""
+    return folder / f"tests-{version}.xml"
+
+
+def outcomes(report: Path) -> dict[tuple[str, str], str]:
+    """(file, test) of the host tests in a JUnit report to "passed", "failed" or why it was skipped."""
+    found: dict[tuple[str, str], str] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        module = case.get("classname", "")
+        if not module.startswith("tests.host."):
+            continue
+        skipped = case.find("skipped")
+        failed = case.find("failure") is not None or case.find("error") is not None
+        result = "failed" if failed else "passed" if skipped is None else skipped.get("message", "skipped")
+        found[module.removeprefix("tests.host.") + ".py", case.get("name", "")] = result
+    return found
+
+
+def page(reports: dict[str, dict[tuple[str, str], str]], today: date) -> str:
+    """The page: a row per test file, a column per host, and what was skipped where."""
+    files = sorted({file for report in reports.values() for file, _ in report})
+    rows = [["file", *reports], ["---"] * (len(reports) + 1)]
+    rows += [[file, *(_cell(report, file) for report in reports.values())] for file in files]
+    rows.append(["all", *(_cell(report) for report in reports.values())])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    skips = Counter(
+        (version, why)
+        for version, report in reports.items()
+        for why in report.values()
+        if why not in ("passed", "failed")
+    )
+    reasons = "\n".join(f"- {version}: {count} x {why}" for (version, why), count in skips.items())
+    return f"{HEAD.format(date=today.isoformat())}\n{table}\n" + (f"\nSkipped:\n\n{reasons}\n" if skips else "")
+
+
+def _cell(report: dict[tuple[str, str], str], file: str | None = None) -> str:
+    counts = Counter(
+        result if result in ("passed", "failed") else "skipped"
+        for (where, _), result in report.items()
+        if file in (None, where)
+    )
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "not run"
+
+
+def main() -> None:
+    reports = {v: outcomes(report_path(v)) for v in SDISTS if report_path(v).exists()}
+    PAGE.write_text(page(reports, date.today()), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {', '.join(reports) or 'no reports found'}")
+
+
+if __name__ == "__main__":
+    main()
