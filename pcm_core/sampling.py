@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,12 +68,13 @@ def sample_pcm(
     rates = _rates(determinism, steps)
     if noise_sampler is None and any(rate < 1 for rate in (rates[:-1] if final else rates)):
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
-    ones = x.new_ones([x.shape[0]])
+    inputs = sigmas.to(x)[:, None].repeat(1, x.shape[0]).unbind()  # a sigma per sample, for every step at once
+    entries = sigmas.unbind()
     for i in progress(steps):
         sigma, sigma_next = levels[i], levels[i + 1]
-        denoised = model(x, sigma * ones, **extra_args)
+        denoised = model(x, inputs[i], **extra_args)
         if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            callback({"x": x, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
         if sigma_next == 0:
             x = denoised
         elif rates[i] == 1 or (final and i + 1 == steps):
@@ -83,6 +84,7 @@ def sample_pcm(
             noise = noise_sampler(sigma, sigma_next)
             noise = noise if noise_scale == 1 else noise * noise_scale
             x = stochastic_jump(x, denoised, noise, sigma, sigma_next, rates[i], flow=flow)
+            del noise  # a latent less while the model runs
     return x
 
 
@@ -95,10 +97,16 @@ def stochastic_jump(
     x: Tensor, denoised: Tensor, noise: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool
 ) -> Tensor:
     """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
-    alpha, alpha_next = (1 - sigma, 1 - sigma_next) if flow else (1.0, 1.0)
-    kept = math.sqrt(determinism) * sigma_next / sigma
-    fresh = math.sqrt(1 - determinism) * sigma_next
-    landing = torch.add(kept * x, denoised, alpha=alpha_next - kept * alpha)
+    kept, fresh = math.sqrt(determinism) * sigma_next, math.sqrt(1 - determinism) * sigma_next
+    if determinism == 0 and flow:  # nothing of x stays, and the two shares add up to 1
+        return torch.lerp(denoised, noise, sigma_next)
+    if determinism == 0:
+        landing = denoised
+    elif flow:
+        weight = kept / sigma
+        landing = torch.add(weight * x, denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
+    else:
+        landing = jump(x, denoised, sigma, kept)
     return torch.add(landing, noise, alpha=fresh)
 
 
@@ -173,7 +181,7 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
     Raises:
         PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
     """
-    levels = [float(level) for level in sigmas.detach().flatten().cpu()]
+    levels = cast(list[float], sigmas.detach().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
     if len(levels) == 1:
         raise PCMError(
             f"The schedule has a single sigma, {levels[0]:.6g}.",
