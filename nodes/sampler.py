@@ -36,11 +36,13 @@ def sample_phased(
     determinism: float = _UNSET,
     gamma: float = _UNSET,
     whole: Tensor | None = None,
+    said: bool = False,
     **options: Any,
 ) -> Tensor:
     """``pcm_core.sampling.sample_pcm`` inside the host: everything it needs is read from the model at run time.
 
-    ``whole`` is the schedule of which ``sigmas`` are a part; ``options`` go to ``sample_pcm`` as they are.
+    ``whole`` is the schedule of which ``sigmas`` are a part; ``said``: the caller knows what is unusual about them;
+    ``options`` go to ``sample_pcm`` as they are.
 
     A schedule that ends at timestep 0 (terminal alpha0) leaves a variance-exploding latent with the noise of that
     step; it is scaled to variance-preserving there, as diffusers' DDIM does with set_alpha_to_one=False.
@@ -50,7 +52,7 @@ def sample_phased(
     whole = sigmas if whole is None else whole
     if whole[:1].equal(sigmas[:1]):
         asked = None if determinism == _UNSET else determinism
-        _warn(patcher, whole, table, getattr(model.inner_model, "cfg", None), asked)
+        _warn(patcher, whole[:0] if said else whole, table, getattr(model.inner_model, "cfg", None), asked)
     samples = sample_pcm(
         model,
         x,
@@ -218,5 +220,6 @@ class PCMSampler(io.ComfyNode):
         sigmas = window(plan.sigmas, start_step, end_step, leftover_noise=return_with_leftover_noise)
         show_on_node(plan.shown(sigmas))
         guider = phase_guider(model, positive, negative, cfg, plan)
-        sampler = host.ksampler(sample_phased, determinism=determinism, gamma=gamma)
+        said = bool(plan.notes) or len(sigmas) < len(plan.sigmas)
+        sampler = host.ksampler(sample_phased, determinism=determinism, gamma=gamma, said=said)
         return io.NodeOutput(*host.sample(guider, sampler, sigmas, latent_image, seed=seed, add_noise=add_noise))

@@ -469,6 +469,21 @@ def test_noise_of_a_seed_is_that_of_k_diffusion_on_the_cpu() -> None:
         assert torch.equal(sampler(2.0, 1.0), torch.randn(2, 3, generator=generator))
 
 
+def test_noise_for_another_device_is_the_same_draw_moved_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[Tensor] = []
+    randn = torch.randn
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        draws.append(randn(*args, **options))
+        return draws[-1]
+
+    monkeypatch.setattr(torch, "randn", watched)
+    here, there = seeded_noise(torch.empty(2, 3), 7), seeded_noise(torch.empty(2, 3, device="meta"), 7)
+    for _ in range(2):
+        assert there(2.0, 1.0).device.type == "meta"
+        assert torch.equal(draws[-1], here(2.0, 1.0))
+
+
 # Bad input
 
 

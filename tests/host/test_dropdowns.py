@@ -105,6 +105,16 @@ class TestRegistration:
         named = stock(host, zoo["eps"], steps=4, cfg=1.0, sampler="pcm", scheduler="pcm")
         assert torch.equal(named["samples"], own["samples"])
 
+    def test_a_later_pack_that_rebinds_the_lists_keeps_both_names(self, host, zoo, lists):
+        """As RES4LYF does: new lists made of the old ones. Nodes then read the new lists."""
+        s = lists
+        s.SCHEDULER_NAMES = [*s.SCHEDULER_NAMES, "other"]
+        s.KSampler.SCHEDULERS = [*s.KSampler.SCHEDULERS, "other"]
+        s.SAMPLER_NAMES = s.KSampler.SAMPLERS = ["other", *s.KSampler.SAMPLERS]
+        test_stock_nodes_show_both(host)
+        named = stock(host, zoo["eps"], steps=4, cfg=1.0, sampler="pcm", scheduler="pcm")
+        assert torch.equal(named["samples"], pcm(host, zoo["eps"], steps=4, cfg="1")[0]["samples"])
+
     def test_a_core_sampler_of_that_name_would_be_kept(self, host, lists, monkeypatch):
         import comfy.k_diffusion.sampling
 

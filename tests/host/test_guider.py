@@ -51,9 +51,10 @@ def test_one_value_is_the_hosts_cfg_guider(host, zoo, name):
     assert torch.equal(mine[0]["samples"], theirs[0]["samples"])
 
 
-def test_cfg_per_phase_is_what_stock_samplers_do_one_phase_at_a_time(host, zoo):
+@pytest.mark.parametrize("name", ["eps", "v", "sd3", "flux", "wan", "ltxv"])
+def test_cfg_per_phase_is_what_stock_samplers_do_one_phase_at_a_time(host, zoo, name):
     """Four KSamplerAdvanced runs of one step each, each with its own cfg."""
-    tiny = zoo["eps"]
+    tiny = zoo[name]
     latent, values = tiny.latent(), (5.0, 2.0, 1.0, 3.0)
     for step, cfg in enumerate(values):
         (latent,) = host.call(

@@ -5,8 +5,11 @@ Each is compared with KSampler euler + simple at steps = phases, and must change
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from test_lora_node import put
 from test_sampler import close, pcm, stock, with_profile
 from tiny import Tiny
 
@@ -36,6 +39,7 @@ def check(host, tiny, model, *, reference=None, **inputs):
         ("eps", "PerturbedAttentionGuidance", {"scale": 3.0}),
         ("eps", "APG", {"eta": 0.5, "norm_threshold": 2.0, "momentum": 0.5}),
         ("sd3", "APG", {"eta": 0.5, "norm_threshold": 2.0, "momentum": 0.0}),
+        ("sd3", "SkipLayerGuidanceSD3", {"layers": "1", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}),
         ("eps", "RescaleCFG", {"multiplier": 0.7}),
         ("v", "RescaleCFG", {"multiplier": 0.7}),
         ("eps", "ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False}),
@@ -79,6 +83,48 @@ def test_attention_patches_as_ip_adapter_sets_them(host, zoo):
     model = tiny.model.clone()
     model.set_model_attn2_patch(add_image_tokens)
     check(host, tiny, model)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_block_patches_as_ip_adapters_of_transformers_set_them(host, zoo, name):
+    tiny = zoo[name]
+
+    def add_to_the_image(args, extra):
+        out = extra["original_block"](args)
+        return {**out, "img": out["img"] + 0.3 * out["img"].flip(1)}
+
+    model = tiny.model.clone()
+    model.set_model_patch_replace(add_to_the_image, "dit", "double_block", 0)
+    check(host, tiny, model)
+
+
+SAMPLINGS = [
+    ("eps", "ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False}),
+    ("sd3", "ModelSamplingSD3", {"shift": 6.0}),
+    ("wan", "ModelSamplingSD3", {"shift": 2.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "node", "settings"), SAMPLINGS)
+def test_model_sampling_around_the_real_loader(host, zoo, name, node, settings):
+    """Either order is the host's own LoRA loader under euler and simple; the LoRA says four phases and no shift."""
+    tiny = zoo[name]
+    file = put(
+        host, tiny.model, f"four_{name}", count=1000, value=0.1, metadata={"pcm_phases": "4", "pcm_cfg": str(CFG)}
+    )
+
+    def loaded(model):
+        return host.call("PCMLoraLoader", model=model, lora_name=file, strength=1.0, allow_partial=False)[0]
+
+    (first,) = host.call(node, model=tiny.model, **settings)
+    (after,) = host.call(node, model=loaded(tiny.model), **settings)
+    (theirs,) = host.call("LoraLoaderModelOnly", model=first, lora_name=file, strength_model=1.0)
+    expected = stock(host, replace(tiny, model=theirs), steps=4, cfg=CFG)
+    for model in (loaded(first), after):
+        close(pcm(host, tiny, model=model)[0], expected)
+    for model in (first, loaded(tiny.model)):  # without the LoRA, without the patch
+        assert not torch.allclose(pcm(host, tiny, model=model, steps=4, cfg=str(CFG))[0]["samples"],
+                                  expected["samples"], rtol=1e-3, atol=1e-3)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,38 @@ def test_nothing_the_caller_owns_is_written(host, zoo, name, settings):
     assert (fingerprint(sigmas), fingerprint(latent)) == (before, latent_before)
 
 
+class FixedNoise:
+    """A NOISE that hands out a tensor of its owner, as packs with noise of their own do."""
+
+    def __init__(self, noise):
+        self.seed, self.noise = 7, noise
+
+    def generate_noise(self, latent):
+        return self.noise
+
+
+@pytest.mark.parametrize("determinism", [-1.0, 0.0, 0.5])
+@pytest.mark.parametrize("name", ["eps", "v", "edm", "sd3", "flux", "wan", "ltxv"])
+def test_noise_and_sigmas_are_not_written(host, zoo, name, determinism):
+    tiny = zoo[name]
+    latent = tiny.latent(seed=1)
+    noise = FixedNoise(torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2)))
+    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=3, denoise=0.8)
+    (guider,) = host.call("PCMGuider", model=tiny.model, positive=tiny.positive, negative=tiny.negative, cfg="2, 1, 1")
+    (sampler,) = host.call("SamplerPCM", determinism=determinism)
+    inputs = [noise.noise, sigmas, latent, tiny.positive, tiny.negative]
+    before = fingerprint(inputs)
+    results = [
+        host.call(
+            "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+        )
+        for _ in range(2)
+    ]
+    assert fingerprint(inputs) == before
+    assert torch.equal(results[0][0]["samples"], results[1][0]["samples"])
+    assert torch.equal(results[0][1]["samples"], results[1][1]["samples"])
+
+
 @pytest.mark.parametrize("name", ["eps", "sd3", "wan", "ltx2"])
 def test_denoise_zero_returns_the_latent(host, zoo, name):
     tiny = zoo[name]
@@ -189,7 +221,46 @@ def test_the_mask_keeps_what_it_hides(host, zoo, name):
     assert torch.equal(out["noise_mask"], mask)
 
 
+@pytest.mark.parametrize("settings", [{"determinism": 0.0}, {"gamma": 0.5}, {"terminal": "alpha0"}, {"denoise": 0.4}])
+@pytest.mark.parametrize("name", ["eps", "v", "sd3", "wan"])
+def test_denoised_output_on_every_other_path(host, zoo, name, settings):
+    """Also through SamplerCustomAdvanced, and with a schedule cut in two."""
+    tiny = zoo[name]
+    out = tiny.model.model.process_latent_out
+    recorder = Recorder(tiny.model)
+    (_, x0) = pcm(host, tiny, model=recorder.model, steps=4, cfg="2", latent_image=tiny.latent(seed=1), **settings)
+    assert torch.equal(x0["samples"], out(recorder.denoised[-1]))
+    schedule = {key: settings[key] for key in ("terminal", "denoise") if key in settings}
+    noise = {key: settings[key] for key in ("determinism", "gamma") if key in settings}
+    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, **schedule)
+    (sampler,) = host.call("SamplerPCM", **noise)
+    for part in host.call("SplitSigmas", sigmas=sigmas, step=1):
+        recorder = Recorder(tiny.model)
+        (_, x0) = advanced(host, tiny, part, cfg=2.0, model=recorder.model, sampler=sampler)
+        assert torch.equal(x0["samples"], out(recorder.denoised[-1])) and len(recorder.denoised) == len(part) - 1
+
+
 class TestProfile:
+    def test_what_was_overridden_is_said_once(self, host, zoo, caplog):
+        model = with_profile(host, zoo["eps"], phases=4, steps=4)
+        pcm(host, zoo["eps"], model=model, steps=8, spacing="aligned")
+        notes = [record.message for record in caplog.records if "PCM Sampler" in record.message]
+        assert sorted(notes) == [
+            "PCM Sampler: 8 steps were asked of a 4-phase model; ran its 4 phase jumps.",
+            "PCM Sampler: spacing is aligned where the LoRA says trailing.",
+        ]
+        caplog.clear()
+        pcm(host, zoo["eps"], model=model, end_step=2)  # part of the LoRA's own schedule is nothing to report
+        assert not [record for record in caplog.records if "PCM Sampler" in record.message]
+        pcm(host, zoo["eps"], model=model, start_step=2, cfg="3")
+        assert [record.message for record in caplog.records if "PCM Sampler" in record.message] == [
+            "PCM Sampler: cfg is 3, and PCM is made for 1: it burns and takes longer."
+        ]
+        caplog.clear()
+        pcm(host, zoo["eps"], model=model, steps=8, spend_extra_steps=True, cfg="3")
+        notes = [record.message for record in caplog.records if "PCM Sampler" in record.message]
+        assert len(notes) == 2 and "cfg is 3" in notes[0] and "8 steps" in notes[1]
+
     def test_everything_on_auto_comes_from_the_lora(self, host, zoo):
         tiny = zoo["eps"]
         model = with_profile(host, tiny, phases=8, steps=8, cfg=1.0, spacing="aligned", grid=50)
@@ -307,6 +378,10 @@ BAD = [
     ({"determinism": math.nan}, "determinism is nan"),
     ({"determinism": 1.5}, "determinism is 1.5"),
     ({"gamma": -0.5}, "gamma is -0.5"),
+    ({"gamma": 1.5}, "gamma is 1.5"),
+    ({"gamma": math.nan}, "gamma is nan"),
+    ({"cfg": "inf"}, 'cfg contains "inf"'),
+    ({"cfg": "5, 1, 1, 1, 1"}, "cfg has 5 values for a model of 4 phases"),
     ({"gamma": 0.3, "determinism": 0.5}, "determinism is 0.5 and gamma is 0.3"),
     ({"steps": 10000}, "is 10000"),
     ({"start_step": 3, "end_step": 3}, "start_step is 3 and end_step is 3"),
