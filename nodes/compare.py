@@ -76,9 +76,12 @@ def make_rows(positives: Sequence[Any], seed: int, seeds: int, labels: str) -> l
 
 
 class Sampling:
-    """One column made ready: the plan or the stock sigmas, and how to sample a row with them."""
+    """One column made ready: the plan or the stock sigmas, and how to sample a row with them.
 
-    def __init__(self, column: Column, model: Any, denoise: float) -> None:
+    ``name`` is who speaks in the log.
+    """
+
+    def __init__(self, column: Column, model: Any, denoise: float = 1.0, name: str = "PCM Compare") -> None:
         self.column, self.model = column, model
         if column.sampler:
             self.plan = None
@@ -86,7 +89,7 @@ class Sampling:
                 model, column.sampler, column.scheduler, column.steps, denoise
             )
         else:
-            self.plan = make_plan(model, steps=column.steps, denoise=denoise).report("PCM Compare")
+            self.plan = make_plan(model, steps=column.steps, denoise=denoise).report(name)
             self.sampler, self.sigmas = host.ksampler(sample_phased), self.plan.sigmas
 
     def guider(self, positive: Any, negative: Any) -> Any:

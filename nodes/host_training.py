@@ -5,13 +5,12 @@ The second half of ``host``: it reaches ComfyUI through that file, which alone i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
@@ -23,7 +22,6 @@ Conditioning = list[list[Any]]
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _CACHED_TEXTS = 16
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class _Body(comfy.samplers.Sampler):
@@ -190,40 +188,3 @@ def new_lora_path(prefix: str) -> tuple[Path, str]:
     folder_paths.add_model_folder_path("loras", str(base))
     file = f"{name}_{counter:05}_.safetensors"
     return Path(folder) / file, str(Path(subfolder) / file)
-
-
-# Files, for the command line: the host's own loaders.
-
-
-def load_model(path: Path) -> Any:
-    """A diffusion model file, as UNETLoader takes it."""
-    return comfy.sd.load_diffusion_model(str(path))
-
-
-@torch.no_grad()
-def encode_pictures(vae: Path, pictures: Sequence[Path], size: int) -> list[Tensor]:
-    """Latents [1, C, ...] of pictures, scaled and centre-cropped to ``size`` squared."""
-    state, metadata = comfy.utils.load_torch_file(str(vae), return_metadata=True)
-    model = comfy.sd.VAE(sd=state, metadata=metadata)
-    latents: list[Tensor] = []
-    for path in pictures:
-        with Image.open(path) as picture:
-            square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255)[None]
-        latents.append(model.encode(pixels).cpu())
-    return latents
-
-
-@torch.no_grad()
-def encode_texts(files: Sequence[Path], kind: str, texts: Sequence[str]) -> list[Conditioning]:
-    """Conditionings of texts.
-
-    Raises:
-        PCMError: if the host knows no text encoder of that kind.
-    """
-    types = comfy.sd.CLIPType
-    if kind.upper() not in types.__members__:
-        known = ", ".join(name.lower() for name in types.__members__)
-        raise PCMError(f'The text encoder type is "{kind}".', f"one of {known}.", "Correct --clip-type.")
-    clip = comfy.sd.load_clip([str(file) for file in files], clip_type=types[kind.upper()])
-    return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]

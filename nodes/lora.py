@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -53,31 +54,40 @@ class PCMLoraLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:
-        if not math.isfinite(strength):
-            raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
-        path = host_lora.lora_path(lora_name)
-        tensors, metadata = lora.read_lora(path)
-        profile = profile_for(path, metadata)
-        _refuse(model, path.name, profile)
-        targets, shapes = host_lora.lora_targets(model)
-        tensors, report = lora.normalise(
-            tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
-            profile=profile, allow_partial=allow_partial,
-        )  # fmt: skip
-        factor, notes = _strength(profile, report, strength)
-        patched = host_lora.patch_lora(model, tensors, shapes, strength * factor)
-        if profile.known:
-            patched, profile, more = _configure(patched, profile)
-            notes += more
-            for mistake in loading_mistakes(profile, path.name, report.family, host_lora.model_facts(model), strength):
-                logging.warning("Load PCM LoRA: %s", mistake)
-                notes.append(mistake)
-        elif (kept := host.profile_of(model)) is not None:
-            profile = kept
-            notes.append(f"No few-step LoRA known to this pack; the settings of {kept.family} stay in force.")
-        report = lora.with_profile(report, profile, notes)
-        logging.info("Load PCM LoRA: %s", report.line())
+        patched, report = load_lora(model, host_lora.lora_path(lora_name), strength, allow_partial=allow_partial)
         return io.NodeOutput(patched, report.text())
+
+
+def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = False) -> tuple[Any, LoraReport]:
+    """What the node does with a file: the model with the LoRA and its settings, and what was found.
+
+    Raises:
+        PCMError: if the strength is no number, or the file or a part of it does not fit the model.
+    """
+    if not math.isfinite(strength):
+        raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
+    tensors, metadata = lora.read_lora(path)
+    profile = profile_for(path, metadata)
+    _refuse(model, path.name, profile)
+    targets, shapes = host_lora.lora_targets(model)
+    tensors, report = lora.normalise(
+        tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
+        profile=profile, allow_partial=allow_partial,
+    )  # fmt: skip
+    factor, notes = _strength(profile, report, strength)
+    patched = host_lora.patch_lora(model, tensors, shapes, strength * factor)
+    if profile.known:
+        patched, profile, more = _configure(patched, profile)
+        notes += more
+        for mistake in loading_mistakes(profile, path.name, report.family, host_lora.model_facts(model), strength):
+            logging.warning("Load PCM LoRA: %s", mistake)
+            notes.append(mistake)
+    elif (kept := host.profile_of(model)) is not None:
+        profile = kept
+        notes.append(f"No few-step LoRA known to this pack; the settings of {kept.family} stay in force.")
+    report = lora.with_profile(report, profile, notes)
+    logging.info("Load PCM LoRA: %s", report.line())
+    return patched, report
 
 
 def _refuse(model: Any, name: str, profile: PCMProfile) -> None:

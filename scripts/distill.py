@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
-import importlib.util
-import os
 import signal
 import sys
 import time
@@ -26,10 +23,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "phased_consistency_pack"
+from .processes import Pack, Workers, load_pack
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,38 +69,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Workers:
-    """This process among its peers; one alone without Accelerate."""
-
-    def __init__(self, accelerator: Any = None) -> None:
-        self.accelerator = accelerator
-        self.rank = accelerator.process_index if accelerator else 0
-        self.count = accelerator.num_processes if accelerator else 1
-
-    @classmethod
-    def start(cls, single: bool, on_cpu: bool) -> Workers:
-        if importlib.util.find_spec("accelerate") is None:
-            if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                return cls()
-            sys.exit(
-                "Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single."
-            )
-        return cls() if single else cls(importlib.import_module("accelerate").Accelerator(cpu=on_cpu))
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its mean over the processes."""
-        for tensor in tensors:
-            tensor.copy_(self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="mean"))
-
-    def wait(self) -> None:
-        if self.accelerator:
-            self.accelerator.wait_for_everyone()
-
-
 class StopRequest:
     """Ctrl-C and SIGTERM end the run between two steps, so that its checkpoint is whole; a second one ends it at once.
 
@@ -131,21 +94,6 @@ class StopRequest:
             raise KeyboardInterrupt
 
 
-def load_pack() -> Callable[[str], ModuleType]:
-    """Import the pack as the host would, and give its modules by name; COMFYUI_PATH names the host."""
-    comfyui = os.environ.get("COMFYUI_PATH")
-    if not comfyui:
-        sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout.")
-    sys.path[:] = [comfyui, *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
-    if not torch.cuda.is_available():
-        importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec is not None and spec.loader is not None
-    sys.modules[PACKAGE] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda name: importlib.import_module(f"{PACKAGE}.{name}")
-
-
 def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     """Encode every picture and caption once, and the empty caption; write the cache."""
     if options.vae is None or not options.clip:
@@ -163,7 +111,7 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     torch.save({"latents": latents, "texts": conditionings[1:], "negative": conditionings[0]}, options.latents)
 
 
-def make_job(options: argparse.Namespace, pack: Callable[[str], ModuleType]) -> Any:
+def make_job(options: argparse.Namespace, pack: Pack) -> Any:
     """The model, the data and the settings, checked by the node's own checks."""
     training, distill = pack("nodes.training"), pack("pcm_core.distill")
     cached = torch.load(options.latents, weights_only=True, map_location="cpu")
@@ -174,7 +122,7 @@ def make_job(options: argparse.Namespace, pack: Callable[[str], ModuleType]) -> 
         seed=options.seed,
     )  # fmt: skip
     return training.Job(
-        model=pack("nodes.host_training").load_model(options.model),
+        model=pack("nodes.host_files").load_model(options.model),
         latents=cached["latents"],
         texts=cached["texts"],
         negative=cached["negative"],
@@ -227,7 +175,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         sys.exit(f"{path} cannot be written ({error}). The checkpoint before it, if any, is as it was.")
 
 
-def train(options: argparse.Namespace, pack: Callable[[str], ModuleType], workers: Workers, job: Any) -> None:
+def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
     training = pack("nodes.training")
     metadata = training.metadata_for(job.model, job.config, None)
@@ -279,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.images is not None:
             if workers.first:
-                encode_images(options, pack("nodes.host_training"))
+                encode_images(options, pack("nodes.host_files"))
             workers.wait()
             options.latents = options.cache or options.out.with_suffix(".latents.pt")
         train(options, pack, workers, make_job(options, pack))

@@ -6,7 +6,8 @@
     python -m scripts.metrics A                 of clips: optical flow, change between frames
 
 A is measured, B is the reference. Both are folders, or
-``http://HOST:PORT/history/PROMPT_ID`` for what a running ComfyUI made. Nothing is downloaded without ``--download``.
+``http://HOST:PORT/history/PROMPT_ID`` for what a running ComfyUI made; ``scripts.generate`` makes a folder of any size.
+Nothing is downloaded without ``--download``.
 FID and optical flow need ``pip install ".[metrics]"``; CLIP needs transformers, which ComfyUI has.
 """
 

@@ -173,14 +173,14 @@ def test_data_must_be_named(tmp_path):
 
 
 def test_several_processes_need_accelerate(monkeypatch):
-    from scripts import distill
+    from scripts import processes
 
-    monkeypatch.setattr(distill.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="pip install accelerate"):
-        distill.Workers.start(single=False, on_cpu=True)
+        processes.Workers.start(single=False, on_cpu=True)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    alone = distill.Workers.start(single=False, on_cpu=True)
+    alone = processes.Workers.start(single=False, on_cpu=True)
     assert (alone.rank, alone.count, alone.first) == (0, 1, True)
 
 

@@ -1,0 +1,203 @@
+"""Make a folder of pictures or clips from a file of prompts, for ``scripts.metrics``; on one process or many.
+
+    python -m scripts.generate prompts.txt out --comfyui ComfyUI --checkpoint sd_xl_base_1.0.safetensors \\
+        --lora pcm_sdxl_smallcfg_4step_converted.safetensors
+    accelerate launch -m scripts.generate prompts.txt out ...                   the same pictures, on every GPU
+    torchrun --nproc_per_node=2 -m scripts.generate prompts.txt out ...         or on two processes of the CPU
+    python -m scripts.generate prompts.txt out --comfyui ComfyUI --demo picture \\
+        --lora demo/weights/demo_pcm_4phase.safetensors                          the demo world
+
+A prompt a line. Picture n has the seed ``--seed`` + n and the name ``n_seed``, so two folders of one prompt file pair
+by name. ``manifest.jsonl`` says of every picture, made or yet to be made, its prompt, seed and settings. Start the
+command again after it was stopped or killed: what is there stays, what is missing is made, by any number of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .picture_maker import DEMOS, PictureMaker, SayOnce
+from .processes import Pack, Workers, load_pack
+
+MANIFEST = "manifest.jsonl"
+PART = ".part"  # the end of the name of a file that is being written
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture or clip to make."""
+
+    file: str
+    prompt: str
+    seed: int
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Make a folder of pictures or clips from a file of prompts.")
+    parser.add_argument("prompts", type=Path, help="a text file, one prompt a line")
+    parser.add_argument("out", type=Path, help="the folder; an interrupted one is completed")
+    parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout; default: COMFYUI_PATH")
+    files = parser.add_argument_group("model")
+    files.add_argument("--checkpoint", type=Path, help="model, text encoder and VAE in one file")
+    files.add_argument("--model", type=Path, help="diffusion model, as UNETLoader takes it")
+    files.add_argument("--vae", type=Path, action="append", help="twice for TAESD: encoder, decoder")
+    files.add_argument("--clip", type=Path, action="append", help="text encoder; repeat for several")
+    files.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
+    files.add_argument("--lora", type=Path, help="read as Load PCM LoRA does; it decides steps, cfg and spacing")
+    files.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
+    files.add_argument("--demo", choices=DEMOS, help="the demo world's model, VAE and text encoder")
+    how = parser.add_argument_group("sampling")
+    how.add_argument("--sampling", default="auto", metavar="HOW", help="a column of PCM Compare: auto, 8, "
+                     '"auto cfg 2", or "euler/simple@25 cfg 3" for a stock sampler')  # fmt: skip
+    how.add_argument("--negative", default="", help="negative prompt; unused at cfg 1")
+    how.add_argument("--shift", type=float, default=0.0, help="of a flow model; 0: what the LoRA or model wants")
+    how.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: 1024 1024")
+    how.add_argument("--length", type=int, help="pictures in a clip; without it pictures are made")
+    how.add_argument("--fps", type=float, default=16.0, help="of clips, which are lossless animated WebP")
+    how.add_argument("--seed", type=int, default=0, help="of the first picture; each has the next")
+    how.add_argument("--per-prompt", type=int, default=1, help="pictures of every prompt")
+    parser.add_argument("--single", action="store_true", help="one process, without Accelerate")
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Fill in what ``--demo`` stands for, and refuse what cannot be."""
+    for name, value in (DEMOS[options.demo] if options.demo else {}).items():
+        if not getattr(options, name):
+            setattr(options, name, value)
+    options.size = tuple(options.size or (1024, 1024))
+    if not (options.checkpoint or options.model):
+        sys.exit("There is no model. Give --checkpoint, or --model with --vae and --clip, or --demo.")
+    if options.per_prompt < 1 or not 0 <= options.seed < 2**63:
+        sys.exit("--per-prompt is at least 1, and --seed at least 0.")
+    if not 0 <= options.shift < math.inf:
+        sys.exit("--shift is above 0, or 0 for what the LoRA or model wants.")
+    if options.vae and len(options.vae) > 2:
+        sys.exit("--vae is one file, or TAESD's encoder and decoder.")
+    given = [options.prompts, options.checkpoint, options.model, options.lora]
+    for path in (*given, *(options.vae or []), *(options.clip or [])):
+        if path is not None and not path.is_file():
+            sys.exit(f"{path} is not there.")
+
+
+def tasks_for(options: argparse.Namespace) -> list[Task]:
+    """Every picture of the prompt file, in its order; blank lines are not prompts."""
+    lines = [line.strip() for line in options.prompts.read_text("utf-8").splitlines()]
+    prompts = [line for line in lines if line for _ in range(options.per_prompt)]
+    if not prompts:
+        sys.exit(f"{options.prompts} holds no prompts.")
+    suffix = ".webp" if options.length else ".png"
+    seeds = range(options.seed, options.seed + len(prompts))
+    return [
+        Task(f"{index:06}_{seed}{suffix}", prompt, seed)
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
+
+
+def prepare(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> None:
+    """Write the manifest, once it is sure that what lies in the folder belongs to it.
+
+    The whole of it is written before the first picture, so no kill can part a picture from its line.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [{"file": task.file, "prompt": task.prompt, "seed": task.seed, **settings} for task in tasks]
+    manifest = out / MANIFEST
+    if manifest.exists():
+        planned = {row["file"]: row for row in rows}
+        for line in manifest.read_text("utf-8").splitlines():
+            before = json.loads(line)
+            if before != planned.get(before["file"]):
+                sys.exit(_conflict(manifest, before, planned.get(before["file"])))
+    elif strangers := sorted(path.name for path in out.iterdir() if not path.name.endswith(PART)):
+        sys.exit(f"{out} holds {strangers[0]} and no {MANIFEST}. Give a new folder.")
+    for left_over in out.glob(f"*{PART}"):
+        left_over.unlink(missing_ok=True)
+    partial = out / f"{MANIFEST}{PART}"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    partial.replace(manifest)
+
+
+def _conflict(manifest: Path, before: dict[str, Any], now: dict[str, Any] | None) -> str:
+    """What is not as it was when the folder was begun."""
+    if now is None:
+        return f"{manifest} has {before['file']}, and the prompt file does not. Give a new folder, or that prompt file."
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    was, wanted = json.dumps(before.get(name)), json.dumps(now.get(name))
+    return f"{manifest} says of {before['file']}: {name} {was}, not {wanted}. Give a new folder, or the old settings."
+
+
+def missing(out: Path, tasks: Sequence[Task]) -> list[Task]:
+    there = {path.name for path in out.iterdir()}
+    return [task for task in tasks if task.file not in there]
+
+
+def save(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
+    """Write a picture or clip, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # a process left over by a kill may write it too
+    if path.suffix == ".webp":
+        options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps)}
+        frames[0].save(partial, "WEBP", lossless=True, loop=0, **options)
+    else:
+        frames[0].save(partial, "PNG", compress_level=4)
+    os.replace(partial, path)
+
+
+def generate(options: argparse.Namespace, pack: Pack, workers: Workers) -> int:
+    """Make this process's share of what is missing; returns how many it made."""
+    tasks = tasks_for(options)
+    maker = PictureMaker(options, pack, [task.prompt for task in tasks])
+    if workers.first:
+        prepare(options.out, tasks, maker.settings)
+    workers.wait()
+    mine = missing(options.out, tasks)
+    workers.wait()  # nobody writes before everybody has looked: the shares are cut from one list
+    mine = workers.share(mine)
+    started = time.monotonic()
+    for done, task in enumerate(mine):
+        save(maker.make(task.prompt, task.seed), options.out / task.file, options.fps)
+        if workers.first:
+            show(done + 1, len(mine), started)
+    left = len(missing(options.out, tasks))
+    state = f"{left} are missing" if left else f"all {len(tasks)} are there"
+    sys.stderr.write(f"Process {workers.rank} made {len(mine)}; {state}: {options.out}\n")  # whole, among several
+    return len(mine)
+
+
+def show(done: int, total: int, started: float) -> None:
+    """How far the first process is: a line rewritten on a terminal, one line for every hundred pictures in a log."""
+    live = sys.stderr.isatty()
+    if live or done == total or done % 100 == 0:
+        rate = done / max(time.monotonic() - started, 1e-9)
+        line = f"{done}/{total}  {rate:.2f} a second  {(total - done) / rate:.0f} s left "
+        print("\r" * live + line, end="\n" if done == total or not live else "", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    check(options)
+    logging.getLogger().addFilter(SayOnce())
+    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
+    pack = load_pack(options.comfyui)
+    try:
+        generate(options, pack, workers)
+    except pack("pcm_core.errors").PCMError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on from there.")
+
+
+if __name__ == "__main__":
+    main()

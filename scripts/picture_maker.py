@@ -1,0 +1,191 @@
+"""One model made ready on the host, and a picture or clip for every prompt and seed: the work of ``scripts.generate``.
+
+The sampling is that of the nodes: PCM Sampler and PCM Compare for pictures, PCM Video Sampler for clips. A picture is
+made alone, so its bits depend on its own prompt, seed and settings and on nothing made before or beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .processes import ROOT, Pack
+
+WEIGHTS = ROOT / "demo" / "weights"
+# What --demo stands for: the files, and the size of what they make.
+DEMOS: dict[str, dict[str, Any]] = {
+    "picture": {
+        "model": WEIGHTS / "demo_sd3.safetensors",
+        "vae": [WEIGHTS / "taesd3_encoder.safetensors", WEIGHTS / "taesd3_decoder.safetensors"],
+        "size": (64, 64),
+    },
+    "video": {
+        "model": WEIGHTS / "demo_wan.safetensors",
+        "vae": [WEIGHTS / "demo_wan_vae.safetensors"],
+        "size": (48, 48),
+        "length": 13,
+        "shift": 3.0,
+    },
+}
+Sample = Callable[[Any, Any, int], Any]
+
+
+class SayOnce(logging.Filter):
+    """Drops what the log said before: a warning about the settings comes with every picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self.said
+        self.said.add(text)
+        return new
+
+
+class PictureMaker:
+    """Everything that is loaded and decided once.
+
+    Attributes:
+        settings: what the pictures depend on beside prompt and seed, for the manifest.
+    """
+
+    def __init__(self, options: argparse.Namespace, pack: Pack, prompts: Sequence[str]) -> None:
+        self.files = pack("nodes.host_files")
+        self.files.quiet()
+        model, self.vae, self.texts = _load(options, self.files, prompts)
+        if options.lora:
+            model = pack("nodes.lora").load_lora(model, options.lora, options.strength)[0]
+        self.negative = self.texts(options.negative)
+        self.settings = _named(options)
+        self.sample = _ready(self, model, options, pack)
+
+    @torch.inference_mode()
+    def make(self, prompt: str, seed: int) -> list[Image.Image]:
+        """One picture, or the frames of one clip."""
+        samples = self.sample(self.texts(prompt), self.negative, seed)
+        return self.files.decode(self.vae, samples)
+
+
+def _load(options: argparse.Namespace, files: Any, prompts: Sequence[str]) -> tuple[Any, Any, Callable[[str], Any]]:
+    """MODEL, VAE and ``text -> conditioning``."""
+    model = clip = vae = None
+    if options.checkpoint:
+        model, clip, vae = files.load_checkpoint(options.checkpoint)
+    if options.model:
+        model = files.load_model(options.model)
+    if model is None:
+        sys.exit(f"{options.checkpoint} holds no diffusion model. Give one with --model.")
+    if options.vae:
+        vae = files.load_vae(options.vae, model)
+    if options.demo:
+        return model, vae, _demo_texts(options.demo, [*prompts, options.negative])
+    if options.clip:
+        clip = files.load_clip(options.clip, options.clip_type)
+    if vae is None or clip is None:
+        sys.exit(f"There is no {'VAE' if vae is None else 'text encoder'}. Give it with --vae or --clip.")
+    return model, vae, files.text_encoder(clip)
+
+
+def _demo_texts(kind: str, texts: Sequence[str]) -> Callable[[str], Any]:
+    """The demo world's own text encoder, after a look at every text."""
+    world, video = (importlib.import_module(f"demo.{name}") for name in ("world", "video_world"))
+
+    def encode(text: str) -> Any:
+        if kind == "video":
+            return [[video.embed_video([video.parse_video_prompt(text)]), {}]]
+        context, pooled = world.embed([world.parse_prompt(text)])
+        return [[context, {"pooled_output": pooled}]]
+
+    try:
+        known = {text: encode(text) for text in texts}
+    except ValueError as error:
+        sys.exit(str(error))
+    return known.__getitem__
+
+
+def _named(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, with files by name and digest."""
+    given = [options.checkpoint, options.model, options.lora, *(options.vae or []), *(options.clip or [])]
+    width, height = options.size
+    return {
+        "files": {path.name: digest(path) for path in given if path},
+        "strength": options.strength if options.lora else None,
+        "negative": options.negative,
+        "width": width,
+        "height": height,
+        "length": options.length,
+    }
+
+
+def digest(path: Path) -> str:
+    """The first sixteen digits of the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()[:16]
+
+
+def _column(options: argparse.Namespace, pack: Pack) -> Any:
+    """The one way to sample that --sampling names."""
+    columns = pack("pcm_core.compare").parse_columns(options.sampling)
+    if len(columns) > 1 or columns[0].model != "a":
+        sys.exit(f'--sampling is "{options.sampling}". Name one way: auto, 4, or euler/simple@25 cfg 3.')
+    return columns[0]
+
+
+def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
+    """The sampling that was asked for, and what it comes to in the settings."""
+    host, column, frames = pack("nodes.host"), _column(options, pack), None
+    if options.length:
+        setup = pack("nodes.video_setup").set_up(model, "auto", column.steps, options.shift)
+        model, frames = setup.model, setup.family.latent_frames(options.length, "length")
+    elif options.shift:
+        model = _with_shift(host, model, options.shift)
+    sampling = pack("nodes.compare").Sampling(column, model, name="generate")
+    latent = host.fix_latent(model, {"samples": maker.files.empty_latent(maker.vae, *options.size, frames)})
+    maker.settings |= {
+        "sampler": f"{column.sampler}/{column.scheduler}" if column.sampler else "PCM",
+        "steps": sampling.steps,
+        "cfg": sampling.cfg,
+        "shift": host.flow_shift(model),
+        "sigmas": [float(f"{sigma:.6g}") for sigma in sampling.sigmas.tolist()],
+    }
+    if options.length and not column.sampler:
+        return _clips(setup, sampling, latent, pack)
+
+    def sample(positive: Any, negative: Any, seed: int) -> Any:
+        guider = sampling.guider(positive, negative)
+        return host.sample(guider, sampling.sampler, sampling.sigmas, latent, seed=seed)[0]["samples"]
+
+    return sample
+
+
+def _with_shift(host: Any, model: Any, shift: float) -> Any:
+    if host.flow_shift(model) is None:
+        sys.exit(f"--shift is {shift:g}, and this is no flow model: it has none. Leave it out.")
+    return host.with_flow_shift(model, shift)
+
+
+def _clips(setup: Any, sampling: Any, latent: Any, pack: Pack) -> Sample:
+    """As the PCM Video Sampler does it, with its defaults."""
+    video, noise = pack("nodes.video"), pack("pcm_core.video_noise").ClipNoise
+
+    def sample(positive: Any, negative: Any, seed: int) -> Any:
+        ready, positive, negative = video.condition(setup, positive, negative, latent["samples"].shape, -1.0)
+        clip = video.Clip(noise(axis=setup.family.frames_axis, seed=seed), seed)
+        stages = [(ready, 0, sampling.steps)]
+        return video.run(clip, latent, stages, positive, negative, sampling.cfg, sampling.plan, -1.0)["samples"]
+
+    return sample

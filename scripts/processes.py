@@ -1,0 +1,82 @@
+"""One process or many, and the pack inside them: what ``scripts.distill`` and ``scripts.generate`` share."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "phased_consistency_pack"
+Pack = Callable[[str], ModuleType]
+T = TypeVar("T")
+
+
+class Workers:
+    """This process among its peers; one alone without Accelerate."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index if accelerator else 0
+        self.count = accelerator.num_processes if accelerator else 1
+
+    @classmethod
+    def start(cls, single: bool, on_cpu: bool) -> Workers:
+        if importlib.util.find_spec("accelerate") is None:
+            if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                return cls()
+            sys.exit(
+                "Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single."
+            )
+        return cls() if single else cls(importlib.import_module("accelerate").Accelerator(cpu=on_cpu))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its mean over the processes."""
+        for tensor in tensors:
+            tensor.copy_(self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="mean"))
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of a list that is the same in all of them; every item is in exactly one part."""
+        if self.rank >= len(items):
+            return []  # Accelerate would give the last item to every process too many
+        if self.accelerator is None:
+            return list(items)
+        with self.accelerator.split_between_processes(list(items)) as mine:
+            return list(mine)
+
+    def wait(self) -> None:
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+
+def load_pack(comfyui: str | None = None) -> Pack:
+    """Import the pack as the host would, and give its modules by name.
+
+    Args:
+        comfyui: a ComfyUI checkout; default: COMFYUI_PATH.
+    """
+    comfyui = comfyui or os.environ.get("COMFYUI_PATH")
+    if not comfyui:
+        sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout.")
+    # The root goes last: this repository has a package "nodes", the host a module of that name.
+    others = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
+    sys.path[:] = [comfyui, *others, str(ROOT)]
+    if not torch.cuda.is_available():
+        importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    sys.modules[PACKAGE] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda name: importlib.import_module(f"{PACKAGE}.{name}")
