@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from .world import Prompt, Scene, all_prompts, embed, render, sample_scene
 STEPS = (1, 2, 4, 8, 16)
 BATCH = 125
 REFERENCE_STEPS = 50
+REFERENCE_SEED = 9_000
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,27 @@ class Score:
     crisp: float
 
 
+def grade(judge: Judge, pictures: Tensor, prompts: list[Prompt],
+          reference: tuple[np.ndarray, np.ndarray]) -> tuple[float, float, float]:  # fmt: skip
+    """Frechet distance to the reference, share of prompts met, and edge sharpness of pictures [B, 3, 64, 64]."""
+    features = features_of(judge, pictures)
+    hits = correct(judge, features, labels_of(prompts)).all(1).float().mean().item()
+    return frechet(moments(features), reference), hits, crispness(pictures).mean().item()
+
+
 def score(world: World, method: Method, steps: int, count: int, seeds: Sequence[int],
           reference: tuple[np.ndarray, np.ndarray]) -> Score:  # fmt: skip
     prompts = prompts_for(count)
-    scene = labels_of(prompts)
-    rows = []
-    for seed in seeds:
-        pictures = generate(world, method, steps, prompts, seed)
-        features = features_of(world.judge, pictures)
-        hits = correct(world.judge, features, scene).all(1).float().mean().item()
-        rows.append((frechet(moments(features), reference), hits, crispness(pictures).mean().item()))
+    rows = [grade(world.judge, generate(world, method, steps, prompts, seed), prompts, reference) for seed in seeds]
     mean, std = np.mean(rows, axis=0), np.std(rows, axis=0)
     return Score(mean[0], std[0], mean[1], std[1], mean[2])
+
+
+def teacher_reference(world: World, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Moments of the features of the teacher's own pictures, which everything is measured against."""
+    method = Method("reference", cfg=CFG)
+    pictures = generate(world, method, REFERENCE_STEPS, prompts_for(count), seed=REFERENCE_SEED)
+    return moments(features_of(world.judge, pictures))
 
 
 def labels_of(prompts: list[Prompt]) -> Scene:
@@ -211,10 +220,8 @@ class Results:
 
 def measure(world: World, methods: Sequence[Method], count: int, seeds: Sequence[int]) -> Results:
     """Run every method at each of its step counts; prints every cell as it comes."""
-    best = partial(Method, cfg=CFG)
-    reference_pictures = generate(world, best("reference"), REFERENCE_STEPS, prompts_for(count), seed=9_000)
-    reference = moments(features_of(world.judge, reference_pictures))
-    floor = score(world, best("teacher"), REFERENCE_STEPS, count, seeds, reference)
+    reference = teacher_reference(world, count)
+    floor = score(world, Method("teacher", cfg=CFG), REFERENCE_STEPS, count, seeds, reference)
     cells: dict[tuple[str, int], Score] = {}
     for method in methods:
         for steps in method.steps:
