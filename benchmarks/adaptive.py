@@ -1,21 +1,28 @@
-"""Do edges fitted to a model beat uniform ones? Plain DDIM of an undistilled teacher, and PCM distilled on either.
+"""Do phase edges fitted to a model beat uniform ones? Plain few-step sampling, and PCM distilled on either.
 
-Edges come from ``pcm_core.adaptive`` on 64 trajectories; every figure is from other noise. "squared" adds the squares
-of the jump errors. The host's karras schedule is there as the usual alternative to uniform.
+Uniform edges spend as many evaluations where the path is straight as where it bends. The fit: one 50-step run on a few
+starting points prices every jump there is, since from each point the model's x0 says where a jump to any later point
+would land and the run says where it should have; dynamic programming then finds the M jumps of the least summed error.
+Uniform edges lie on the same 50 points; every figure is from other noise than the fit.
 
-    python -m benchmarks.adaptive              the 2-D world, no training
-    python -m benchmarks.adaptive --demo       and the demo world's picture teacher
-    python -m benchmarks.adaptive --distil     and PCM distilled on both kinds of edges in the 2-D world
+    python -m benchmarks.adaptive --world 2d                 the exact teacher of the 2-D world
+    python -m benchmarks.adaptive --world 2d --distil        PCM distilled on both kinds of edges there
+    python -m benchmarks.adaptive --world demo               the picture teacher, judged as in demo/score.py
+    python -m benchmarks.adaptive --world demo --distil      LoRAs of it on both kinds of edges
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.world_2d import (
     World,
@@ -27,15 +34,78 @@ from benchmarks.world_2d import (
     sliced_wasserstein,
     start_noise,
 )
-from pcm_core.adaptive import cheapest_chain, jump_errors
-from pcm_core.distill import SolverGrid
-from pcm_core.phases import phase_edges
-from pcm_core.sampling import sample_pcm
+from demo import score
+from demo.distill import CFG, TABLE, PoolData, save_lora
+from demo.distill import Denoiser as Guided
+from demo.teacher import LatentPool
+from demo.world import all_prompts, embed
+from pcm_core.distill import Adapters, Denoiser, DistillConfig, SolverGrid, Trainer, adaptable
+from pcm_core.errors import PCMError
+from pcm_core.phases import eval_timesteps, phase_edges
+from pcm_core.sampling import check_sigmas, jump, sample_pcm
 
 GRID = 50
-PHASES = (2, 4, 8)
 POINTS = [1000 - 1 - i * (1000 // GRID) for i in range(GRID)]
-Edges = dict[str, list[int]]
+Cells = Iterator[tuple[str, tuple[float, ...]]]
+HEAD_2D = ("SW to data", "distance to the exact end", "off mode")
+HEAD_DEMO = ("FDt", "accuracy", "RMS to the 50-step latent")
+
+
+@torch.no_grad()
+def jump_errors(model: Denoiser, x: Tensor, sigmas: Tensor, *, flow: bool) -> Tensor:
+    """What every jump along ``sigmas`` costs, at one model evaluation per point.
+
+    Args:
+        model: ``(x, sigma [B]) -> x0``.
+        x: starting points [B, ...] at ``sigmas[0]``; some tens are enough.
+        sigmas: [n + 1] strictly descending, the fine grid; its own run is the reference.
+        flow: a flow model; the others are compared at unit variance, since their latents grow with sigma.
+
+    Returns:
+        float64 [n + 1, n + 1]; entry (i, j) with i < j is the root mean square distance between the jump from point i
+        to point j and the run at point j. The rest is infinite.
+
+    Raises:
+        PCMError: as ``check_sigmas``.
+    """
+    levels = check_sigmas(sigmas)
+    states: list[Tensor] = [x]
+    predictions: list[Tensor] = []
+    for sigma, below in pairwise(levels):
+        predictions.append(model(states[-1], sigma * x.new_ones(len(x))))
+        states.append(jump(states[-1], predictions[-1], sigma, below))
+    errors = torch.full((len(levels), len(levels)), torch.inf, dtype=torch.float64)
+    for i, predicted in enumerate(predictions):
+        for j in range(i + 1, len(levels)):
+            miss = jump(states[i], predicted, levels[i], levels[j]) - states[j]
+            scale = 1.0 if flow else (1 + levels[j] ** 2) ** -0.5
+            errors[i, j] = miss.double().square().mean().sqrt() * scale
+    return errors
+
+
+def cheapest_chain(errors: Tensor, jumps: int) -> tuple[int, ...]:
+    """The points to jump from, descending in noise, so that the summed cost to the last point is least.
+
+    Args:
+        errors: [n + 1, n + 1], cost of the jump from point i to point j.
+        jumps: how many, 1 to n.
+
+    Raises:
+        PCMError: if there are not that many points.
+    """
+    points = len(errors) - 1
+    if not 1 <= jumps <= points:
+        raise PCMError(f"{jumps} jumps on {points} points.", f"1 to {points}.", "Use fewer phases or a finer grid.")
+    best = torch.full((points + 1,), torch.inf, dtype=torch.float64)
+    best[0] = 0
+    origins: list[Tensor] = []
+    for _ in range(jumps):
+        best, origin = (best[:, None] + errors).min(0)
+        origins.append(origin)
+    chain = [points]
+    for origin in reversed(origins):
+        chain.append(int(origin[chain[-1]]))
+    return tuple(reversed(chain[1:]))
 
 
 def levels(table: Tensor, timesteps: Sequence[int]) -> Tensor:
@@ -43,19 +113,12 @@ def levels(table: Tensor, timesteps: Sequence[int]) -> Tensor:
     return torch.cat([table[list(timesteps)], torch.zeros(1)])
 
 
-def candidates(errors: Tensor, phases: int) -> Edges:
-    """Evaluation timesteps by name, descending."""
-    uniform = [POINTS[0], *reversed(phase_edges(phases, GRID)[1:])]
-    chains = {"adaptive": errors, "adaptive, squared": errors.square()}
-    return {"uniform": uniform} | {
-        name: [POINTS[i] for i in cheapest_chain(cost, phases)] for name, cost in chains.items()
-    }
-
-
-def karras(table: Tensor, steps: int) -> list[int]:
-    """Timesteps nearest to the host's karras sigmas (rho 7)."""
-    ramp = torch.linspace(table[-1].item() ** (1 / 7), table[0].item() ** (1 / 7), steps) ** 7
-    return [int((table - sigma).abs().argmin()) for sigma in ramp]
+def candidates(errors: Tensor, phases: int, *, distilled: bool) -> dict[str, list[int]]:
+    """Evaluation timesteps by name, descending; ``trailing`` is what the pack samples undistilled models on."""
+    rows = {"uniform": [POINTS[0], *reversed(phase_edges(phases, GRID)[1:])]}
+    if not distilled:
+        rows["trailing"] = list(eval_timesteps(phases))
+    return rows | {"adaptive": [POINTS[i] for i in cheapest_chain(errors, phases)]}
 
 
 def fitted_grid(table: Tensor, timesteps: Sequence[int]) -> SolverGrid:
@@ -66,100 +129,125 @@ def fitted_grid(table: Tensor, timesteps: Sequence[int]) -> SolverGrid:
     return SolverGrid(even.sigma, even.below, edge)
 
 
-def undistilled(seeds: int) -> str:
+def two_dimensions(seed: int, counts: Sequence[int], distilled: bool, iterations: int) -> Cells:
+    """(row name, figures) of one seed; the teacher of the distilled rows is regressed on the exact one."""
     world, table = World(), sigma_table()
-    figures: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
-    for seed in range(seeds):
-        data = world.draw(8192, torch.Generator().manual_seed(1000 + seed))
-        x = start_noise(8192, 2000 + seed, table)
-        exact = exact_endpoint(world.denoise, x, table)
-        errors = jump_errors(world.denoise, start_noise(64, 3000 + seed, table), levels(table, POINTS), flow=False)
-        for phases in (*PHASES, 16):
-            for name, timesteps in (candidates(errors, phases) | {"karras": karras(table, phases)}).items():
-                end = sample_pcm(world.denoise, x, levels(table, timesteps))
-                distance = (end - exact).norm(dim=1).mean().item()
-                row = (sliced_wasserstein(end, data), distance, world.off_mode(end))
-                figures.setdefault((phases, name), []).append(row)
-    return _report(figures, ["steps", "points", "SW to data", "distance to the exact end", "off mode"])
-
-
-def distilled(seeds: int, imitation: int, iterations: int) -> str:
-    world, table = World(), sigma_table()
-    figures: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
-    for seed in range(seeds):
-        data = world.draw(8192, torch.Generator().manual_seed(1000 + seed))
-        x = start_noise(8192, 2000 + seed, table)
-        exact = exact_endpoint(world.denoise, x, table)
-        network = imitate(world, table, steps=imitation, seed=seed)
-        fit = start_noise(64, 3000 + seed, table)
-        errors = jump_errors(network.denoiser, fit, levels(table, POINTS), flow=False)
-        for phases in PHASES:
-            for name, timesteps in candidates(errors, phases).items():
+    data = world.draw(8192, torch.Generator().manual_seed(1000 + seed))
+    x = start_noise(8192, 2000 + seed, table)
+    exact = exact_endpoint(world.denoise, x, table)
+    network = imitate(world, table, steps=2500, seed=seed) if distilled else None
+    teacher = network.denoiser if network else world.denoise
+    errors = jump_errors(teacher, start_noise(64, 3000 + seed, table), levels(table, POINTS), flow=False)
+    for phases in counts:
+        for name, timesteps in candidates(errors, phases, distilled=distilled).items():
+            model = teacher
+            if network:
                 grid = fitted_grid(table, timesteps)
-                student = distil(network, world, grid, steps=iterations, seed=seed).denoiser
-                end = sample_pcm(student, x, levels(table, timesteps))
-                distance = (end - exact).norm(dim=1).mean().item()
-                row = (sliced_wasserstein(end, data), distance, world.off_mode(end))
-                figures.setdefault((phases, name), []).append(row)
-    return _report(figures, ["phases", "edges", "SW to data", "distance to the exact end", "off mode"])
+                model = distil(network, world, grid, steps=iterations, seed=seed).denoiser
+            end = sample_pcm(model, x, levels(table, timesteps))
+            distance = (end - exact).norm(dim=1).mean().item()
+            yield f"{phases} | {name}", (sliced_wasserstein(end, data), distance, world.off_mode(end))
 
 
-def demo_world(fit: int, count: int) -> str:
-    """The picture teacher at CFG 3: distance of the latent to its own 50-step end, other prompts than fitted."""
-    from demo.distill import CFG, TABLE, Denoiser
-    from demo.teacher import load_teacher
-    from demo.world import all_prompts, embed
+class Pictures:
+    """The demo world, loaded once: its teacher at CFG 3, and the judge's reference."""
 
-    teacher, prompts = load_teacher(), all_prompts()
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    def __init__(self, count: int) -> None:
+        self.count, self.world, self.pool = count, score.World.load(), None
+        best = score.Method("reference", cfg=CFG)
+        pictures = score.generate(self.world, best, GRID, score.prompts_for(count), seed=9_000)
+        self.reference = score.moments(score.features_of(self.world.judge, pictures))
 
-    def model(chosen: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
-        text = embed([prompts[i] for i in chosen])
-        return Denoiser(teacher, text, None, CFG, embed([None] * len(chosen)))
+    def teacher(self, count: int) -> Guided:
+        """Under ``count`` prompts, in an order of its own."""
+        prompts = all_prompts()
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+        text = embed([prompts[order[i]] for i in range(count)])
+        return Guided(self.world.teacher, text, None, CFG, embed([None] * count))
 
-    def noise(size: int, seed: int) -> Tensor:
-        return torch.randn(size, 16, 8, 8, generator=torch.Generator().manual_seed(seed))
+    @torch.inference_mode()
+    def errors(self, count: int, seed: int) -> Tensor:
+        """Prices of all jumps, from ``count`` trajectories."""
+        x = torch.randn(count, 16, 8, 8, generator=torch.Generator().manual_seed(3000 + seed))
+        return jump_errors(self.teacher(count), x, levels(TABLE, POINTS), flow=True)
 
-    fine = levels(TABLE, POINTS)
-    figures: dict[tuple[int, str], list[tuple[float]]] = {}
-    with torch.inference_mode():
-        errors = jump_errors(model(order[:fit]), noise(fit, 1), fine, flow=True)
-        held_out = model(order[fit : fit + count])
-        x = noise(count, 2)
-        end = sample_pcm(held_out, x, fine)
-        for phases in PHASES:
-            for name, timesteps in candidates(errors, phases).items():
-                reached = sample_pcm(held_out, x, levels(TABLE, timesteps))
-                figures[phases, f"{name} {timesteps}"] = [((reached - end).square().mean().sqrt().item(),)]
-    return _report(figures, ["steps", "points", "RMS to the 50-step latent"])
+    @torch.inference_mode()
+    def end(self, timesteps: Sequence[int], seed: int) -> Tensor:
+        """The teacher's latents of 64 prompts."""
+        x = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(2000 + seed))
+        return sample_pcm(self.teacher(64), x, levels(TABLE, timesteps))
+
+    def judged(self, timesteps: Sequence[int], seed: int, lora: str | None = None) -> tuple[float, float]:
+        """FDt and accuracy, as demo/score.py has them."""
+        method = score.Method("", lora, 1.0 if lora else CFG, timesteps=tuple(timesteps))
+        result = score.score(self.world, method, len(timesteps), self.count, [1 + seed], self.reference)
+        return result.distance, result.accuracy
+
+    def distil(self, timesteps: Sequence[int], seed: int, iterations: int, path: Path) -> None:
+        """The recipe of ``demo.distill``, from nothing, on given edges."""
+        teacher, phases = self.world.teacher, len(timesteps)
+        self.pool = pool = self.pool or LatentPool(self.world.vae, 8_000, seed=1)
+        config = DistillConfig(
+            phases=phases, grid=GRID, steps=iterations, lr=1e-3, batch=32, cfg=(CFG, CFG), ema=0.99, seed=seed
+        )
+        linear = {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
+        adapters = Adapters(linear, 24, generator=torch.Generator().manual_seed(seed))
+
+        def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+            return Guided(teacher, pool.text(captions))(x, sigma)
+
+        with adapters.attached():
+            trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True)
+            trainer.grid = fitted_grid(TABLE, timesteps)
+            trainer.run()
+        save_lora(adapters.lora(average=True), path.name, phases, iterations, 1e-3, path.parent)
 
 
-def _report(figures: dict[tuple[int, str], list[tuple[float, ...]]], head: list[str]) -> str:
+def demo_world(pictures: Pictures, seed: int, counts: Sequence[int], distilled: bool, iterations: int) -> Cells:
+    errors = pictures.errors(16, seed)
+    exact = None if distilled else pictures.end(POINTS, seed)
+    for phases in counts:
+        for name, timesteps in candidates(errors, phases, distilled=distilled).items():
+            label = f"{phases} | {name}"
+            if exact is not None:
+                distance = (pictures.end(timesteps, seed) - exact).square().mean().sqrt().item()
+                yield label, (*pictures.judged(timesteps, seed), distance)
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "lora.safetensors"
+                pictures.distil(timesteps, seed, iterations, path)
+                yield label, pictures.judged(timesteps, seed, str(path))
+
+
+def report(figures: dict[str, list[tuple[float, ...]]], head: Sequence[str]) -> str:
+    """Mean and deviation over the seeds."""
+
     def cell(values: tuple[float, ...]) -> str:
         spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.3f}{spread}"
 
-    body = [
-        [str(phases), name, *map(cell, zip(*seeds, strict=True))] for (phases, name), seeds in figures.items()
-    ]  # fmt: skip
-    return markdown(head, body)
+    rows = [[name, *map(cell, zip(*seeds, strict=True))] for name, seeds in figures.items()]
+    return markdown(["phases | edges", *head[: len(rows[0]) - 1]], rows).replace("--- |", "--- | --- |", 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--demo-pictures", type=int, default=48)
+    parser.add_argument("--world", choices=("2d", "demo"), default="2d")
     parser.add_argument("--distil", action="store_true")
-    parser.add_argument("--imitate", type=int, default=2500)
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--phases", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=3000)
+    parser.add_argument("--pictures", type=int, default=1000)
     options, _ = parser.parse_known_args()
-    print(f"**undistilled, 2-D, {options.seeds} seeds**\n\n{undistilled(options.seeds)}", flush=True)
-    if options.demo:
-        print(f"\n**undistilled, demo world**\n\n{demo_world(16, options.demo_pictures)}", flush=True)
-    if options.distil:
-        table = distilled(options.seeds, options.imitate, options.iterations)
-        print(f"\n**distilled, 2-D, {options.seeds} seeds**\n\n{table}")
+    figures: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    pictures = Pictures(options.pictures) if options.world == "demo" else None
+    for seed in range(options.seeds):
+        run = (options.phases, options.distil, options.iterations)
+        cells = demo_world(pictures, seed, *run) if pictures else two_dimensions(seed, *run)
+        for name, values in cells:
+            figures[name].append(values)
+            print(f"seed {seed}: {name} | {' | '.join(f'{value:.3f}' for value in values)}", flush=True)
+    print(f"\n{report(figures, HEAD_DEMO if pictures else HEAD_2D)}")
 
 
 if __name__ == "__main__":

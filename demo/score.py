@@ -41,13 +41,14 @@ REFERENCE_SEED = 9_000
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: which LoRA, how it is guided and how it is renoised."""
+    """A row of the table: which LoRA, how it is guided and how it is renoised; ``timesteps`` if not the trailing."""
 
     name: str
     lora: str | None = None
     cfg: float = 1.0
     determinism: float = 1.0
     steps: Sequence[int] = STEPS
+    timesteps: tuple[int, ...] = ()
 
 
 METHODS = (
@@ -82,7 +83,7 @@ def prompts_for(count: int) -> list[Prompt]:
 @torch.inference_mode()
 def generate(world: World, method: Method, steps: int, prompts: list[Prompt], seed: int) -> Tensor:
     """Pictures [B, 3, 64, 64] for the prompts, from the noise of ``seed``."""
-    timesteps = eval_timesteps(steps)
+    timesteps = method.timesteps or eval_timesteps(steps)
     sigmas = torch.stack([*(TABLE[t] for t in timesteps), torch.tensor(0.0)])
     weights = load_lora(method.lora, world.teacher) if method.lora else None
     noise = torch.randn(len(prompts), 16, 8, 8, generator=torch.Generator().manual_seed(seed))

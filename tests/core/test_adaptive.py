@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcm_core.adaptive import cheapest_chain, jump_errors
+from benchmarks.adaptive import cheapest_chain, jump_errors
 from pcm_core.errors import PCMError
 from pcm_core.sampling import sample_pcm
 

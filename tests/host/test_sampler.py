@@ -399,6 +399,20 @@ def test_bad_settings_are_refused(host, zoo, settings, found):
     assert "Expected:" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"gamma": 1.5}, "gamma is 1.5"),
+        ({"gamma": math.nan}, "gamma is nan"),
+        ({"determinism": -0.5}, "determinism is -0.5"),
+        ({"gamma": 0.3, "determinism": 0.5}, "determinism is 0.5 and gamma is 0.3"),
+    ],
+)
+def test_sampler_pcm_refuses_bad_noise_before_anything_runs(host, settings, found):
+    with pytest.raises(ValueError, match=rf"{found}.*Expected: .*(Use|Set)"):
+        host.call("SamplerPCM", **settings)
+
+
 def test_models_pcm_cannot_serve_are_refused_by_name(host, zoo):
     for call in (pcm, lambda h, t: advanced(h, t, torch.tensor([1.0, 0.0]), cfg=1.0)):
         with pytest.raises(ValueError, match="CogVideoX"):
