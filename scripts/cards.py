@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
+
 from PIL import Image, ImageDraw, ImageFont
 
 from .make_art import BANDS, DOT, INK, PAPER, SOFT
 
 SIZE = 512
 SHRINK = 5
-NODES_ON_CARD = (SHRINK * SIZE, 1450)  # pixels of the screen
-_LEFT, _BAR, _TOP = 28, (160, 176), 216
+NODES_ON_CARD = (SHRINK * SIZE, 1480)  # pixels of the screen
+_LEFT, _BAR, _TOP, _FADE = 28, (160, 176), 216, 56
 
 
 def draw_card(title: str, steps: int, nodes: Image.Image) -> Image.Image:
-    """The first word of the title large, the rest below it, a bar with one piece per step, and the nodes."""
+    """What it is about large, the rest of the title below it, a bar with one piece per step, and the nodes."""
     card = Image.new("RGB", (SIZE, SIZE), PAPER)
     pen = ImageDraw.Draw(card)
-    first, _, rest = title.partition(" ")
+    first, rest = re.fullmatch(r"(\S+(?: \d\S*)?) ?(.*)", title).groups()  # a version goes with its name: Wan 2.2
     large = fitting(first, 80)
     pen.text((_LEFT, 84), first, INK, large, anchor="ls")
     pen.text((_LEFT, 136), rest, SOFT, fitting(rest, 40), anchor="ls")
     draw_steps(pen, steps)
     small = nodes.resize((nodes.width // SHRINK, nodes.height // SHRINK), Image.Resampling.LANCZOS)
     card.paste(small, ((SIZE - small.width) // 2, _TOP + (SIZE - _TOP - small.height) // 2))
+    fade = Image.linear_gradient("L").resize((SIZE, _FADE))
+    card.paste(PAPER, (0, SIZE - _FADE), fade)  # tall nodes go on below the edge
     return card
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -32,18 +33,20 @@ IMAGES = ROOT / "web" / "docs" / "images"
 GRAPHS = ROOT / "docs" / "images"
 SIZE = (2560, 1600)  # large, because the canvas leaves text out when zoomed far out
 WIDTH = 1280  # of the picture of a whole graph
+LARGEST_ON_CARD = 6.0
 # Only the canvas and the widgets that lie on it as HTML.
 STYLE = """body * { visibility: hidden !important }
 #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"""
-# Show the nodes, or only those of a pack, as large as they fit into a size; gives that of their picture.
-FIT = """([pack, margin, largest, wide, high]) => {
+# Show the nodes, or only those of a pack, as large as they fit into a size, or with "cut" into its width; gives
+# the size of their picture.
+FIT = """([pack, margin, largest, wide, high, cut]) => {
     const nodes = window.app.graph._nodes.filter(n => !pack || n.properties.cnr_id === pack);
     const view = window.app.canvas.ds;
     const left = Math.min(...nodes.map(n => n.pos[0])) - margin;
     const top = Math.min(...nodes.map(n => n.pos[1])) - margin - 30;
     const width = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + margin - left;
     const height = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + margin - top;
-    view.scale = Math.min(wide / width, high / height, largest);
+    view.scale = Math.min(wide / width, cut ? largest : high / height, largest);
     view.offset = [-left, -top];
     window.app.canvas.setDirty(true, true);
     return [width * view.scale, height * view.scale];
@@ -76,10 +79,19 @@ def our_nodes(url: str) -> list[str]:
     return sorted(name for name, info in infos.items() if info["python_module"] == "custom_nodes.phased-consistency")
 
 
-def fitted(page: Page, margin: int, largest: float = 10, pack: str = "", size: tuple[int, int] = SIZE) -> Image.Image:
-    """The nodes, filling ``size`` in one direction unless that magnifies them more than ``largest`` times."""
+def fitted(page: Page, margin: int, largest: float = 10) -> Image.Image:
+    """The nodes, filling ``SIZE`` in one direction unless that magnifies them more than ``largest`` times."""
+    return _shown(page, ["", margin, largest, *SIZE, False], SIZE)
+
+
+def on_card(page: Page) -> Image.Image:
+    """The pack's nodes, filling the width of a card; tall ones are cut off."""
+    return _shown(page, [PACK, 30, LARGEST_ON_CARD, *NODES_ON_CARD, True], NODES_ON_CARD)
+
+
+def _shown(page: Page, fit: list[Any], size: tuple[int, int]) -> Image.Image:
     page.wait_for_timeout(1000)
-    width, height = page.evaluate(FIT, [pack, margin, largest, *size])
+    width, height = page.evaluate(FIT, fit)
     page.wait_for_timeout(1000)
     return picture_of(page, (0, 0, min(width, size[0]), min(height, size[1])))
 
@@ -99,8 +111,7 @@ def photograph_workflow(page: Page, workflow: Path) -> tuple[Path, Path]:
     graph = GRAPHS / f"{workflow.stem.replace(' ', '-')}.webp"
     whole.save(graph, quality=80, method=6)
     card = workflow.with_suffix(".jpg")
-    nodes = fitted(page, 30, pack=PACK, size=NODES_ON_CARD)
-    draw_card(workflow.stem, steps_of(workflow), nodes).save(card, quality=85, optimize=True)
+    draw_card(workflow.stem, steps_of(workflow), on_card(page)).save(card, quality=85, optimize=True)
     return graph, card
 
 
