@@ -178,6 +178,21 @@ def test_what_cannot_be_is_said_before_anything_is_made(host, prompts, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_appears_when_it_is_whole(tmp_path):
+    class Killed:
+        def save(self, path: Path, *_: object, **__: object) -> None:
+            path.write_bytes(b"half of it")
+            raise KeyboardInterrupt
+
+    tasks = [generate.Task("000000_0.png", "a red circle on white", 0)]
+    generate.prepare(tmp_path, tasks, {})
+    with pytest.raises(KeyboardInterrupt):
+        generate.save([Killed()], tmp_path / tasks[0].file, fps=16)  # type: ignore[list-item]
+    assert generate.missing(tmp_path, tasks) == tasks
+    generate.prepare(tmp_path, tasks, {})
+    assert names(tmp_path) == [generate.MANIFEST]
+
+
 def test_no_process_repeats_the_last_picture():
     """Accelerate hands the last item to every process that has none of its own."""
 
