@@ -57,7 +57,10 @@ class Client:
         Raises:
             PromptError: the graph was rejected, even in part, or a node raised; the message is the node's.
         """
-        prompt_id = self.queue(graph)
+        return self.follow(self.queue(graph), on_step)
+
+    def follow(self, prompt_id: str, on_step: Step | None = None) -> dict[str, Any]:
+        """Wait for the end of a queued prompt, as ``run`` does. Follow several in the order of their queue."""
         while True:
             message = self.socket.recv()
             if not isinstance(message, str):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..pcm_core.compare import Column, cosine, mean, parse_columns, psnr, ssim
 from ..pcm_core.errors import PCMError
+from ..pcm_core.sampling import is_finite
 from . import grid, host, widgets
 from .guider import phase_guider
 from .plan import AUTO, make_plan
@@ -132,10 +133,21 @@ def sample_all(
             guider = sampling.guider(row.positive, negative)
             result, _ = host.sample(guider, sampling.sampler, sampling.sigmas, latent, seed=row.seed)
             samples = host.parts(result["samples"])[0]
+            _refuse_broken(sampling, samples)
             pictures = vae.decode(samples)
             cells.append(Cell(latent=samples.cpu(), pictures=pictures.reshape(-1, *pictures.shape[-3:]).cpu()))
         by_column.append(cells)
     return [list(cells) for cells in zip(*by_column, strict=True)]
+
+
+def _refuse_broken(sampling: Sampling, samples: Tensor) -> None:
+    """Our own sampler names the step; stock samplers hand a broken latent on."""
+    if not is_finite(samples):
+        raise PCMError(
+            f'Column "{sampling.column.title}" came out as NaN or infinity after {sampling.steps} steps.',
+            "finite values.",
+            "Lower its cfg or the LoRA strength, or run the model in a wider dtype (bf16 or fp32).",
+        )
 
 
 def figures(cells: list[list[Cell]], clip_vision: Any) -> dict[str, list[float]]:

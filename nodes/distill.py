@@ -95,6 +95,10 @@ class PCMDistillLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, existing_lora: list[str], **_: Any) -> tuple[str, int, int] | None:
+        return None if existing_lora[0] == _NONE else host_lora.file_state(existing_lora[0])
+
+    @classmethod
     def execute(cls, latents: list[Any], positive: list[Any], negative: list[Any] | None = None,
                 **settings: list[Any]) -> io.NodeOutput:  # fmt: skip
         values = {name: value[0] for name, value in settings.items()}

@@ -239,7 +239,7 @@ def sample(
         The result, and the model's last x0.
 
     Raises:
-        PCMError: if the latent is empty or the model returns NaN or infinity.
+        PCMError: if the latent is empty.
     """
     model = guider.model_patcher
     fixed = fix_latent(model, latent)
@@ -254,28 +254,12 @@ def sample(
         sampler,
         sigmas,
         denoise_mask=fixed.get("noise_mask"),
-        callback=_watch(model, len(sigmas) - 1, kept),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1, kept),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     result = {**fixed, "samples": samples.to(comfy.model_management.intermediate_device())}
     return result, {**fixed, "samples": _x0_out(model, kept["x0"], samples) if "x0" in kept else result["samples"]}
-
-
-def _watch(model: Any, total: int, kept: dict[str, Any]) -> Callable[[int, Any, Any, int], None]:
-    """The host's preview callback, which refuses a broken x0 instead of decoding it to a black picture."""
-    preview = latent_preview.prepare_callback(model, total, kept)
-
-    def callback(step: int, x0: Any, x: Any, total_steps: int) -> None:
-        if not all(bool(torch.isfinite(part).all()) for part in parts(x0)):
-            raise PCMError(
-                f"The model returned NaN or infinity at step {step + 1} of {total_steps}.",
-                "a finite prediction.",
-                "Lower the LoRA strength or cfg, or run the model in a wider dtype (bf16 or fp32).",
-            )
-        preview(step, x0, x, total_steps)
-
-    return callback
 
 
 def _x0_out(model: Any, x0: Any, samples: Any) -> Any:

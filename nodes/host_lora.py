@@ -35,6 +35,16 @@ def lora_path(name: str) -> Path:
     return Path(found)
 
 
+def file_state(name: str) -> tuple[str, int, int]:
+    """What tells the host that a file was replaced under its name.
+
+    Raises:
+        PCMError: as ``lora_path``.
+    """
+    stat = lora_path(name).stat()
+    return name, stat.st_mtime_ns, stat.st_size
+
+
 def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
     """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight."""
     shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}

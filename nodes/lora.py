@@ -49,8 +49,7 @@ class PCMLoraLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, **_: Any) -> tuple[str, int, int]:
-        stat = host_lora.lora_path(lora_name).stat()
-        return lora_name, stat.st_mtime_ns, stat.st_size
+        return host_lora.file_state(lora_name)
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:

@@ -17,7 +17,7 @@ from ..pcm_core.errors import PCMError
 from ..pcm_core.phases import bottom_sigma
 from ..pcm_core.profile_checks import sampling_mistakes
 from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, sample_pcm
+from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, is_finite, sample_pcm
 from . import host, widgets
 from .guider import phase_guider
 from .host_status import show_on_node
@@ -46,6 +46,10 @@ def sample_phased(
 
     A schedule that ends at timestep 0 (terminal alpha0) leaves a variance-exploding latent with the noise of that
     step; it is scaled to variance-preserving there, as diffusers' DDIM does with set_alpha_to_one=False.
+
+    Raises:
+        PCMError: if the schedule or the noise is refused, or a prediction holds NaN or infinity: a black picture would
+            not say why.
     """
     patcher = host.patcher_of(model)
     flow, table = host.is_flow(patcher), host.sigma_table(patcher)
@@ -53,12 +57,19 @@ def sample_phased(
     if whole[:1].equal(sigmas[:1]):
         asked = None if determinism == _UNSET else determinism
         _warn(patcher, whole[:0] if said else whole, table, getattr(model.inner_model, "cfg", None), asked)
+
+    def watch(info: dict[str, Any]) -> None:
+        if not is_finite(info["denoised"]):
+            raise _broken(info, whole)
+        if callback is not None:
+            callback(info)
+
     samples = sample_pcm(
         model,
         x,
         sigmas,
         extra_args,
-        callback,
+        watch,
         determinism=_rates(patcher, sigmas, table, determinism, gamma),
         flow=flow,
         noise_scale=host.noise_scale(patcher),
@@ -69,6 +80,23 @@ def sample_phased(
     if not flow and len(sigmas) and float(sigmas[-1]) == bottom:
         return samples * (1 + bottom**2) ** -0.5
     return samples
+
+
+def _broken(info: dict[str, Any], whole: Tensor) -> PCMError:
+    """What to say of NaN or infinity, and whether the model is to blame."""
+    step = int((whole > info["sigma"]).sum()) + 1
+    where = f"step {step} of {len(whole) - 1} (sigma {float(info['sigma']):.4g})"
+    if not is_finite(info["x"]):
+        return PCMError(
+            f"The latent or its noise held NaN or infinity before {where}.",
+            "finite values.",
+            "Look at what made the latent: a VAE in fp16, or the sampler before this one.",
+        )
+    return PCMError(
+        f"The model returned NaN or infinity at {where}.",
+        "a finite prediction.",
+        "Lower the LoRA strength or cfg, or run the model in a wider dtype (bf16 or fp32).",
+    )
 
 
 def _warn(model: Any, sigmas: Tensor, table: Tensor, cfg: float | None, determinism: float | None) -> None:

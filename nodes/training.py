@@ -162,9 +162,9 @@ def run(
             session.run()
         except BaseException as error:  # the host's Cancel is no Exception on every version
             if rescue and session.trainer.step_number:
-                name = _rescue(session.lora(metadata))
+                said = _rescue(session.lora(metadata))
                 if isinstance(error, PCMError):
-                    raise PCMError(error.found, error.expected, f"{error.action} Saved as {name}.") from error
+                    raise PCMError(error.found, error.expected, f"{error.action} {said}") from error
             raise
         outcome.lora, outcome.losses = session.lora(metadata), session.trainer.losses
         outcome.picture = session.picture()
@@ -175,10 +175,15 @@ def run(
 
 
 def _rescue(trained: TrainedLora) -> str:
-    path, name = host_training.new_lora_path("pcm_interrupted")
-    write_lora(path, trained, trained.metadata)
+    """Save what there is and say where, or why not: what ended the run stays the error that is raised."""
+    try:
+        path, name = host_training.new_lora_path("pcm_interrupted")
+        write_lora(path, trained, trained.metadata)
+    except PCMError as error:
+        logging.error("Distillation stopped; what was trained so far could not be saved: %s", error.found)
+        return f"It could not be saved: {error.found}"
     logging.warning("Distillation stopped; what was trained so far is in loras as %s.", name)
-    return name
+    return f"Saved as {name}."
 
 
 class Session:

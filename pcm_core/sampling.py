@@ -175,6 +175,16 @@ def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]
     return tuple(rates)
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether a tensor of any shape and float dtype holds neither NaN nor infinity.
+
+    One pass that reads it: ``torch.isfinite`` makes three temporaries, and costs more than a step of the sampler.
+    """
+    if math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))):
+        return True
+    return bool(torch.isfinite(x).all())  # a sum of finite numbers may overflow
+
+
 def check_sigmas(sigmas: Tensor) -> list[float]:
     """Sigmas as Python floats; an empty schedule means nothing to do.
 

@@ -4,11 +4,21 @@ The repository root goes to the end of ``sys.path``: ``import pcm_core`` and ``i
 still finds the host's ``nodes.py`` once ``tests/host/conftest.py`` has put COMFYUI_PATH first.
 """
 
+from __future__ import annotations
+
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+if TYPE_CHECKING:  # what needs the host is imported by those who ask for it
+    from demo.client import Client
+    from devtools.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +36,52 @@ def sd_table() -> torch.Tensor:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas = torch.cumprod(1 - betas, dim=0)
     return ((1 - alphas) / alphas).sqrt().float()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.server)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.skip("COMFYUI_PATH is not set: server tests need a ComfyUI checkout")
+    return Path(path).resolve()
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One real ComfyUI for the session, with both packs, the demo weights and some files nobody should load."""
+    from devtools.server import Server
+
+    with Server(Path(sys.executable), comfyui, server_base(tmp_path_factory.mktemp("base"))) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    from demo.client import Client
+
+    with Client(server.url) as connected:
+        yield connected
+
+
+def server_base(folder: Path) -> Path:
+    from devtools.base import make_base
+
+    make_base(folder)
+    bad_loras(folder / "models" / "loras")
+    return folder
+
+
+def bad_loras(folder: Path) -> None:
+    """A file cut off in the middle, one that is no safetensors at all, and a LoRA of Stable Diffusion 1.5."""
+    whole = (folder / "demo_pcm_4phase.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "not_safetensors.safetensors").write_bytes(b"<html>Not found</html>")
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{module}.lora_down.weight": torch.ones(4, 320), f"{module}.lora_up.weight": torch.ones(320, 4)}
+    save_file(tensors, folder / "pcm_sd15_smallcfg_4step_converted.safetensors")

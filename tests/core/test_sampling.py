@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pcm_core.errors import PCMError
 from pcm_core.phases import Spacing, build_schedule
-from pcm_core.sampling import gamma_to_determinism, jump, sample_pcm, seeded_noise, stochastic_jump
+from pcm_core.sampling import gamma_to_determinism, is_finite, jump, sample_pcm, seeded_noise, stochastic_jump
 
 laws = settings(deadline=None, max_examples=300)
 
@@ -529,3 +529,22 @@ def test_bad_gamma_is_refused(gamma: float, sigmas: Tensor, sd_table: Tensor) ->
     with pytest.raises(PCMError) as raised:
         gamma_to_determinism(gamma, sigmas, sd_table)
     assert_three_parts(raised.value, f"gamma is {gamma}")
+
+
+class TestIsFinite:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("values", [(), (math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf)], ids=str)
+    def test_one_value_in_any_place_and_dtype(self, dtype: torch.dtype, values: tuple[float, ...]) -> None:
+        x = torch.randn(2, 3, 5, 7).to(dtype)
+        x.view(-1)[torch.arange(len(values)) * 31] = torch.tensor(values, dtype=dtype)
+        assert is_finite(x) == (not values)
+
+    def test_a_sum_that_overflows_is_looked_at_again(self) -> None:
+        assert is_finite(torch.full((4,), 3e38)) and is_finite(torch.full((4,), 6e4, dtype=torch.float16))
+
+    def test_no_temporary_of_the_size_of_the_latent(self) -> None:
+        x = torch.randn(1, 16, 128, 128)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            assert is_finite(x)
+        allocated = [event.self_cpu_memory_usage for event in profile.key_averages()]
+        assert 0 < max(allocated) < 1000

@@ -1,0 +1,269 @@
+"""What breaks in the middle: a model that returns NaN or runs out of memory, a full disk. The next prompt works."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+
+import pytest
+import tiny
+import torch
+
+WALKS = ("PCM Sampler", "SamplerPCM", "the name pcm", "PCM Video Sampler")
+
+
+def walk(host, given, model, way, latent=None, **settings):
+    """The samples of four steps, through each of the nodes that run our sampler."""
+    conds = {"model": model, "positive": given.positive, "negative": given.negative}
+    inputs = {"latent_image": latent or given.latent(), "seed": 1}
+    if way == "PCM Sampler":
+        out = host.call("PCMSampler", **conds, **inputs, steps=4, cfg="1", **settings)
+    elif way == "PCM Video Sampler":
+        out = host.call("PCMVideoSampler", **conds, **inputs, steps=4, cfg="1", **settings)
+    elif way == "the name pcm":
+        names = {"sampler_name": "pcm", "scheduler": "pcm", "denoise": 1.0}
+        out = host.call("KSampler", **conds, **inputs, **names, steps=4, cfg=1.0)
+    else:
+        (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4)
+        (guider,) = host.call("CFGGuider", **conds, cfg=1.0)
+        (noise,), (sampler,) = host.call("RandomNoise", noise_seed=1), host.call("SamplerPCM", **settings)
+        out = host.call("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                        latent_image=inputs["latent_image"])  # fmt: skip
+    return out[0]["samples"]
+
+
+def broken_at(given, step, change):
+    """A clone of the model whose x0 goes through ``change`` at one step; ``seen`` are the sigmas it was asked for."""
+    seen = []
+
+    def hook(args):
+        seen.append(float(args["sigma"][0]))
+        return change(args["denoised"]) if len(seen) == step else args["denoised"]
+
+    model = given.model.clone()
+    model.set_model_sampler_post_cfg_function(hook)
+    return model, seen
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("way", WALKS)
+def test_a_broken_prediction_names_the_step_and_the_sigma(host, zoo, way, value):
+    """One element is enough, and it stops there: no black picture, and no minutes spent on one."""
+    given = zoo["wan"]
+    before, weights = walk(host, given, given.model, way), tiny.fingerprint(given.model.model.state_dict())
+
+    def one(x0):
+        x0 = x0.clone()
+        x0.view(-1)[-1] = value
+        return x0
+
+    model, seen = broken_at(given, 3, one)
+    with pytest.raises(
+        host.pack("pcm_core.errors").PCMError, match="model returned NaN or infinity at step 3 of 4"
+    ) as e:
+        walk(host, given, model, way)
+    assert len(seen) == 3 and f"(sigma {seen[-1]:.4g})" in str(e.value)
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+    assert torch.equal(walk(host, given, given.model, way), before)
+
+
+def test_the_second_expert_counts_the_steps_on(host, zoo):
+    given = zoo["wan"]
+    model, seen = broken_at(given, 1, lambda x0: x0 * math.nan)
+    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"at step [34] of 4") as error:
+        walk(host, given, given.model, "PCM Video Sampler", second_model=model, boundary=700)
+    assert f"(sigma {seen[0]:.4g})" in str(error.value)
+
+
+@pytest.mark.parametrize("way", WALKS)
+def test_a_broken_latent_is_not_blamed_on_the_model(host, zoo, way):
+    given = zoo["wan"]
+    latent = given.latent(seed=2)
+    latent["samples"].view(-1)[5] = math.nan
+    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"The latent or its noise held NaN .* step 1 of 4"):
+        walk(host, given, given.model, way, latent)
+
+
+def test_huge_but_finite_is_left_alone(host, zoo):
+    """Their sum overflows; they are finite all the same."""
+    given = zoo["wan"]
+    model, _ = broken_at(given, 4, lambda x0: torch.full_like(x0, 1e37))
+    assert walk(host, given, model, "SamplerPCM").isfinite().all()
+
+
+def test_a_broken_column_of_a_stock_sampler_is_named(host, zoo):
+    given = zoo["sd3"]
+    model, _ = broken_at(given, 2, lambda x0: x0 * math.nan)
+    with pytest.raises(
+        host.pack("pcm_core.errors").PCMError, match=r'Column "teacher" .* NaN or infinity after 3 steps'
+    ):
+        host.call("PCMCompare", model=model, positive=given.positive, negative=given.negative, vae=None,
+                  latent_image=given.latent(), columns="euler/simple@3 = teacher")  # fmt: skip
+
+
+# Out of memory
+
+OUT_OF_MEMORY = {
+    "a device": lambda: torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory. (out of memory)"),
+    "the CPU": lambda: RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 GB"
+    ),
+}
+
+
+def defaults(host, node):
+    """What the widgets of a node say."""
+    required = host.node(node).INPUT_TYPES()["required"].items()
+    return {name: options[0]["default"] for name, (_, *options) in required if options and "default" in options[0]}
+
+
+class Faulty:
+    """A clone of a model whose network raises at one call, as it would in its own layers; 0 for never."""
+
+    def __init__(self, model, step, error):
+        self.calls, self.step, self.error, self.model = 0, step, error, model.clone()
+        self.model.set_model_unet_function_wrapper(self._call)
+
+    def _call(self, apply, options):
+        self.calls += 1
+        if self.calls == self.step:
+            raise self.error()
+        return apply(options["input"], options["timestep"], **options["c"])
+
+
+@pytest.fixture
+def graph(host, zoo, monkeypatch):
+    """A prompt of test nodes around ours, for ``host.run_prompt``; and what it took in the end."""
+    given, taken = zoo["sd3"], []
+
+    def give(kind, value):
+        class Give:
+            RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "give", "test"
+
+            @classmethod
+            def INPUT_TYPES(cls):  # noqa: N802
+                return {"required": {}}
+
+            def give(self):
+                return (value,)
+
+        return Give
+
+    class Take:
+        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "test", True
+
+        @classmethod
+        def INPUT_TYPES(cls):  # noqa: N802
+            return {"required": {"value": ("*",)}}
+
+        def take(self, value):
+            taken.append(value)
+            return {}
+
+    def make(model, node, **settings):
+        nodes = {"GiveModel": give("MODEL", model), "GiveCond": give("CONDITIONING", given.positive),
+                 "GiveLatent": give("LATENT", given.latent(2, seed=3)), "Take": Take}  # fmt: skip
+        for name, cls in nodes.items():
+            monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, cls)
+        inputs = defaults(host, node)
+        latent = "latents" if node == "PCMDistillLora" else "latent_image"
+        inputs |= {"model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], latent: ["3", 0], **settings}
+        classes = {"1": ("GiveModel", {}), "2": ("GiveCond", {}), "3": ("GiveLatent", {}), "4": (node, inputs),
+                   "5": ("Take", {"value": ["4", 0]})}  # fmt: skip
+        return {key: {"class_type": c, "inputs": i, "_meta": {"title": c}} for key, (c, i) in classes.items()}
+
+    make.taken = taken
+    return make
+
+
+RUNS = {
+    "PCMSampler": {"steps": 4, "cfg": "2", "seed": 5},
+    "PCMDistillLora": {"steps": 6, "rank": 2, "batch_size": 1, "cfg_min": 1.0, "cfg_max": 1.0, "preview_every": 0},
+}
+
+
+@pytest.mark.parametrize("node", RUNS)
+@pytest.mark.parametrize("where", OUT_OF_MEMORY)
+def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
+    """The host sees its own error, and unloads its models for a device's; weights stay whole, the next prompt runs."""
+    import comfy.model_management
+
+    given, unloaded = zoo["sd3"], []
+    unload = comfy.model_management.unload_all_models
+    monkeypatch.setattr(comfy.model_management, "unload_all_models", lambda: (unloaded.append(1), unload()))
+    weights, known = tiny.fingerprint(given.model.model.state_dict()), set(host.pack("nodes.host_lora").lora_names())
+    sound = host.run_prompt(graph(Faulty(given.model, 0, None).model, node, **RUNS[node]))
+    assert sound.success
+    faulty = Faulty(given.model, 3 if node == "PCMSampler" else 7, OUT_OF_MEMORY[where])
+    failed = host.run_prompt(graph(faulty.model, node, **RUNS[node]))
+    (event,) = [data for kind, data in failed.status_messages if kind == "execution_error"]
+    assert "memory" in event["exception_message"] and event["node_type"] == node
+    assert event["exception_type"] == ("torch.OutOfMemoryError" if where == "a device" else "RuntimeError")
+    assert bool(unloaded) == (where == "a device")
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+    assert not comfy.model_management.in_training
+    saved = set(host.pack("nodes.host_lora").lora_names()) - known
+    assert len(saved) == (node == "PCMDistillLora") and all("pcm_interrupted" in name for name in saved)
+    assert host.run_prompt(graph(Faulty(given.model, 0, None).model, node, **RUNS[node])).success
+    first, again = graph.taken
+    assert tiny.fingerprint(first) == tiny.fingerprint(again)
+
+
+# A full disk
+
+
+@pytest.fixture
+def full_disk(host):
+    """output/loras as a file system of its own, of 64 KB."""
+    folder = host.base / "output" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("a small file system can be mounted by root on Linux only")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=64k"):
+        pytest.skip(f"cannot mount a small file system: {os.strerror(ctypes.get_errno())}")
+    yield folder
+    libc.umount(os.fsencode(folder))
+
+
+BIG = {"a.lora_up.weight": torch.ones(200, 200), "a.lora_down.weight": torch.ones(200, 200)}
+SMALL = {"a.lora_up.weight": torch.ones(4, 4), "a.lora_down.weight": torch.ones(4, 4)}
+
+
+def test_a_disk_that_is_really_full(host, full_disk):
+    error = host.pack("pcm_core.errors").PCMError
+    (first,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
+    with pytest.raises(error, match=r"lora_00002_\.safetensors cannot be written .*Free some space"):
+        host.call("PCMSaveLora", lora=BIG, prefix="lora")
+    assert [path.name for path in full_disk.iterdir()] == ["lora_00001_.safetensors"]
+    (second,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
+    for name in (first, second):
+        tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
+        assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
+
+
+def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
+    from scripts import distill
+
+    path = full_disk / "state.pt"
+    distill.save_state({"step": 1}, path)
+    with pytest.raises(SystemExit, match=r"state\.pt cannot be written .*The checkpoint before it"):
+        distill.save_state({"step": 2, **BIG}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in full_disk.iterdir()] == ["state.pt"]
+
+
+def test_a_disk_full_while_the_rest_is_rescued(host, zoo, full_disk, caplog):
+    """What ended the training stays the error, for the host to see; the log says that nothing was saved."""
+    given = zoo["sd3"]
+    (full_disk / "filler").write_bytes(b"x" * 60_000)
+    inputs = defaults(host, "PCMDistillLora")
+    faulty = Faulty(given.model, 7, OUT_OF_MEMORY["the CPU"])
+    inputs |= {"model": faulty.model, "rank": 32, **{k: v for k, v in RUNS["PCMDistillLora"].items() if k != "rank"}}
+    lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
+    with pytest.raises(RuntimeError, match="not enough memory"), torch.inference_mode():
+        host.node("PCMDistillLora").execute(latents=[given.latent(1, seed=1)], positive=[given.positive], **lists)
+    assert [file.name for file in full_disk.iterdir()] == ["filler"]
+    assert "could not be saved: pcm_interrupted_00001_.safetensors cannot be written" in caplog.text
