@@ -1,4 +1,4 @@
-"""The property: PCM Sampler with PCM turned off is the host's ``euler`` on its ``simple`` schedule, for any valid graph.
+"""PCM Sampler with PCM turned off is the host's ``euler`` on its ``simple`` schedule, for any valid graph.
 
 Turned off: no profile on the model, determinism 1, trailing, as many phases as steps. Hypothesis draws the graph: the
 family, steps, cfg, size, batch, masks, picture, conditioning, shift and seed. Numbers of steps whose phase edges are no
