@@ -90,6 +90,7 @@ class TestFamily:
             "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=low, latent_image=half
         )
         close(out, whole)
+        close(out, stock(host, tiny, steps=4, cfg=1.0))
         close(half, pcm(host, tiny, steps=4, cfg="1", end_step=2, return_with_leftover_noise=True)[0])
         assert fingerprint(sigmas) == before
 
