@@ -138,14 +138,19 @@ def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, floa
         parts = module.parts
         square = 0.0
         if "up" in parts and "mid" not in parts:
-            up, down = (parts[role].float().flatten() for role in ("up", "down"))
-            square = float(up @ up) * float(down @ down) * scale_of(module, alphas) ** 2 / rank_of(module)
+            square = _square(parts["up"]) * _square(parts["down"]) * scale_of(module, alphas) ** 2 / rank_of(module)
         others = [tensor for role, tensor in parts.items() if role not in ("up", "down", "alpha") or "mid" in parts]
-        square += sum(float(tensor.float().square().sum()) for tensor in others)
+        square += sum(_square(tensor) for tensor in others)
         if not math.isfinite(square):
             _refuse_not_finite(name, module)
         norms[module.stem] = math.sqrt(max(square, 0.0))
     return norms
+
+
+def _square(tensor: Tensor) -> float:
+    """Sum of squares. One wide copy at a time: all of a large file passes through here."""
+    wide = tensor.flatten().float()
+    return float(wide.dot(wide))
 
 
 def _refuse_not_finite(name: str, module: Module) -> None:
