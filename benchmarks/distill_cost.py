@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.world_2d import markdown
+from benchmarks.common import markdown
 from demo.distill import TABLE
 from demo.mmdit import MMDiT
 from demo.world import all_prompts, embed
@@ -301,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a distillation step.")
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
-    options, _ = parser.parse_known_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     for weight in (0.0, 0.1):
         config = distill.DistillConfig(

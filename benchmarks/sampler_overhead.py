@@ -2,21 +2,25 @@
 
 The model is free (it returns a tensor made beforehand), so what is left is the sampler's own arithmetic and Python.
 Samplers take turns within a round and the order is shuffled; a row is the median over rounds, a ratio the median of
-the ratios within a round. Needs COMFYUI_PATH.
+the ratios within a round. Memory is counted in live tensors, beside the caller's latent and the model's x0.
+Needs COMFYUI_PATH.
 
-    python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20]
+    python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--peer PACK ...]
+
+``--peer`` adds the samplers of another node pack: every node of it that turns its default inputs, and a model, into a
+SAMPLER. They are run on the same sigmas, one per node.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
+import asyncio
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,81 +28,91 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import markdown, peak_bytes, ratio_of
 from pcm_core.phases import build_schedule
 from pcm_core.sampling import sample_pcm
+from scripts.host_nodes import load
 
 SHAPES = {"SD1.5 512": (1, 4, 64, 64), "SD3 1024": (1, 16, 128, 128), "Wan 832x480x81": (1, 16, 21, 60, 104)}
 STOCK = ("euler", "ddim", "lcm", "dpmpp_2m")
-Run = Callable[[Tensor, Tensor], Tensor]
+TARGET = 0.25  # of euler's time
+Run = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class FreeModel:
     """What a host sampler asks of its model, at no cost."""
 
     def __init__(self, x0: Tensor, sampling: Any) -> None:
-        self.x0 = x0
+        self.x0, self.noise = x0, x0
         patcher = SimpleNamespace(get_model_object=lambda name: sampling)
-        self.inner_model = SimpleNamespace(
-            model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling)
-        )  # fmt: skip
+        self.inner_model = SimpleNamespace(model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling))
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         return self.x0
 
 
-def host_samplers() -> Any:
-    """``comfy.samplers`` of the checkout that COMFYUI_PATH names."""
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        raise SystemExit("COMFYUI_PATH is not set: this benchmark compares with the host's own samplers.")
-    sys.path.insert(0, str(Path(path).resolve()))
-    import comfy.options
+class Patched:
+    """A model to patch, for nodes that want one beside their sampler."""
 
-    comfy.options.enable_args_parsing(False)
-    import comfy.cli_args
+    model = SimpleNamespace(model_config=None)
 
-    comfy.cli_args.args.cpu = True
-    import comfy.samplers
+    def clone(self) -> Patched:
+        return self
 
-    return comfy.samplers
+    def add_object_patch(self, name: str, value: Any) -> None:
+        """Nothing here is sampled."""
 
 
-def runs(samplers: Any, model: FreeModel) -> dict[str, Run]:
-    """Every sampler as ``(x, sigmas) -> x`` with the callback the host always passes."""
+def hosted(sampler: Any) -> Run:
+    """A SAMPLER of the host as ``(model, x, sigmas) -> x`` with the callback the host always passes."""
 
-    def stock(name: str) -> Run:
-        sampler = samplers.sampler_object(name)
+    def run(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+        options = {"extra_args": {"seed": 0}, "callback": _ignore, "disable": True, **sampler.extra_options}
+        return sampler.sampler_function(model, x, sigmas, **options)
 
-        def run(x: Tensor, sigmas: Tensor) -> Tensor:
-            return sampler.sampler_function(
-                model, x, sigmas, extra_args={"seed": 0}, callback=_ignore, disable=True, **sampler.extra_options
-            )
+    return run
 
-        return run
 
-    def pcm(determinism: float) -> Run:
-        return lambda x, sigmas: sample_pcm(model, x, sigmas, {"seed": 0}, _ignore, True, determinism=determinism)
-
-    return {"pcm": pcm(1.0), "pcm, r = 0": pcm(0.0), **{name: stock(name) for name in STOCK}}
+def own(determinism: float, model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+    return sample_pcm(model, x, sigmas, {"seed": 0}, _ignore, True, determinism=determinism)
 
 
 def _ignore(entry: dict[str, Any]) -> None:
     """A callback that does nothing."""
 
 
-def measure(table: dict[str, Run], x: Tensor, sigmas: Tensor, rounds: int) -> dict[str, list[float]]:
+def peers(pack: Path, steps: int) -> Iterator[tuple[str, Run]]:
+    """The samplers of another pack, by node."""
+    nodes = sys.modules["nodes"]
+    before = set(nodes.NODE_CLASS_MAPPINGS)
+    if not asyncio.run(nodes.load_custom_node(str(pack.resolve()), module_parent="custom_nodes")):
+        sys.exit(f"{pack} did not load; see the messages above.")
+    for name in sorted(set(nodes.NODE_CLASS_MAPPINGS) - before):
+        node = nodes.NODE_CLASS_MAPPINGS[name]
+        if "SAMPLER" in node.RETURN_TYPES:
+            sampler = getattr(node(), node.FUNCTION)(**_inputs(node, steps))[list(node.RETURN_TYPES).index("SAMPLER")]
+            yield f"{pack.name}: {name}", hosted(sampler)
+
+
+def _inputs(node: Any, steps: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, (kind, *options) in node.INPUT_TYPES().get("required", {}).items():
+        default = options[0]["default"] if options and "default" in options[0] else kind[0]
+        values[name] = Patched() if kind == "MODEL" else steps if name == "steps" else default
+    return values
+
+
+def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds: int) -> dict[str, list[float]]:
     """Microseconds per step of every run in every round."""
-    steps = len(sigmas) - 1
-    times: dict[str, list[float]] = {name: [] for name in table}
-    order = list(table)
-    shuffle = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0)
     for i in range(rounds + 3):
         shuffle.shuffle(order)
         for name in order:
             began = time.perf_counter()
-            table[name](x, sigmas)
+            runs[name](model, x, sigmas)
             if i >= 3:  # warm
-                times[name].append((time.perf_counter() - began) / steps * 1e6)
+                times[name].append((time.perf_counter() - began) / (len(sigmas) - 1) * 1e6)
     return times
 
 
@@ -106,31 +120,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--steps", type=int, default=20)
-    options, _ = parser.parse_known_args()
-    samplers = host_samplers()
+    parser.add_argument("--peer", type=Path, action="append", default=[], help="folder of another node pack")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    load()
     import comfy.model_sampling
+    import comfy.samplers
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
         """What SD 1.5 has in the host."""
 
+    runs: dict[str, Run] = {"pcm": partial(own, 1.0), "pcm, r = 0": partial(own, 0.0)}
+    runs |= {name: hosted(comfy.samplers.sampler_object(name)) for name in STOCK}
+    runs |= {name: run for pack in options.peer for name, run in peers(pack, options.steps)}
     sampling = Sampling()
     sigmas = build_schedule(options.steps).sigmas(sampling.sigmas)
-    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {load}, torch {torch.__version__},")
-    print(f"{torch.get_num_threads()} thread(s), float32 on the CPU, {options.steps} steps, {options.rounds} rounds\n")
-    print("| latent | sampler | us per step | against euler | quartiles of the ratio |\n|---|---|---|---|---|")
-    for name, shape in SHAPES.items():
+    rows: list[list[str]] = []
+    reached: list[str] = []
+    for latent, shape in SHAPES.items():
         x0 = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        model = FreeModel(x0, sampling)
-        times = measure(runs(samplers, model), x0 * sigmas[0], sigmas, options.rounds)
-        for sampler, values in times.items():
-            ratios = [value / euler for value, euler in zip(values, times["euler"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            shape_text = "x".join(map(str, shape))
-            print(
-                f"| {name}, {shape_text} | {sampler} | {statistics.median(values):.0f} | {middle:.2f} "
-                f"| {low:.2f} to {high:.2f} |"
-            )
+        model, x = FreeModel(x0, sampling), x0 * sigmas[0]
+        times = measure(runs, model, x, sigmas, options.rounds)
+        for name, run in runs.items():
+            low, middle, high = ratio_of(times[name], times["euler"])
+            held = peak_bytes(partial(run, model, x, sigmas)) / x.nbytes
+            microseconds = statistics.median(times[name])
+            figures = [f"{microseconds:.0f}", f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{held:.1f}"]
+            rows.append([f"{latent}, {'x'.join(map(str, shape))}", name, *figures])
+            if name == "pcm":
+                reached.append(f"{middle:.2f} at {latent}{'' if middle <= TARGET else ' (missed)'}")
+    print(f"float32 on the CPU, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
+    print(markdown(["latent", "sampler", "us per step", "x euler", "quartiles", "latents held"], rows))
+    print(f"\nTarget: {TARGET} x euler. Reached: {', '.join(reached)}. *Latents held*: the most alive at once beside")
+    print("the caller's and the model's x0; 2 are the current one and the next.")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.common import markdown
 from benchmarks.world_2d import (
     World,
     distil,
     exact_endpoint,
     imitate,
-    markdown,
     sigma_table,
     sliced_wasserstein,
     start_noise,
@@ -143,7 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--distil", type=int, default=3000, help="iterations of each distillation")
     parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--plot", type=Path)
-    return parser.parse_known_args(arguments)[0]
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -12,47 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from benchmarks.common import MIB, markdown, peak_bytes
 from scripts.host_nodes import ROOT, load
 
-MIB = 2**20
 STRIDE = 4  # pictures per latent frame of Wan
-
-
-class LiveBytes(TorchDispatchMode):
-    """Peak of the bytes of tensors made under it and still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, out)
-        return out
-
-    def _see(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
-        return tensor
-
-    def _release(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 def defaults(node: Any) -> dict[str, Any]:
@@ -81,9 +51,8 @@ def stock(nodes: Any, tiny: Any, latent: Tensor, window: int) -> None:
 
 def peak(run: Callable[[Any, Any, Tensor, int], None], nodes: Any, tiny: Any, latent: Tensor, window: int) -> int:
     """Most bytes alive beside the model and the latent while it is sampled."""
-    with torch.inference_mode(), LiveBytes() as counter:
-        run(nodes, tiny, latent, window)
-    return counter.peak
+    with torch.inference_mode():
+        return peak_bytes(lambda: run(nodes, tiny, latent, window))
 
 
 def main() -> None:
@@ -102,17 +71,23 @@ def main() -> None:
         model = tiny.wan(Path(folder))
         peak(ours, nodes, model, torch.zeros(1, 16, 1, options.size, options.size), 0)  # what is made once and kept
         last: list[int] = []
-        print(f"{'frames':>6} {'latent':>10}" + "".join(f"{name:>16} {'copies':>7}" for name, *_ in columns))
+        rows: list[list[str]] = []
         for frames in options.frames:
             latent = torch.zeros(1, 16, frames, options.size, options.size)
             peaks = [peak(run, nodes, model, latent, window) for _, run, window in columns]
             grown = [(new - old) / (latent.nbytes - last[-1]) for new, old in zip(peaks, last, strict=False)]
-            cells = [
-                f"{value / MIB:12.2f} MiB {copies:7.1f}"
-                for value, copies in zip(peaks, grown or [0.0] * 3, strict=True)
-            ]
-            print(f"{frames:6} {latent.nbytes / MIB:6.2f} MiB" + "".join(cells))
+            copies = [f"{value:.1f}" for value in grown] or [""] * len(peaks)
+            cells = [cell for pair in zip(map(_mib, peaks), copies, strict=True) for cell in pair]
+            rows.append([str(frames), _mib(latent.nbytes), *cells])
             last = [*peaks, latent.nbytes]
+    head = [cell for name, *_ in columns for cell in (name, "copies")]
+    print(f"A tiny Wan model, 2 steps, latents of {options.size} x {options.size}, windows of {options.window} frames.")
+    print("*Copies*: the growth since the row above, in latents. Activations are those of one window.\n")
+    print(markdown(["latent frames", "latent", *head], rows))
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.2f} MiB"
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import markdown
 from pcm_core.distill import Denoiser, SolverGrid, as_denoiser, phased_loss
 from pcm_core.phases import build_schedule
 from pcm_core.sampling import sample_pcm
@@ -155,11 +155,6 @@ def _update(optimiser: torch.optim.Adam, rate: torch.optim.lr_scheduler.LRSchedu
     loss.backward()
     optimiser.step()
     rate.step()
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:

@@ -97,17 +97,15 @@ def stochastic_jump(
     x: Tensor, denoised: Tensor, noise: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool
 ) -> Tensor:
     """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
+    if determinism == 0:  # nothing of x stays; of a flow model the two shares add up to 1
+        return torch.lerp(denoised, noise, sigma_next) if flow else torch.add(denoised, noise, alpha=sigma_next)
     kept, fresh = math.sqrt(determinism) * sigma_next, math.sqrt(1 - determinism) * sigma_next
-    if determinism == 0 and flow:  # nothing of x stays, and the two shares add up to 1
-        return torch.lerp(denoised, noise, sigma_next)
-    if determinism == 0:
-        landing = denoised
-    elif flow:
+    if flow:
         weight = kept / sigma
-        landing = torch.add(weight * x, denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
+        landing = (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
     else:
         landing = jump(x, denoised, sigma, kept)
-    return torch.add(landing, noise, alpha=fresh)
+    return landing.add_(noise, alpha=fresh)  # in place: landing is nobody else's
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.common import peak_bytes
 from pcm_core.errors import PCMError
 from pcm_core.phases import Spacing, build_schedule
 from pcm_core.sampling import gamma_to_determinism, is_finite, jump, sample_pcm, seeded_noise, stochastic_jump
@@ -249,6 +250,23 @@ def test_what_the_caller_owns_is_not_written_to(determinism: float, sigmas: Tens
         assert torch.equal(tensor, copy) and tensor._version == version
     assert extra_args == {"seed": 3, "model_options": {}}
     assert all(torch.equal(entry["denoised"], entry["copy"]) for entry in seen)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize(("determinism", "latents"), [(1.0, 2), (0.5, 3), (0.0, 3)])
+def test_memory_is_the_state_the_result_and_the_noise_if_any(determinism: float, latents: int, flow: bool) -> None:
+    x0, x = start(torch.ones(()), (1, 4, 64, 64), 1), start(torch.ones(()), (1, 4, 64, 64), 2)
+    sigmas = torch.linspace(1, 0, 6)
+
+    def held(workspace: int) -> float:
+        def model(*_: Any) -> Tensor:
+            torch.zeros(workspace, *x.shape)
+            return x0
+
+        return peak_bytes(lambda: sample_pcm(model, x, sigmas, determinism=determinism, flow=flow)) / x.nbytes
+
+    assert latents <= held(0) < latents + 0.01
+    assert 1 + 9 <= held(9) < 1 + 9.01, "while the model runs only the state is held"
 
 
 def test_the_model_is_called_once_per_step_with_a_sigma_per_sample(sigmas: Tensor) -> None:

@@ -1,0 +1,67 @@
+"""What the benchmarks share: markdown tables, growth of a cost, and the bytes of live tensors.
+
+A benchmark is a module here that prints one section of ``results.md`` in markdown, without its heading, when it is run
+by ``python -m``. ``report`` runs it, adds what it ran on, and puts the section into the file.
+"""
+
+from __future__ import annotations
+
+import statistics
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+MIB = 2**20
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ratio_of(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of the ratios within each round: load that comes and goes hits both sides of a round alike."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(values, base, strict=True)], n=4)
+    return low, middle, high
+
+
+class LiveBytes(TorchDispatchMode):
+    """Peak of the bytes of tensors made under it and still alive.
+
+    Independent of allocator, machine and load; scratch memory inside kernels is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, out)
+        return out
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+        return tensor
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.alive -= size
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Most bytes alive at once of the tensors that ``run`` makes."""
+    with LiveBytes() as counter:
+        run()
+    return counter.peak
