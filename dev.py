@@ -105,21 +105,16 @@ def test_other_hosts(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     chosen = prepare(options)
-    scripts = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
-    if not scripts:
-        raise DevError(f"There is no benchmark in {ROOT / 'benchmarks'}.")
-    for script in scripts:
-        print(f"\n{script.name}")
-        if run_python("-m", f"benchmarks.{script.stem}", *options.rest, COMFYUI_PATH=str(chosen)):
-            raise DevError(f"{script.name} failed; its message is above.")
-    return 0
+    quick = ["--quick"] if options.quick else []
+    rest = ["--", *options.rest] if options.rest else []
+    return run_python("-m", "benchmarks.report", *quick, *options.names, *rest, COMFYUI_PATH=str(chosen))
 
 
 COMMANDS = {
     demo: "the quick start: a grid of pictures from the real ComfyUI",
     serve: "ComfyUI with the pack and the demo models, to open in a browser",
     test: "the test suite; what follows -- goes to pytest",
-    bench: "the benchmarks; what follows -- goes to each",
+    bench: "the benchmarks, into benchmarks/results.md; what follows -- goes to the one that is named",
 }
 
 
@@ -140,6 +135,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             command.add_argument("--port", type=int, help="default: 8188 for serve, any free one for demo")
         if function is test:
             command.add_argument("--long", action="store_true", help="slow tests too, and every supported ComfyUI")
+        if function is bench:
+            command.add_argument("--quick", action="store_true", help="fewer repetitions")
+            command.add_argument("names", nargs="*", metavar="NAME", help="which of them (default: all)")
     options = parser.parse_args(arguments[:split])
     options.rest = arguments[split + 1 :]
     if options.function is serve and options.port is None:
