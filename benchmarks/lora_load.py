@@ -1,18 +1,19 @@
 """Load and merge an SDXL-sized LoRA: Load PCM LoRA against the host's LoraLoaderModelOnly, time and peak memory.
 
-    COMFYUI_PATH=... python benchmarks/lora_load.py [--runs 3] [--rank 64]
+    python -m benchmarks.lora_load [--runs 3] [--rank 64]
 
 The LoRA is synthetic, rank 64 on 788 modules as the released files (394 MB). The model has SDXL's full key list; its
 weights take no memory (meta tensors), and each one is made when its turn comes to be merged, as a model that is kept
-elsewhere would be. Each run is a process of its own. Three rows:
+elsewhere would be. Each run is a process of its own. Needs COMFYUI_PATH. Three rows:
 
 host      LoraLoaderModelOnly
 ours      Load PCM LoRA on a file with the name of a released one
 renamed   Load PCM LoRA on the same file under a name that says nothing: it is hashed, once per session
 
-and three columns: the node; the node and one reading of the LoRA (the host's loader maps the file and leaves reading
-to the merge, ours checks the values); the node and the merge of every weight by the host. Seconds are CPU seconds of
-the fastest run. Peak memory is what the process grew by, file pages included, before the merge.
+and three columns: the node; until every value has been read once (the host's loader maps the file and leaves that to
+the merge, so one reading is added; our node has done it, for its checks and norms); the node and the merge of every
+weight by the host. Seconds are CPU seconds of the fastest run. Peak memory is what the process grew by, file pages
+included, before the merge.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SDXL = {
@@ -133,7 +136,8 @@ def measure(which: str, folder: Path) -> None:
         for value in patches.values():
             for tensor in value[0][1].weights[:2]:
                 tensor.float().sum()
-        read, memory = time.process_time(), peak() - before
+        read = time.process_time() if which == "host" else loaded
+        memory = peak() - before
         shapes = {key: value.shape for key, value in model.model.state_dict().items()}
         merging = time.process_time()
         for key, value in patches.items():
@@ -156,19 +160,21 @@ def main() -> None:
         path.parent.mkdir(parents=True)
         modules = write_lora(host_model(Path(folder)), path, options.rank)
         os.link(path, path.with_stem(UNKNOWN))
-        print(f"{modules} modules, {path.stat().st_size / 1e6:.0f} MB")
+        size = path.stat().st_size / 1e6
         runs: dict[str, list[list[float]]] = {"host": [], "ours": [], "renamed": []}
         for _ in range(options.runs):
             for which, rows in runs.items():
-                command = [sys.executable, __file__, "--one", which, folder]
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                command = [sys.executable, "-m", "benchmarks.lora_load", "--one", which, folder]
+                output = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True).stdout.split()
                 rows.append([float(number) for number in output[-4:]])
     best = {which: [min(column) for column in zip(*rows, strict=True)] for which, rows in runs.items()}
-    print(f"{'':8}{'node':>14}{'node + read':>16}{'node + merge':>16}{'memory':>16}")
+    rows: list[list[str]] = []
     for which, values in best.items():
-        cells = [f"{value:6.2f} s" for value in values[:3]] + [f"{values[3]:5.0f} MB"]
-        ratios = [f"{value / host:.2f}" for value, host in zip(values, best["host"], strict=True)]
-        print(f"{which:8}" + "".join(f"{c:>10} {r:>5}" for c, r in zip(cells, ratios, strict=True)))
+        cells = [*(f"{value:.2f} s" for value in values[:3]), f"{values[3]:.0f} MB"]
+        ratios = [value / host for value, host in zip(values, best["host"], strict=True)]
+        rows.append([which, *(f"{cell} ({ratio:.2f} x)" for cell, ratio in zip(cells, ratios, strict=True))])
+    print(f"{modules} modules, {size:.0f} MB, CPU seconds of the fastest of {options.runs} runs, one thread.\n")
+    print(markdown(["", "node", "values read once", "node and merge", "peak memory"], rows))
 
 
 if __name__ == "__main__":

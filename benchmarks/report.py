@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{text}\n", flush=True)
         measured = sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(assemble(measured | {part.title: text}, stored()), encoding="utf-8")
-    print(f"Report: {RESULTS.relative_to(ROOT)}")
+    print(f"Report: {RESULTS}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def is_ours(node: Any) -> bool:
 
 def load() -> dict[str, Any]:
     """Node classes by id: the host's core and extra ones, and ours."""
+    nodes = boot()
+    loading = nodes.load_custom_node(str(ROOT), set(nodes.NODE_CLASS_MAPPINGS), module_parent="custom_nodes")
+    if not asyncio.run(loading):
+        sys.exit("The pack did not load; see the messages above.")
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def boot() -> Any:
+    """The host's ``nodes`` module with the core and extra nodes, as it is before any pack is loaded."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
         sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout, for instance one that dev.py made in .host.")
@@ -55,15 +64,13 @@ def load() -> dict[str, Any]:
     importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
     importlib.import_module("utils.extra_config")  # before nodes, which puts <host>/comfy and its utils.py first
     nodes = importlib.import_module("nodes")
-    asyncio.run(_load(nodes, Path(comfyui)))
-    return nodes.NODE_CLASS_MAPPINGS
+    asyncio.run(_load_extras(nodes, Path(comfyui)))
+    return nodes
 
 
-async def _load(nodes: Any, comfyui: Path) -> None:
+async def _load_extras(nodes: Any, comfyui: Path) -> None:
     await nodes.init_public_apis()
     for path in sorted((comfyui / "comfy_extras").glob("nodes_*.py")):
         if path.stem == "nodes_replacements":  # declares no node, and needs the running server
             continue
         await nodes.load_custom_node(str(path), module_parent="comfy_extras")
-    if not await nodes.load_custom_node(str(ROOT), set(nodes.NODE_CLASS_MAPPINGS), module_parent="custom_nodes"):
-        sys.exit("The pack did not load; see the messages above.")

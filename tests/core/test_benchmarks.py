@@ -1,0 +1,113 @@
+"""The benchmarks' own arithmetic, and the report they are put together in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.common import LiveBytes, peak_bytes
+from benchmarks.cost_curves import fit
+from benchmarks.demo_pictures import evaluations, painter
+from benchmarks.end_to_end import RESULTS, distances, steps_for
+from demo.score import CFG, METHODS, Method, World, generate, prompts_for
+from demo.train_vae import WEIGHTS
+
+
+def test_peak_bytes_counts_what_is_alive_at_once() -> None:
+    def work() -> None:
+        a = torch.zeros(100)
+        b = a + 1
+        del a
+        (b + 1).view(10, 10)
+
+    assert peak_bytes(work) == 800
+    with LiveBytes() as counter:
+        work()
+    assert counter.alive == 0
+
+
+@pytest.mark.parametrize(
+    ("costs", "words"),
+    [
+        ([3.0, 3.0, 3.0, 3.0], "100% constant"),
+        ([2.0, 4.0, 8.0, 16.0], "100% linear"),
+        ([1 + n + n * n for n in (1, 2, 4, 8)], "1% constant, 11% linear, 88% quadratic"),
+    ],
+)
+def test_growth_is_told_as_shares_at_the_largest_value(costs: list[float], words: str) -> None:
+    assert fit((1, 2, 4, 8), costs) == f"{words} (fits to 0%)"
+
+
+def test_steps_at_equal_distance_are_read_off_the_teachers_row() -> None:
+    row = {1: 90.0, 2: 20.0, 4: 2.0, 8: 0.5}
+    assert [steps_for(row[n], row) for n in row] == [1, 2, 4, 8]
+    assert steps_for(1.0, row) == 6  # half way in log distance: 4 * sqrt(2), rounded up
+    assert steps_for(0.4, row) is None and steps_for(100, row) is None
+
+
+def test_the_stored_scores_can_be_read() -> None:
+    table = distances(RESULTS.read_text(encoding="utf-8"))
+    assert list(table) == [method.name for method in METHODS]
+    for method in METHODS:
+        assert list(table[method.name]) == list(method.steps)
+        assert all(distance > 0 for distance in table[method.name].values())
+
+
+def test_pictures_are_those_of_the_score_and_phases_cost_what_is_said() -> None:
+    world, prompts = World.load(), prompts_for(2)
+    student = Method("PCM, M = 4", "demo_pcm_4phase.safetensors")
+    for lora, method, cfg in (("demo_pcm_4phase.safetensors", student, 1.0), (None, Method("teacher", cfg=CFG), CFG)):
+        mine = painter(world, WEIGHTS / lora if lora else None, [cfg] * 4, prompts)(5)
+        assert torch.equal(mine, generate(world, method, 4, prompts, 5)), method.name
+    assert evaluations([3, 1, 1, 1]) == 5 and evaluations([CFG] * 8) == 16
+    early = painter(world, None, [CFG, 1, 1, 1], prompts)(5)
+    late = painter(world, None, [1, 1, 1, CFG], prompts)(5)
+    assert not torch.allclose(early, late, atol=1e-2)
+
+
+# The report
+
+
+def test_a_benchmark_that_is_run_replaces_its_section_and_no_other(tmp_path: Path, monkeypatch) -> None:
+    parts = {"first": report.Part("First"), "common": report.Part("Second"), "third": report.Part("Third")}
+    monkeypatch.setattr(report, "PARTS", parts)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results.md")
+    report.RESULTS.write_text(report.assemble({"Third": "c", "First": "a", "Gone": "x"}, {}), encoding="utf-8")
+    report.main(["common"])
+    written = report.sections(report.RESULTS.read_text(encoding="utf-8"))
+    assert list(written)[:3] == ["First", "Second", "Third"] and "Gone" not in written
+    assert (written["First"], written["Third"]) == ("a", "c")
+    assert re.match(r"`python -m benchmarks.common`, \d{4}-\d\d-\d\d \d\d:\d\d UTC\. .*, torch ", written["Second"])
+
+
+def test_stored_results_come_in_whole_with_their_pictures() -> None:
+    stored = report.stored()
+    assert list(report.sections(report.assemble({}, stored))) == list(stored)
+    for title, text in stored.items():
+        assert re.match(r"Taken as stored in `[\w/.]+` \(.+\)\.", text), title
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (report.RESULTS.parent / link).exists(), f"{title}: {link}"
+
+
+def test_paths_of_this_machine_stay_out_of_the_report(tmp_path: Path) -> None:
+    assert str(tmp_path) not in report.run("common", ["--peer", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["no_such"], "no_such"), (["lora_load", "pack_import", "--", "--runs", "1"], "one benchmark")],
+)
+def test_wrong_names_are_refused(arguments: list[str], said: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        report.main(arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_every_benchmark_of_the_report_exists_and_says_what_it_measures() -> None:
+    for name in report.PARTS:
+        source = (Path(report.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        assert f"python -m benchmarks.{name}" in source, name
