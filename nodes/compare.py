@@ -13,10 +13,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pcm_core.compare import Column, cosine, mean, parse_columns, psnr, ssim
-from ..pcm_core.errors import PCMError
+from ..pcm_core.compare import Column, check_label, cosine, mean, parse_columns, psnr, ssim
+from ..pcm_core.errors import PCMError, one_line
 from ..pcm_core.sampling import is_finite
 from . import grid, host, widgets
+from .checks import checked
 from .guider import phase_guider
 from .plan import AUTO, make_plan
 from .sampler import sample_phased
@@ -64,8 +65,12 @@ def fill_in(columns: tuple[Column, ...], models: dict[str, Any]) -> tuple[Column
 
 
 def make_rows(positives: Sequence[Any], seed: int, seeds: int, labels: str) -> list[Row]:
-    """Every prompt with every seed, named by the lines of ``labels`` where there are some."""
-    names = [line.strip() for line in labels.splitlines() if line.strip()]
+    """Every prompt with every seed, named by the lines of ``labels`` where there are some.
+
+    Raises:
+        PCMError: if a line is too long.
+    """
+    names = [check_label(line.strip()) for line in labels.splitlines() if line.strip()]
     rows: list[Row] = []
     for index, positive in enumerate(positives):
         for offset in range(seeds):
@@ -178,7 +183,7 @@ def report(samplings: Sequence[Sampling], found: dict[str, list[float]], rows: i
     widths = [max(len(line[place]) for line in [head, *lines]) for place in range(len(head))]
     table = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [head, *lines]]
     opening = f"Likeness to the last column, mean of {rows} {'row' if rows == 1 else 'rows'}"
-    return "\n".join([opening, *(line.rstrip() for line in table)])
+    return "\n".join([opening, *(one_line(line.rstrip()) for line in table)])
 
 
 def sheet(
@@ -293,6 +298,7 @@ class PCMCompare(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..pcm_core.distill import DistillConfig
-from ..pcm_core.errors import PCMError
 from ..pcm_core.phases import MAX_COUNT
 from . import host_lora, host_training
+from .checks import checked
 from .training import Job, Outcome, metadata_for, run, with_matching_grid, write_lora
 
 _NONE = "[none]"
@@ -99,6 +98,7 @@ class PCMDistillLora(io.ComfyNode):
         return None if existing_lora[0] == _NONE else host_lora.file_state(existing_lora[0])
 
     @classmethod
+    @checked
     def execute(cls, latents: list[Any], positive: list[Any], negative: list[Any] | None = None,
                 **settings: list[Any]) -> io.NodeOutput:  # fmt: skip
         values = {name: value[0] for name, value in settings.items()}
@@ -110,9 +110,6 @@ class PCMDistillLora(io.ComfyNode):
 
 
 def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, values: dict[str, Any]) -> Job:
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):  # passes the host's own range check
-            raise PCMError(f"{name} is {value}.", "a finite number.", f"Correct {name}.")
     config = DistillConfig(
         phases=values["phases"],
         steps=values["steps"],
@@ -175,11 +172,8 @@ class PCMSaveLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(cls, lora: dict[str, torch.Tensor], prefix: str, dtype: str) -> io.NodeOutput:
-        if dtype not in _DTYPES:
-            raise PCMError(f'dtype is "{dtype}".', f"one of {', '.join(_DTYPES)}.", "Correct dtype.")
-        if not lora or not all(isinstance(value, torch.Tensor) for value in lora.values()):
-            raise PCMError("The LoRA is empty or holds no tensors.", "a trained LoRA.", "Connect a training node.")
         path, name = host_training.new_lora_path(prefix)
         metadata = getattr(lora, "metadata", {})
         if not metadata:

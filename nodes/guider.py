@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..pcm_core.guidance import guidance_entries, parse_guidance, phase_at
 from ..pcm_core.profiles import PCMProfile
 from . import host, widgets
+from .checks import checked
 from .plan import AUTO, Plan, make_plan
 
 
@@ -86,6 +87,7 @@ class PCMGuider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model: Any, positive: Any, negative: Any, cfg: str, phases: int, spacing: str, grid: int
     ) -> io.NodeOutput:

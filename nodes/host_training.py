@@ -178,7 +178,8 @@ def new_lora_path(prefix: str) -> tuple[Path, str]:
     """
     base = Path(folder_paths.get_output_directory()) / "loras"
     parts = Path(prefix.replace("\\", "/")).parts
-    if not prefix.strip() or ".." in parts or Path(prefix).is_absolute() or ":" in prefix or "\0" in prefix:
+    leaves = ".." in parts or Path(prefix).is_absolute() or ":" in prefix
+    if not prefix.strip() or leaves or not prefix.isprintable():
         raise PCMError(f'The prefix is "{prefix}".', "a name inside output/loras.", "Use one such as pcm/my_lora.")
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from ..pcm_core.lora_report import LoraReport
 from ..pcm_core.profile_checks import loading_mistakes
 from ..pcm_core.profiles import PCMProfile, profile_for
 from . import host, host_lora
+from .checks import checked
 
 
 class PCMLoraLoader(io.ComfyNode):
@@ -52,6 +53,7 @@ class PCMLoraLoader(io.ComfyNode):
         return host_lora.file_state(lora_name)
 
     @classmethod
+    @checked
     def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:
         patched, report = load_lora(model, host_lora.lora_path(lora_name), strength, allow_partial=allow_partial)
         return io.NodeOutput(patched, report.text())

@@ -17,6 +17,7 @@ from ..pcm_core.guidance import parse_guidance
 from ..pcm_core.sampling import check_sigmas
 from . import host, widgets
 from .chart import Band, Lane, PhaseChart, draw_chart
+from .checks import checked
 from .guider import phase_cfg
 from .pen import THEMES, Point
 from .plan import AUTO, Plan, make_plan
@@ -166,6 +167,7 @@ class PCMPhasePlot(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         phases: int,

@@ -19,6 +19,7 @@ from ..pcm_core.profile_checks import sampling_mistakes
 from ..pcm_core.profiles import PCMProfile
 from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, is_finite, sample_pcm
 from . import host, widgets
+from .checks import checked
 from .guider import phase_guider
 from .host_status import show_on_node
 from .plan import make_plan, window
@@ -149,6 +150,7 @@ class SamplerPCM(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, determinism: float, gamma: float) -> io.NodeOutput:
         check_noise(determinism, gamma)
         return io.NodeOutput(host.ksampler(sample_phased, determinism=determinism, gamma=gamma))
@@ -227,6 +229,7 @@ class PCMSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,

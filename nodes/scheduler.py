@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import widgets
+from .checks import checked
 from .plan import make_plan
 
 
@@ -37,5 +38,6 @@ class PCMPhaseScheduler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
         return io.NodeOutput(make_plan(model, **settings).report("PCM Phase Scheduler").sigmas)

@@ -200,7 +200,7 @@ class Session:
             distill.adaptable(self.root, job.targets), job.rank, alpha=job.alpha, generator=generator,
             device=self.device,
         )  # fmt: skip
-        if job.existing:
+        if job.existing is not None:
             self.adapters.load_lora(_existing(job.model, job.existing))
         self.backbone = host_training.Backbone(guider, extra_args, job.texts, job.negative)
         self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
@@ -293,9 +293,9 @@ def _existing(model: Any, name: str) -> dict[str, Tensor]:
 def metadata_for(model: Any, config: distill.DistillConfig, existing: str | None) -> Callable[[int], dict[str, str]]:
     """The metadata of the finished file, as a function of the steps taken; earlier steps of ``existing`` count."""
     before = 0
-    if existing:
+    if existing is not None:
         taken = lora.read_lora(host_lora.lora_path(existing))[1].get("pcm_train_steps", "0")
-        before = int(taken) if taken.isdecimal() else 0
+        before = int(taken) if taken.isdecimal() and len(taken) < 10 else 0
 
     def metadata(steps: int) -> dict[str, str]:
         return distill.distill_metadata(

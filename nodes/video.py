@@ -21,6 +21,7 @@ from ..pcm_core.errors import PCMError
 from ..pcm_core.sampling import NoiseSampler, seeded_noise
 from ..pcm_core.video_noise import WINDOW_NOISES, ClipNoise
 from . import host, widgets
+from .checks import checked
 from .guider import phase_guider
 from .plan import AUTO, Plan, make_plan
 from .sampler import check_noise, sample_phased
@@ -222,6 +223,7 @@ class PCMVideoSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, model: Any, positive: Any, negative: Any, latent_image: host.Latent, seed: int, preset: str, steps: int,
         cfg: str, denoise: float, shift: float, boundary: float, window: int, overlap: int, window_noise: Any,

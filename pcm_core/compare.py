@@ -17,13 +17,15 @@ from .phases import MAX_COUNT
 _ENTRY = re.compile(
     r"(?:(?P<model>[a-z])\s*:\s*)?"
     r"(?:(?P<sampler>[\w+-]+)\s*/\s*(?P<scheduler>[\w+-]+)\s*@\s*)?"
-    r"(?P<steps>auto|\d+)"
+    r"(?P<steps>auto|\d{1,6})"
     r"(?:\s+cfg\s*(?P<cfg>\d+(?:\.\d+)?))?"
     r"(?:\s*=\s*(?P<label>[^=]+))?",
     re.IGNORECASE,
 )
 # U+FF0C is the comma of Chinese and Japanese input methods.
 _SEPARATORS = re.compile("[,\uff0c\n]")
+MAX_COLUMNS = 64
+_MAX_LABEL = 200  # a sheet is as wide as its labels
 _WINDOW, _SIGMA = 11, 1.5
 
 
@@ -59,10 +61,13 @@ def parse_columns(text: str) -> tuple[Column, ...]:
     """Columns from entries separated by commas or lines: ``4``, ``auto cfg 3``, ``b: euler/simple@25 cfg 7 = teacher``.
 
     Raises:
-        PCMError: if there is none, or an entry cannot be read.
+        PCMError: if there is none, there are more than 64, or one cannot be read.
     """
     entries = [entry.strip() for entry in _SEPARATORS.split(text)]
-    columns = tuple(_column(entry) for entry in entries if entry)
+    entries = [entry for entry in entries if entry]
+    if len(entries) > MAX_COLUMNS:
+        raise PCMError(f"columns has {len(entries)} entries.", f"at most {MAX_COLUMNS}.", "Compare fewer at a time.")
+    columns = tuple(map(_column, entries))
     if not columns:
         raise PCMError("columns is empty.", "at least one way to sample.", 'Write "1, 2, 4, 8".')
     return columns
@@ -89,8 +94,19 @@ def _column(entry: str) -> Column:
         cfg=float(part["cfg"]) if part["cfg"] else None,
         sampler=part["sampler"],
         scheduler=part["scheduler"],
-        label=part["label"].strip(),
+        label=check_label(part["label"].strip()),
     )
+
+
+def check_label(label: str) -> str:
+    """The label, if it can be drawn.
+
+    Raises:
+        PCMError: if it has more than 200 letters.
+    """
+    if len(label) > _MAX_LABEL:
+        raise PCMError(f'The label "{label[:40]}..." is long.', f"at most {_MAX_LABEL} letters.", "Shorten it.")
+    return label
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import cast
 
+from .errors import one_line
 from .lora_keys import FAMILY_NAMES
 from .profiles import PCMProfile
 
@@ -66,7 +67,7 @@ class LoraReport:
 
     def line(self) -> str:
         """One line for the log."""
-        return (
+        return one_line(
             f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, "
             f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, "
             f"{self.matched} of {self.offered} tensors applied"
@@ -89,7 +90,7 @@ class LoraReport:
             lines.append(f"left out: {len(self.harmless)} tensors for an image input that this model does not have")
         lines += [f"missing blocks: {', '.join(blocks(self.missing))}"] if self.missing else []
         lines += ["update norm: " + ", ".join(f"{group} {norm:.3g}" for group, norm in self.norms.items())]
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
 
 def profile_lines(profile: PCMProfile) -> list[str]:

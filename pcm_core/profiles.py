@@ -142,9 +142,11 @@ _WORDS = {
     "sampling_class": ("P", "D", "R", "A", "1", "X"), "spacing": ("trailing", "aligned", "tcd"),
     "terminal": ("zero", "alpha0"), "expert": ("high", "low"),
 }  # fmt: skip
+_LONGEST_TEXT = 1000
 _LIMITS = {
     "phases": (1, MAX_COUNT), "steps": (1, MAX_COUNT), "grid": (1, 1000), "cfg": (0, 100), "determinism": (0, 1),
-    "gamma": (0, 1), "shift": (1e-3, 1000), "strength": (-100, 100),
+    "gamma": (0, 1), "shift": (1e-3, 1000), "strength": (-100, 100), "strength_no_alpha": (-100, 100),
+    "timesteps": (0, 999), "embedded_guidance": (0, 100),
 }  # fmt: skip
 
 
@@ -220,7 +222,8 @@ def _read(name: str, text: str) -> Any:
     except (ValueError, KeyError, OverflowError):
         sound, value = False, None
     if not sound:
-        expected = f"one of {', '.join(_WORDS[name])}." if name in _WORDS else "numbers in range."
+        expected = "numbers in range, or one line of text."
+        expected = f"one of {', '.join(_WORDS[name])}." if name in _WORDS else expected
         raise PCMError(f'The metadata says pcm_{name} = "{text[:80]}".', expected, "Save the file again.")
     return value
 
@@ -229,11 +232,13 @@ def _is_sound(name: str, value: Any) -> bool:
     if name in _WORDS:
         return value in _WORDS[name]
     if isinstance(value, str):
-        return True
+        return len(value) <= _LONGEST_TEXT and value.isprintable()
     numbers = cast(tuple[float, ...], value if isinstance(value, tuple) else (value,))
     low, high = _LIMITS.get(name, (-math.inf, math.inf))
     if not all(math.isfinite(number) and low <= number <= high for number in numbers):
         return False
     if name == "sigmas":
-        return len(numbers) > 1 and all(high > low >= 0 for high, low in pairwise(numbers))
+        return 1 < len(numbers) <= MAX_COUNT + 1 and all(high > low >= 0 for high, low in pairwise(numbers))
+    if name == "timesteps":
+        return len(numbers) <= MAX_COUNT and all(high > low for high, low in pairwise(numbers))
     return name != "cfg_range" or len(numbers) == 2

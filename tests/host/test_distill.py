@@ -335,7 +335,7 @@ def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
         distil(given, model=loaded)
 
 
-@pytest.mark.parametrize("prefix", ["../out", "", "a/../../b", "/abs", "C:\\x", "nul\0l"])
+@pytest.mark.parametrize("prefix", ["../out", "", "a/../../b", "/abs", "C:\\x", "nul\0l", "a\nb", "\x1b[31m", "\ud800"])
 def test_a_file_stays_in_its_folder(host, prefix):
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match="inside output/loras"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix=prefix)

@@ -1,0 +1,120 @@
+"""What reaches a node, held against the node's own schema.
+
+The host checks the widgets that a prompt sets itself. It lets NaN through, any value that comes by a link, and anything
+that is written where a link belongs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..pcm_core.errors import PCMError
+
+# Combos of files: a file may be newer than the list, and opening it says better what is wrong with it.
+_FILES = ("lora_name", "existing_lora")
+
+
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """For the ``execute`` of a node, below ``@classmethod``: every input is of the kind and in the range it declares.
+
+    Raises:
+        PCMError: from the decorated method, naming the input.
+    """
+
+    @functools.wraps(execute)
+    def run(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
+        schema = cls.define_schema()
+        for entry in schema.inputs:
+            if entry.id in inputs:
+                for value in _values(entry, inputs[entry.id], listed=schema.is_input_list):
+                    _check(entry, value)
+        return execute(cls, **inputs)
+
+    return run
+
+
+def _values(entry: io.Input, value: Any, *, listed: bool) -> Iterable[Any]:
+    """The values of one input: several where the node takes lists, or where the input grows."""
+    if isinstance(entry, io.Autogrow.Input):
+        return value.values() if isinstance(value, dict) else (value,)
+    if listed and value is not None:
+        return value or (None,)
+    return (value,)
+
+
+def _check(entry: io.Input, value: Any) -> None:
+    if isinstance(entry, io.Autogrow.Input):
+        entry, optional = entry.template.input, True
+    else:
+        optional = entry.optional
+    if value is None and optional:
+        return
+    kind = entry.get_io_type()
+    if isinstance(entry, (io.Int.Input, io.Float.Input)):
+        fits, expected = _in_range(value, entry), f"{_NUMBERS[kind][1]} from {entry.min:g} to {entry.max:g}."
+    elif isinstance(entry, io.Combo.Input):
+        options = [str(option) for option in entry.options or ()]
+        fits, expected = entry.id in _FILES or value in options, f"one of {', '.join(options)}."
+    else:
+        test, expected = _KINDS.get(kind, (_anything, ""))
+        fits = test(value)
+    if not fits:
+        raise PCMError(f"{entry.id} is {_shown(value)}.", expected, f"Connect or set {entry.id}.")
+
+
+def _in_range(value: Any, entry: io.Int.Input | io.Float.Input) -> bool:
+    if not isinstance(value, _NUMBERS[entry.get_io_type()][0]) or not math.isfinite(value):
+        return False
+    assert entry.min is not None and entry.max is not None, "every number of this pack has its limits"
+    return entry.min <= value <= entry.max
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if isinstance(value, str):
+        return f'"{value[:80]}"'
+    return str(value)[:80] if isinstance(value, numbers.Number) else f"a {type(value).__name__}"
+
+
+def _is_conditioning(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
+
+
+def _is_text(part: Any) -> bool:
+    """``None`` stands for a text that a model does not read."""
+    return (
+        isinstance(part, (list, tuple))
+        and len(part) == 2
+        and (part[0] is None or isinstance(part[0], Tensor))
+        and isinstance(part[1], dict)
+    )
+
+
+def _anything(_: Any) -> bool:
+    return True
+
+
+_NUMBERS = {"INT": (numbers.Integral, "a whole number"), "FLOAT": (numbers.Real, "a number")}
+# By what the nodes use of them: other packs hand out classes of their own.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "MODEL": (lambda value: hasattr(value, "get_model_object"), "a MODEL."),
+    "CONDITIONING": (_is_conditioning, "a CONDITIONING with at least one text."),
+    "LATENT": (lambda value: isinstance(value, dict) and hasattr(value.get("samples"), "is_nested"), "a LATENT."),
+    "SIGMAS": (lambda value: isinstance(value, Tensor), "SIGMAS."),
+    "VAE": (lambda value: hasattr(value, "decode"), "a VAE."),
+    "CLIP_VISION": (lambda value: hasattr(value, "encode_image"), "a CLIP_VISION."),
+    "LORA_MODEL": (
+        lambda value: isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values()),
+        "a trained LoRA.",
+    ),
+    "STRING": (lambda value: isinstance(value, str), "a text."),
+    "BOOLEAN": (lambda value: isinstance(value, int), "true or false."),
+}
