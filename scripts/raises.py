@@ -1,0 +1,65 @@
+"""Which refusals no test has triggered: every ``raise``, and every call of what only raises, against coverage data.
+
+    python dev.py test -- -m "not long" --cov=pcm_core --cov=nodes
+    python -m scripts.raises
+
+The first command also prints the share of lines that ran. Exit code 1 if a refusal of ``pcm_core`` or ``nodes`` did not
+run, each of which is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from coverage import CoverageData
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKED = ("pcm_core", "nodes")
+
+
+def refusals(source: str) -> Iterator[tuple[int, int]]:
+    """First and last line of every statement that ends in an exception of its own."""
+    tree = ast.parse(source)
+    raisers = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "NoReturn"
+    }
+    for node in ast.walk(tree):
+        call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.Raise) or (call and getattr(node.value.func, "id", None) in raisers):
+            yield node.lineno, node.end_lineno or node.lineno
+
+
+def missed(files: Iterable[Path], data: CoverageData) -> tuple[int, list[str]]:
+    """How many refusals there are, and ``file:line`` of those that did not run."""
+    count, found = 0, []
+    for path in files:
+        ran = set(data.lines(str(path)) or ())
+        for first, last in sorted(refusals(path.read_text("utf-8"))):
+            count += 1
+            if ran.isdisjoint(range(first, last + 1)):
+                found.append(f"{path}:{first}")
+    return count, found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.raises", description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="*", default=[".coverage"], help="coverage files (default: .coverage)")
+    options = parser.parse_args(arguments)
+    data = CoverageData(no_disk=True)
+    for name in options.data:
+        one = CoverageData(name)
+        one.read()
+        data.update(one)
+    count, found = missed((path for name in CHECKED for path in sorted((ROOT / name).rglob("*.py"))), data)
+    print("\n".join([*found, f"{count - len(found)} of {count} refusals ran"]))
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
