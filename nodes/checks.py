@@ -31,6 +31,11 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     @functools.wraps(execute)
     def run(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
+        known = {entry.id for entry in schema.inputs}
+        if unknown := sorted(inputs.keys() - known):  # the host hands on any that is linked
+            raise PCMError(
+                f'There is no input "{unknown[0]}".', f"one of {', '.join(sorted(known))}.", "Disconnect it."
+            )
         for entry in schema.inputs:
             if entry.id in inputs:
                 for value in _values(entry, inputs[entry.id], listed=schema.is_input_list):
@@ -61,7 +66,8 @@ def _check(entry: io.Input, value: Any) -> None:
         fits, expected = _in_range(value, entry), f"{_NUMBERS[kind][1]} from {entry.min:g} to {entry.max:g}."
     elif isinstance(entry, io.Combo.Input):
         options = [str(option) for option in entry.options or ()]
-        fits, expected = entry.id in _FILES or value in options, f"one of {', '.join(options)}."
+        fits = isinstance(value, str) and (entry.id in _FILES or value in options)
+        expected = f"one of {', '.join(options)}."
     else:
         test, expected = _KINDS.get(kind, (_anything, ""))
         fits = test(value)

@@ -174,12 +174,12 @@ def new_lora_path(prefix: str) -> tuple[Path, str]:
     """A new file under output/loras, and its name in the host's list of LoRAs.
 
     Raises:
-        PCMError: if the prefix is empty, leaves that folder, or it cannot be made.
+        PCMError: if the prefix is empty, leaves that folder or is no name for a file, or it cannot be made.
     """
     base = Path(folder_paths.get_output_directory()) / "loras"
     parts = Path(prefix.replace("\\", "/")).parts
     leaves = ".." in parts or Path(prefix).is_absolute() or ":" in prefix
-    if not prefix.strip() or leaves or not prefix.isprintable():
+    if not prefix.strip() or leaves or not prefix.isprintable() or any(len(part.encode()) > 200 for part in parts):
         raise PCMError(f'The prefix is "{prefix}".', "a name inside output/loras.", "Use one such as pcm/my_lora.")
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -250,6 +250,11 @@ def test_a_lora_is_continued_whatever_its_alpha():
         torch.testing.assert_close(theirs, mine)
 
 
+def test_a_rank_of_zero_is_refused():
+    with pytest.raises(PCMError, match="The rank is 0"):
+        distill.Adapters(distill.adaptable(nn.Linear(2, 2), []), 0)
+
+
 def test_a_lora_of_other_shape_is_refused_and_nothing_changes():
     trainer, *_ = make()
     before = trainer.adapters.state()

@@ -303,7 +303,7 @@ def test_bad_input(host, zoo, distil):
         distil(given, latents=[{"samples": torch.zeros(0, 16, 8, 8)}])
     with pytest.raises(error, match="NaN"):
         distil(given, latents=[{"samples": torch.full((1, 16, 8, 8), float("nan"))}])
-    with pytest.raises(error, match="no positive conditioning"):
+    with pytest.raises(error, match="positive is missing"):
         distil(given, positive=[])
     with pytest.raises(error, match="no negative conditioning"):
         distil(given, negative=[])
@@ -335,7 +335,22 @@ def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
         distil(given, model=loaded)
 
 
-@pytest.mark.parametrize("prefix", ["../out", "", "a/../../b", "/abs", "C:\\x", "nul\0l", "a\nb", "\x1b[31m", "\ud800"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "../out",
+        "",
+        "a/../../b",
+        "/abs",
+        "C:\\x",
+        "nul\0l",
+        "a\nb",
+        "\x1b[31m",
+        "\ud800",
+        "9" * 6000,
+        "a/" + "\u56fe" * 100,
+    ],
+)
 def test_a_file_stays_in_its_folder(host, prefix):
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match="inside output/loras"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix=prefix)

@@ -123,6 +123,7 @@ def sweep(info: dict[str, Any]) -> Iterator[Case]:
             for shown in GROWN.get(name, [name]):
                 yield from cases_of(node, shown, kind, rest[0] if rest else {})
         yield Case(node, "unknown", "set", put("unknown", 1))
+        yield Case(node, "unknown", "linked", put("unknown", [PROMPT, 0]))
 
 
 def cases_of(node: str, name: str, kind: str, options: dict[str, Any]) -> Iterator[Case]:
@@ -173,6 +174,8 @@ def ends(client: Client, graph: Graph) -> tuple[str, str]:
 
 def fault_of_a_run(details: dict[str, Any]) -> str:
     message, kind = details["exception_message"].strip(), details["exception_type"]
+    if kind.endswith("DependencyCycleError"):
+        return ""  # the host's own refusal, which blames whichever node waits
     if details["node_type"] not in BASES:
         return f"{details['node_type']} failed on what we made: {kind}: {message}"
     if not kind.endswith((".PCMError", ".Diverged")):

@@ -78,7 +78,20 @@ def test_a_workflow_cannot_name_a_file_outside_the_folders(
 
 @pytest.mark.parametrize(
     "prefix",
-    ["../out", "a/../../../out", "/tmp/out", "..\\out", "C:\\out", "C:out", "a\0b", "a\nb", "\x1b[31m", "\ud800", " "],
+    [
+        "../out",
+        "a/../../../out",
+        "/tmp/out",
+        "..\\out",
+        "C:\\out",
+        "C:out",
+        "a\0b",
+        "a\nb",
+        "\x1b[31m",
+        "\ud800",
+        " ",
+        "9" * 6000,
+    ],
 )
 def test_a_lora_is_saved_in_its_folder_or_not_at_all(server: Server, client: Client, prefix: str) -> None:
     before = {path for path in server.base.rglob("*.safetensors") if "pcm_" not in path.name}

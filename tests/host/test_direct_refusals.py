@@ -1,0 +1,84 @@
+"""Refusals that the nodes' own check of their inputs meets first, and that scripts and other packs still meet."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+
+@pytest.fixture
+def error(host):
+    return host.pack("pcm_core.errors").PCMError
+
+
+@pytest.mark.parametrize("denoise", [-0.1, 1.5, math.nan])
+def test_denoise_is_a_share(host, zoo, error, denoise):
+    with pytest.raises(error, match="denoise is"):
+        host.pack("nodes.plan").make_plan(zoo["sd3"].model, denoise=denoise)
+
+
+@pytest.mark.parametrize("values", [(-0.5, -1.0), (-1.0, 2.0), (math.nan, -1.0)])
+def test_noise_is_a_share(host, error, values):
+    with pytest.raises(error, match=r"is (-0.5|2.0|nan)\."):
+        host.pack("nodes.sampler").check_noise(*values)
+
+
+@pytest.mark.parametrize("shift", [-1.0, math.inf, math.nan])
+def test_a_shift_is_a_number(host, zoo, error, shift):
+    with pytest.raises(error, match="shift is"):
+        host.pack("nodes.video_setup").set_up(zoo["wan"].model, "auto", 0, shift)
+
+
+@pytest.mark.parametrize("guidance", [-0.5, math.inf, math.nan])
+def test_an_embedded_guidance_is_a_number(host, zoo, error, guidance):
+    given = zoo["wan"]
+    setup = host.pack("nodes.video_setup").set_up(given.model, "auto", 0, 0.0)
+    with pytest.raises(error, match="embedded_guidance is"):
+        host.pack("nodes.video").condition(
+            setup, given.positive, given.negative, given.latent()["samples"].shape, guidance
+        )
+
+
+def test_a_host_without_windows_for_audio_is_named(host, zoo, error, monkeypatch):
+    """So are the oldest of the supported ones; a newer one is made like them."""
+    module = host.pack("nodes.host")
+    handler = module.comfy.context_windows.IndexListContextHandler
+    monkeypatch.delattr(handler, "_build_window_state", raising=False)
+    with pytest.raises(error, match="no windows for video with audio"):
+        module.with_context_windows(zoo["wan"].model, 4, 1, 2, nested=True)
+
+
+def job(host, given, **settings):
+    config = host.pack("pcm_core.distill").DistillConfig(**settings)
+    return {
+        "model": given.model, "latents": [given.latent()["samples"]], "texts": [given.positive], "rank": 2,
+        "negative": given.negative, "config": config,
+    }  # fmt: skip
+
+
+def test_distillation_needs_a_text(host, zoo, error):
+    with pytest.raises(error, match="no positive conditioning"):
+        host.pack("nodes.training").Job(**job(host, zoo["sd3"]) | {"texts": []})
+
+
+def test_a_model_without_blocks_has_no_adversary(host, zoo, error, monkeypatch):
+    """No model of the host is without: this one hides them."""
+    training = host.pack("nodes.training")
+    monkeypatch.setattr(training.distill, "blocks", lambda root: [])
+    asked = training.Job(**job(host, zoo["sd3"], steps=1, batch=1, adversarial=0.1))
+    with pytest.raises(error, match="no list of blocks"):
+        training.run(asked, lambda steps: {})
+
+
+def test_steps_of_a_hostile_file_are_not_counted(host, zoo):
+    import torch
+    from safetensors.torch import save_file
+
+    path = host.base / "models" / "loras" / "counted.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for taken, whole in (("41", "42"), ("9" * 6000, "1"), ("-3", "1"), ("\u0664\u0661", "42")):
+        save_file({"a.lora_up.weight": torch.ones(1, 1)}, path, metadata={"pcm_train_steps": taken})
+        config = host.pack("pcm_core.distill").DistillConfig()
+        written = host.pack("nodes.training").metadata_for(zoo["sd3"].model, config, path.name)(1)
+        assert written["pcm_train_steps"] == whole
