@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -99,8 +100,8 @@ def test_a_broken_column_of_a_stock_sampler_is_named(host, zoo):
     with pytest.raises(
         host.pack("pcm_core.errors").PCMError, match=r'Column "teacher" .* NaN or infinity after 3 steps'
     ):
-        host.call("PCMCompare", model=model, positive=given.positive, negative=given.negative, vae=None,
-                  latent_image=given.latent(), columns="euler/simple@3 = teacher")  # fmt: skip
+        host.call("PCMCompare", model=model, positive=given.positive, negative=given.negative,
+                  vae=SimpleNamespace(decode=pytest.fail), latent_image=given.latent(), columns="euler/simple@3 = teacher")  # fmt: skip
 
 
 # Out of memory
