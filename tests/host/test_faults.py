@@ -101,7 +101,8 @@ def test_a_broken_column_of_a_stock_sampler_is_named(host, zoo):
         host.pack("pcm_core.errors").PCMError, match=r'Column "teacher" .* NaN or infinity after 3 steps'
     ):
         host.call("PCMCompare", model=model, positive=given.positive, negative=given.negative,
-                  vae=SimpleNamespace(decode=pytest.fail), latent_image=given.latent(), columns="euler/simple@3 = teacher")  # fmt: skip
+                  vae=SimpleNamespace(decode=pytest.fail), latent_image=given.latent(),
+                  columns="euler/simple@3 = teacher")  # fmt: skip
 
 
 # Out of memory
