@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
 # Few solver points: then the teacher's guided step is a large part of what random networks have to learn.
@@ -333,6 +336,16 @@ def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
     loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
     with pytest.raises(error, match="carries a PCM LoRA"):
         distil(given, model=loaded)
+
+
+def test_a_model_without_a_path_is_trained_like_any_other(zoo, distil):
+    """The host's own trainer reloads the model from its file and refuses one that a custom loader made from tensors."""
+    import comfy.sd
+
+    given = zoo["sd3"]
+    model = comfy.sd.load_diffusion_model_state_dict(load_file(given.path))
+    assert getattr(model, "cached_patcher_init", None) is None
+    assert distil(replace(given, model=model), steps=2).args[1] == distil(given, steps=2).args[1]
 
 
 @pytest.mark.parametrize(
