@@ -40,6 +40,17 @@ def test_unreadable_columns_are_refused(text):
         parse_columns(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("2 = " + "x" * 201, "The label"), (", ".join(["1"] * 65), "65 entries"), ("9" * 6000, "columns contains")],
+)
+def test_a_sheet_has_its_limits(text, words):
+    with pytest.raises(PCMError, match=words) as error:
+        parse_columns(text)
+    assert len(str(error.value)) < 1500
+    assert len(parse_columns(", ".join(["2 = " + "x" * 200] * 64))) == 64
+
+
 def test_titles_say_what_runs():
     titles = [column.title for column in parse_columns("1, 4, b: auto, c: euler/simple@25 cfg 7, 4 = mine")]
     assert titles == ["1 step", "4 steps", "b: auto", "c: euler 25 steps", "mine"]
