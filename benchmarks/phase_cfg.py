@@ -5,7 +5,7 @@ of 3 inside, so cfg above 1 comes on top of it; the teacher has none inside and 
 gives it with as many phases as steps. ``--lora`` adds another four-phase LoRA, for instance one distilled without
 guidance.
 
-    python -m benchmarks.phase_cfg [--pictures 1000] [--lora FILE]
+    python -m benchmarks.phase_cfg [--pictures 500] [--lora FILE]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEACHER_CFG = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--lora", type=Path, help="another four-phase LoRA")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dev
 from benchmarks import report
 from benchmarks.common import LiveBytes, peak_bytes
 from benchmarks.cost_curves import fit
@@ -105,6 +106,15 @@ def test_wrong_names_are_refused(arguments: list[str], said: str, capsys) -> Non
     with pytest.raises(SystemExit) as ended:
         report.main(arguments)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_dev_py_hands_names_and_options_to_the_report(monkeypatch) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(dev, "prepare", lambda _: Path("host"))
+    monkeypatch.setattr(dev, "run_python", lambda *words, **_: called.append(words) or 3)
+    assert dev.main(["bench", "--quick", "lora_load", "--", "--rank", "8"]) == 3
+    assert called == [("-m", "benchmarks.report", "--quick", "lora_load", "--", "--rank", "8")]
+    assert dev.main(["bench"]) == 3 and called[1] == ("-m", "benchmarks.report")
 
 
 def test_every_benchmark_of_the_report_exists_and_says_what_it_measures() -> None:
