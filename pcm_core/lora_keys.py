@@ -33,7 +33,8 @@ _ROLES = {
 # LoHa and LoKr: the host computes them, we only rename.
 _OTHER = r"\.(?:hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
 _ENDINGS = "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items())
-_KEY = re.compile(rf"(?P<stem>.+?)(?=[._])(?:{_ENDINGS}|(?P<other>{_OTHER}))$")
+# The lookahead says how every ending begins, so that the endings are tried at two places of a name and not at twenty.
+_KEY = re.compile(rf"(?P<stem>.+?)(?=\.|_lora\.)(?:{_ENDINGS}|(?P<other>{_OTHER}))$")
 _TEXT = re.compile(
     r"(lora_te\d?_|text_encoders?(_\d)?\.|te\d?\.|cond_stage_model\.|conditioner\.|clip_[lgh]\.|t5xxl\.)"
 )
