@@ -2,8 +2,8 @@
 
 The model is free (it returns a tensor made beforehand), so what is left is the sampler's own arithmetic and Python.
 Samplers take turns within a round and the order is shuffled; a row is the median over rounds, a ratio the median of
-the ratios within a round. Memory is counted in live tensors, beside the caller's latent and the model's x0.
-Needs COMFYUI_PATH.
+the ratios within a round. Times are CPU times, which the load of a machine disturbs least. Memory is counted in live
+tensors, beside the caller's latent and the model's x0. Needs COMFYUI_PATH.
 
     python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--peer PACK ...]
 
@@ -110,10 +110,10 @@ def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds:
     for i in range(rounds + 3):
         shuffle.shuffle(order)
         for name in order:
-            began = time.perf_counter()
+            began = time.process_time()
             runs[name](model, x, sigmas)
             if i >= 3:  # warm
-                times[name].append((time.perf_counter() - began) / (len(sigmas) - 1) * 1e6)
+                times[name].append((time.process_time() - began) / (len(sigmas) - 1) * 1e6)
     return times
 
 
@@ -152,7 +152,7 @@ def main() -> None:
             if name == "pcm":
                 reached.append(f"{middle:.2f} at {latent}{'' if middle <= TARGET else ' (missed)'}")
     print(f"float32 on the CPU, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
-    print(markdown(["latent", "sampler", "us per step", "x euler", "quartiles", "latents held"], rows))
+    print(markdown(["latent", "sampler", "CPU us per step", "x euler", "quartiles", "latents held"], rows))
     print(f"\nTarget: {TARGET} x euler. Reached: {', '.join(reached)}. *Latents held*: the most alive at once beside")
     print("the caller's and the model's x0; 2 are the current one and the next.")
 
