@@ -4,7 +4,8 @@
     python -m demo.train --only lora         one stage, on the files of the earlier ones
 
 Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are), and
-for video ``video_vae``, ``video_teacher``, ``video_lora``, ``video_decoder``.
+for video ``video_vae``, ``video_teacher``, ``video_lora``, ``video_decoder``, and ``video_teacher_again``, which trains
+the teacher on and leaves the LoRAs as they are.
 ``demo/README.md`` states what each took on two CPU cores. Every stage writes its file when done and prints its loss.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,6 +62,19 @@ VIDEO_LORAS = (
 VIDEO_CLIPS = 4000
 
 
+@dataclass(frozen=True)
+class TeacherRun:
+    """One round of the video teacher: clips drawn, iterations, learning rate, and the length of its cosine."""
+
+    clips: int
+    steps: int
+    lr: float
+    horizon: int
+
+
+VIDEO_TEACHER = (TeacherRun(VIDEO_CLIPS, 4000, 2e-3, 4000), TeacherRun(12_000, 2300, 1.2e-3, 3000))
+
+
 def stage_vae(folder: Path) -> None:
     print(f"autoencoder: PSNR {psnr(train_vae(3000, folder=folder)):.2f} dB")
 
@@ -97,8 +112,12 @@ def stage_video_vae(folder: Path) -> None:
     print(f"video autoencoder: PSNR {video_psnr(train_video_vae(650, folder=folder)):.2f} dB")
 
 
-def stage_video_teacher(folder: Path) -> None:
-    train_video_teacher(VideoPool(load_video_vae(folder), VIDEO_CLIPS, seed=0), 4000, batch=32, folder=folder)
+def stage_video_teacher(folder: Path, number: int = 0) -> None:
+    """The first round starts from nothing, a later one from the file."""
+    run = VIDEO_TEACHER[number]
+    pool = VideoPool(load_video_vae(folder), run.clips, seed=0)
+    start = load_video_teacher(folder) if number else None
+    train_video_teacher(pool, run.steps, lr=run.lr, horizon=run.horizon, start=start, seed=number, folder=folder)
 
 
 def stage_video_lora(folder: Path) -> None:
@@ -125,6 +144,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "video_teacher": stage_video_teacher,
     "video_lora": stage_video_lora,
     "video_decoder": stage_video_decoder,
+    "video_teacher_again": partial(stage_video_teacher, number=1),
 }
 
 

@@ -35,15 +35,19 @@ def run_steps(
     loss_of: Callable[[int], Tensor],
     *,
     lr: float,
+    horizon: int | None = None,
     warmup: int = 100,
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """The one training loop of the demo: AdamW, warm-up and cosine, gradients clipped at norm 1."""
+    """The one training loop of the demo: AdamW, warm-up and cosine, gradients clipped at norm 1.
+
+    ``horizon`` is the length of the cosine where training stops before its end; by default it is ``steps``.
+    """
     parameters = list(parameters)
     optimiser = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: cosine(step, steps, warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: cosine(step, horizon or steps, warmup))
     started, running = time.monotonic(), 0.0
     for step in range(steps):
         loss = loss_of(step)

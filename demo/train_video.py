@@ -40,7 +40,7 @@ def train_video_vae(
     steps: int, *, seed: int = 0, batch: int = 6, frames: int = 9, lr: float = 3e-3,
     folder: Path = WEIGHTS,
 ) -> WanVAE:  # fmt: skip
-    """Both halves together, on clips of ``frames`` pictures; longer ones work as well, as nothing depends on length."""
+    """Both halves together, on clips of ``frames`` pictures; what a longer clip has beyond them comes out worse."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = WanVAE()
@@ -58,8 +58,9 @@ def train_video_vae(
 
 
 def finetune_video_decoder(
-    model: WanVAE, steps: int, *, seed: int = 1, batch: int = 6, frames: int = 9, folder: Path = WEIGHTS
-) -> None:
+    model: WanVAE, steps: int, *, lr: float = 2e-3, seed: int = 1, batch: int = 6, frames: int = 9,
+    folder: Path = WEIGHTS,
+) -> None:  # fmt: skip
     """Sharpen the decoder with the encoder frozen, so that latents already used for training stay valid."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -71,7 +72,7 @@ def finetune_video_decoder(
         error = model.decode(latent + strength * torch.randn(latent.shape, generator=generator)) - clip
         return (shape_weight(clip) * (error.abs() + 2 * error.square())).mean()
 
-    run_steps("video decoder", steps, trained(model, "decoder"), loss, lr=2e-3)
+    run_steps("video decoder", steps, trained(model, "decoder"), loss, lr=lr)
     save_video_vae(model, folder)
 
 
@@ -123,11 +124,13 @@ class VideoPool:
 
 
 def train_video_teacher(
-    pool: VideoPool, steps: int, *, seed: int = 0, batch: int = 64, lr: float = 2e-3, folder: Path = WEIGHTS
-) -> Wan:
+    pool: VideoPool, steps: int, *, lr: float, horizon: int | None = None, start: Wan | None = None, seed: int = 0,
+    batch: int = 32, folder: Path = WEIGHTS,
+) -> Wan:  # fmt: skip
+    """Flow matching from nothing, or ``start`` for another round. Returns and writes the averaged weights."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = Wan()
+    model = (start or Wan()).train().requires_grad_(True)
     ema = Ema(model, 0.997)
 
     def after_step(step: int) -> None:
@@ -137,7 +140,7 @@ def train_video_teacher(
 
     run_steps(
         "video teacher", steps, model.parameters(), lambda _: flow_loss(model, pool, batch, generator), lr=lr,
-        warmup=100, betas=(0.9, 0.98), weight_decay=1e-3, after_step=after_step,
+        horizon=horizon, warmup=100, betas=(0.9, 0.98), weight_decay=1e-3, after_step=after_step,
     )  # fmt: skip
     save_video_teacher(ema.shadow, folder)
     return load_video_teacher(folder)

@@ -145,6 +145,7 @@ class Half(nn.Module):
 
     def run(self, x: Tensor, frames: int, layers: nn.Module) -> tuple[Tensor, int]:
         for layer in layers.children():
+            x = x.contiguous(memory_format=torch.channels_last)  # what reaches over time loses it, at twice the cost
             if isinstance(layer, Resample):
                 x, frames = layer(x, frames)
             elif not isinstance(layer, Attention):
