@@ -1,6 +1,6 @@
 """Which refusals no test has triggered: every ``raise``, and every call of what only raises, against coverage data.
 
-    python dev.py test -- -m "not long" --cov=pcm_core --cov=nodes
+    python dev.py test -- -n 2 --dist loadfile --cov=pcm_core --cov=nodes
     python -m scripts.raises
 
 The first command also prints the share of lines that ran. Exit code 1 if a refusal of ``pcm_core`` or ``nodes`` did not
