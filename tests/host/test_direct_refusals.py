@@ -85,3 +85,64 @@ def test_steps_of_a_hostile_file_are_not_counted(host, zoo):
         config = host.pack("pcm_core.distill").DistillConfig()
         written = host.pack("nodes.training").metadata_for(zoo["sd3"].model, config, path.name)(1)
         assert written["pcm_train_steps"] == whole
+
+
+@pytest.mark.parametrize("strength", [math.inf, math.nan])
+def test_a_strength_is_a_number(host, zoo, error, tmp_path, strength):
+    with pytest.raises(error, match="strength is"):
+        host.pack("nodes.lora").load_lora(zoo["sd3"].model, tmp_path / "none.safetensors", strength)
+
+
+def test_files_for_scripts_are_what_they_should_be(host, zoo, error):
+    files = host.pack("nodes.host_files")
+    with pytest.raises(error, match="holds no VAE"):
+        files.load_vae([zoo["sd3"].path])
+    with pytest.raises(error, match=r'text encoder type is "sd9".*one of .*sd3'):
+        files.load_clip([zoo["sd3"].path], "sd9")
+
+
+# What a node's own check refuses first
+
+
+def test_an_unknown_input_is_named(host, error):
+    """The host drops those that a prompt sets, and hands on those that are linked."""
+    with pytest.raises(error, match=r'no input "eta"\. Expected: one of determinism, gamma\.'):
+        host.call("SamplerPCM", eta=0.5)
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "words"),
+    [
+        ("SamplerPCM", {"gamma": "a"}, 'gamma is "a". Expected: a number from -1 to 1.'),
+        ("SamplerPCM", {"gamma": None}, "gamma is missing"),
+        ("SamplerPCM", {"gamma": 10**30}, "gamma is 1000"),
+        ("PCMPhaseScheduler", {"model": {"a": 1}}, "model is a dict. Expected: a MODEL."),
+        ("PCMPhaseScheduler", {"steps": 2.5}, "steps is 2.5. Expected: a whole number from 0 to 64."),
+        ("PCMPhaseScheduler", {"steps": []}, "steps is a list"),
+        ("PCMPhaseScheduler", {"spacing": "karras"}, "Expected: one of auto, trailing, aligned, tcd."),
+        ("PCMPhaseScheduler", {"spend_extra_steps": "no"}, "Expected: true or false."),
+        ("PCMGuider", {"positive": []}, "positive is a list. Expected: a CONDITIONING with at least one text."),
+        ("PCMGuider", {"positive": [[1, {}]]}, "positive is a list"),
+        ("PCMGuider", {"cfg": 5.0}, "cfg is 5.0. Expected: a text."),
+        ("PCMSampler", {"latent_image": {"samples": 1}}, "latent_image is a dict. Expected: a LATENT."),
+        ("PCMSampler", {"seed": -1}, "seed is -1"),
+        ("PCMPhasePlot", {"sigmas": [1.0, 0.0]}, "sigmas is a list. Expected: SIGMAS."),
+        ("PCMCompare", {"vae": "v"}, 'vae is "v". Expected: a VAE.'),
+        ("PCMCompare", {"clip_vision": 1}, "clip_vision is 1. Expected: a CLIP_VISION."),
+        ("PCMCompare", {"models": {"model_b": 5}}, "model is 5. Expected: a MODEL."),
+        ("PCMCompare", {"prompts": 5}, "positive is 5. Expected: a CONDITIONING"),
+        ("PCMSaveLora", {"lora": {}}, "lora is a dict. Expected: a trained LoRA."),
+        ("PCMLoraLoader", {"lora_name": 5}, "lora_name is 5"),
+    ],
+)  # fmt: skip
+def test_an_input_of_the_wrong_kind_is_named(host, zoo, error, node, inputs, words):
+    """Everything else is as it should be."""
+    given = zoo["sd3"]
+    sound = {
+        "model": given.model, "positive": given.positive, "negative": given.negative, "latent_image": given.latent(),
+        "lora_name": "a.safetensors",
+    }  # fmt: skip
+    taken = {entry.id for entry in host.node(node).define_schema().inputs}
+    with pytest.raises(error) as refusal:
+        host.call(node, **{name: value for name, value in sound.items() if name in taken} | inputs)
+    assert words in str(refusal.value)
