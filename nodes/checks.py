@@ -72,7 +72,7 @@ def _check(entry: io.Input, value: Any) -> None:
         test, expected = _KINDS.get(kind, (_anything, ""))
         fits = test(value)
     if not fits:
-        raise PCMError(f"{entry.id} is {_shown(value)}.", expected, f"Connect or set {entry.id}.")
+        raise PCMError(f"{entry.id} is {_shown(value)}.", expected, f"Set {entry.id}, or connect another.")
 
 
 def _in_range(value: Any, entry: io.Int.Input | io.Float.Input) -> bool:
