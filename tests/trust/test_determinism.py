@@ -1,0 +1,73 @@
+"""The same latents in another process, with other threads and on other versions of ComfyUI, each in its own process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from devtools.host import SDISTS
+from devtools.paths import HOSTS
+
+pytestmark = [pytest.mark.host, pytest.mark.long]
+
+Latents = dict[str, Tensor]
+# Two threads split a sum of a matrix product in two, so its last bits differ; the networks pass them on.
+THREADS = 1e-5
+VERSIONS = 1e-5  # hosts may order their operations otherwise
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Latents]:
+    """Latents of a host, made in a process with so many threads."""
+
+    def run(comfyui: Path, threads: int = 1) -> Latents:
+        out = tmp_path_factory.mktemp("latents") / "out.safetensors"
+        script = Path(__file__).with_name("latents.py")
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        command = [sys.executable, str(script), str(comfyui), str(out), str(threads)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return load_file(out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(sample: Callable[..., Latents], comfyui: Path) -> Latents:
+    return sample(comfyui)
+
+
+def distances(some: Latents, others: Latents) -> dict[str, float]:
+    """The largest difference of each latent over its largest value; 0 means that every bit is the same."""
+    assert some.keys() == others.keys()
+    return {key: float((some[key] - others[key]).abs().max() / some[key].abs().max()) for key in some}
+
+
+def report(title: str, found: dict[str, float]) -> float:
+    same = sum(value == 0 for value in found.values())
+    worst = max(found, key=lambda key: found[key])
+    print(f"{title}: {same} of {len(found)} bitwise, at most {found[worst]:.1e} ({worst})")
+    return found[worst]
+
+
+def test_another_process(sample: Callable[..., Latents], comfyui: Path, first: Latents) -> None:
+    assert report("another process", distances(first, sample(comfyui))) == 0
+
+
+def test_two_threads(sample: Callable[..., Latents], comfyui: Path, first: Latents) -> None:
+    assert report("two threads", distances(first, sample(comfyui, threads=2))) <= THREADS
+
+
+@pytest.mark.parametrize("version", list(SDISTS))
+def test_another_version_of_the_host(sample: Callable[..., Latents], first: Latents, version: str) -> None:
+    host = HOSTS / version
+    if not (host / "nodes.py").exists():
+        pytest.skip(f"{host.name} is not there; python dev.py test --long brings it")
+    assert report(f"ComfyUI {version}", distances(first, sample(host))) <= VERSIONS
