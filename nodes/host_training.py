@@ -5,6 +5,7 @@ The second half of ``host``: it reaches ComfyUI through that file, which alone i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,8 @@ class Progress:
 def new_lora_path(prefix: str) -> tuple[Path, str]:
     """A new file under output/loras, and its name in the host's list of LoRAs.
 
+    The name is taken by an empty .part beside it, for another ComfyUI may be saving to the same folder.
+
     Raises:
         PCMError: if the prefix is empty, leaves that folder or is no name for a file, or it cannot be made.
     """
@@ -184,8 +187,23 @@ def new_lora_path(prefix: str) -> tuple[Path, str]:
     try:
         base.mkdir(parents=True, exist_ok=True)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(base))
+        path = _take(Path(folder), name, counter)
     except OSError as error:
         raise PCMError(f"{base} cannot be written ({error}).", "a writable folder.", "Check it, save again.") from error
     folder_paths.add_model_folder_path("loras", str(base))
-    file = f"{name}_{counter:05}_.safetensors"
-    return Path(folder) / file, str(Path(subfolder) / file)
+    return path, str(Path(subfolder) / path.name)
+
+
+def _take(folder: Path, name: str, first: int) -> Path:
+    """The first number that is free, taken in one step: looking and then writing would let two find the same."""
+    for number in itertools.count(first):
+        path = folder / f"{name}_{number:05}_.safetensors"
+        part = path.with_suffix(".part")
+        try:
+            part.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        if not path.exists():
+            return path
+        part.unlink()  # the other finished between our look and our touch
+    raise AssertionError

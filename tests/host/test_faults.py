@@ -257,6 +257,20 @@ def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
     assert [file.name for file in full_disk.iterdir()] == ["state.pt"]
 
 
+def test_two_that_save_at_once_take_two_names(host):
+    """Two ComfyUI with one output folder: each has its name before either has written."""
+    training, files = host.pack("nodes.training"), host.pack("nodes.host_training")
+    (one, name), (two, other) = (files.new_lora_path("shared/lora") for _ in range(2))
+    assert one != two and name != other
+    for path, value in ((two, 2.0), (one, 1.0)):
+        training.write_lora(path, {"a.lora_up.weight": torch.full((2, 2), value)}, {"format": "pt"})
+    values = [host.pack("pcm_core.lora").read_lora(path)[0]["a.lora_up.weight"].unique().item() for path in (one, two)]
+    assert values == [1.0, 2.0]
+    assert sorted(path.suffix for path in one.parent.iterdir()) == [".safetensors"] * 2
+    one.with_suffix(".part").touch()  # killed while it saved
+    assert files.new_lora_path("shared/lora")[0] not in (one, two)
+
+
 def test_a_disk_full_while_the_rest_is_rescued(host, zoo, full_disk, caplog):
     """What ended the training stays the error, for the host to see; the log says that nothing was saved."""
     given = zoo["sd3"]
