@@ -58,9 +58,8 @@ def train_video_vae(
 
 
 def finetune_video_decoder(
-    model: WanVAE, steps: int, *, lr: float = 2e-3, seed: int = 1, batch: int = 6, frames: int = 9,
-    folder: Path = WEIGHTS,
-) -> None:  # fmt: skip
+    model: WanVAE, steps: int, *, seed: int = 1, batch: int = 6, frames: int = 9, folder: Path = WEIGHTS
+) -> None:
     """Sharpen the decoder with the encoder frozen, so that latents already used for training stay valid."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -72,7 +71,7 @@ def finetune_video_decoder(
         error = model.decode(latent + strength * torch.randn(latent.shape, generator=generator)) - clip
         return (shape_weight(clip) * (error.abs() + 2 * error.square())).mean()
 
-    run_steps("video decoder", steps, trained(model, "decoder"), loss, lr=lr)
+    run_steps("video decoder", steps, trained(model, "decoder"), loss, lr=2e-3)
     save_video_vae(model, folder)
 
 
