@@ -7,7 +7,6 @@ that is written where a link belongs.
 from __future__ import annotations
 
 import functools
-import math
 import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -63,7 +62,8 @@ def _check(entry: io.Input, value: Any) -> None:
         return
     kind = entry.get_io_type()
     if isinstance(entry, (io.Int.Input, io.Float.Input)):
-        fits, expected = _in_range(value, entry), f"{_NUMBERS[kind][1]} from {entry.min:g} to {entry.max:g}."
+        _, what, form = _NUMBERS[kind]
+        fits, expected = _in_range(value, entry), f"{what} from {entry.min:{form}} to {entry.max:{form}}."
     elif isinstance(entry, io.Combo.Input):
         options = [str(option) for option in entry.options or ()]
         fits = isinstance(value, str) and (entry.id in _FILES or value in options)
@@ -76,10 +76,8 @@ def _check(entry: io.Input, value: Any) -> None:
 
 
 def _in_range(value: Any, entry: io.Int.Input | io.Float.Input) -> bool:
-    if not isinstance(value, _NUMBERS[entry.get_io_type()][0]) or not math.isfinite(value):
-        return False
     assert entry.min is not None and entry.max is not None, "every number of this pack has its limits"
-    return entry.min <= value <= entry.max
+    return isinstance(value, _NUMBERS[entry.get_io_type()][0]) and entry.min <= value <= entry.max  # never for NaN
 
 
 def _shown(value: Any) -> str:
@@ -108,7 +106,7 @@ def _anything(_: Any) -> bool:
     return True
 
 
-_NUMBERS = {"INT": (numbers.Integral, "a whole number"), "FLOAT": (numbers.Real, "a number")}
+_NUMBERS = {"INT": (numbers.Integral, "a whole number", "d"), "FLOAT": (numbers.Real, "a number", "g")}
 # By what the nodes use of them: other packs hand out classes of their own.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL": (lambda value: hasattr(value, "get_model_object"), "a MODEL."),

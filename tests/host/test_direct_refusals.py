@@ -115,7 +115,8 @@ def test_an_unknown_input_is_named(host, error):
     [
         ("SamplerPCM", {"gamma": "a"}, 'gamma is "a". Expected: a number from -1 to 1.'),
         ("SamplerPCM", {"gamma": None}, "gamma is missing"),
-        ("SamplerPCM", {"gamma": 10**30}, "gamma is 1000"),
+        ("SamplerPCM", {"gamma": 10**400}, "gamma is 1000"),
+        ("SamplerPCM", {"gamma": math.inf}, "gamma is inf"),
         ("PCMPhaseScheduler", {"model": {"a": 1}}, "model is a dict. Expected: a MODEL."),
         ("PCMPhaseScheduler", {"steps": 2.5}, "steps is 2.5. Expected: a whole number from 0 to 64."),
         ("PCMPhaseScheduler", {"steps": []}, "steps is a list"),
@@ -125,7 +126,7 @@ def test_an_unknown_input_is_named(host, error):
         ("PCMGuider", {"positive": [[1, {}]]}, "positive is a list"),
         ("PCMGuider", {"cfg": 5.0}, "cfg is 5.0. Expected: a text."),
         ("PCMSampler", {"latent_image": {"samples": 1}}, "latent_image is a dict. Expected: a LATENT."),
-        ("PCMSampler", {"seed": -1}, "seed is -1"),
+        ("PCMSampler", {"seed": -1}, "seed is -1. Expected: a whole number from 0 to 18446744073709551615."),
         ("PCMPhasePlot", {"sigmas": [1.0, 0.0]}, "sigmas is a list. Expected: SIGMAS."),
         ("PCMCompare", {"vae": "v"}, 'vae is "v". Expected: a VAE.'),
         ("PCMCompare", {"clip_vision": 1}, "clip_vision is 1. Expected: a CLIP_VISION."),

@@ -62,6 +62,7 @@ JUNK: dict[str, Any] = {
     "2^63": 2**63,
     "-2^64": -(2**64),
     "10^30": 10**30,
+    "10^400": 10**400,
     "empty table": {},
     "table": {"samples": [1, 2], "weight": {}},
     "empty list": [],
@@ -77,8 +78,8 @@ JUNK: dict[str, Any] = {
 # The host's switch gives out anything: what it gets through a link is not checked by the host.
 PASSED: dict[str, Any] = {
     "null": None, "text": "x", "table": {"samples": None}, "list": {"__value__": [1, 2]}, "-1": -1, "2.7": 2.7,
-    "10^30": 10**30, "NaN": float("nan"), "a model": [MODEL, 0], "a text": [PROMPT, 0], "a VAE": [recipes.VAE, 0],
-    "a latent": [recipes.LATENT, 0], "true": True, "digits": "9" * 6000, "empty list": {"__value__": []},
+    "10^30": 10**30, "10^400": 10**400, "NaN": float("nan"), "a model": [MODEL, 0], "a text": [PROMPT, 0],
+    "a VAE": [recipes.VAE, 0], "a latent": [recipes.LATENT, 0], "true": True, "digits": "9" * 6000, "empty list": {"__value__": []},
 }  # fmt: skip
 
 
