@@ -79,7 +79,8 @@ JUNK: dict[str, Any] = {
 PASSED: dict[str, Any] = {
     "null": None, "text": "x", "table": {"samples": None}, "list": {"__value__": [1, 2]}, "-1": -1, "2.7": 2.7,
     "10^30": 10**30, "10^400": 10**400, "NaN": float("nan"), "a model": [MODEL, 0], "a text": [PROMPT, 0],
-    "a VAE": [recipes.VAE, 0], "a latent": [recipes.LATENT, 0], "true": True, "digits": "9" * 6000, "empty list": {"__value__": []},
+    "a VAE": [recipes.VAE, 0], "a latent": [recipes.LATENT, 0], "true": True,
+    "digits": "9" * 6000, "empty list": {"__value__": []},
 }  # fmt: skip
 
 
