@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +148,12 @@ def test_an_input_of_the_wrong_kind_is_named(host, zoo, error, node, inputs, wor
     with pytest.raises(error) as refusal:
         host.call(node, **{name: value for name, value in sound.items() if name in taken} | inputs)
     assert words in str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_made_is_said(host, error):
+    files = host.pack("nodes.host_training")
+    folder = Path(files.folder_paths.get_output_directory()) / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "taken").write_text("a file")
+    with pytest.raises(error, match=r"cannot be written \(.*taken"):
+        files.new_lora_path("taken/lora")
