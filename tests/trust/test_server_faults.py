@@ -92,11 +92,12 @@ def lora(server: Server) -> Iterator[Path]:
 
 
 def change_while_queued(server: Server, client: Client, change: Callable[[], object], text: str) -> str:
-    """Queue a picture with that LoRA behind a slow one, change the file, and run both."""
-    slow = client.queue(SLOW["slow picture"](text))
+    """Queue a picture with that LoRA, change the file while a prompt before it samples with it, and run it."""
+    slow = client.queue(picture(text, "swapped", batch=48))
     queued = client.queue(picture(text, "swapped"))
-    change()
-    client.follow(slow)
+    left = [change]
+    client.follow(slow, lambda done, total: left.pop()() if left else None)
+    assert not left, "the prompt before it ended without a step"
     return digest(server.base, client.follow(queued))
 
 
