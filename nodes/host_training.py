@@ -5,7 +5,6 @@ The second half of ``host``: it reaches ComfyUI through that file, which alone i
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,9 +195,11 @@ def new_lora_path(prefix: str) -> tuple[Path, str]:
 
 def _take(folder: Path, name: str, first: int) -> Path:
     """The first number that is free, taken in one step: looking and then writing would let two find the same."""
-    for number in itertools.count(first):
+    number = first
+    while True:
         path = folder / f"{name}_{number:05}_.safetensors"
         part = path.with_suffix(".part")
+        number += 1
         try:
             part.touch(exist_ok=False)
         except FileExistsError:
@@ -206,4 +207,3 @@ def _take(folder: Path, name: str, first: int) -> Path:
         if not path.exists():
             return path
         part.unlink()  # the other finished between our look and our touch
-    raise AssertionError
