@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from .distill import distil, save_lora
 from .judge import correct, load_judge, train_judge
@@ -38,19 +39,23 @@ from .world import render, sample_scene
 
 @dataclass(frozen=True)
 class LoraRun:
-    """One distillation; each cycle of (iterations, learning rate) has a cosine of its own."""
+    """One distillation; each cycle of (iterations, learning rate) has a cosine of its own.
+
+    ``start`` is the file of an earlier run of the same rank to go on from: its phases are merged to ``phases``.
+    """
 
     file: str
     phases: int
     rank: int
     cycles: tuple[tuple[int, float], ...]
+    start: str | None = None
 
 
 # For one phase 3e-4 and 6e-4 were compared; demo/README.md has the figures.
 LORAS = (
     LoraRun("demo_pcm_4phase.safetensors", 4, 36, ((4000, 1e-3), (3000, 5e-4), (3000, 3e-4))),
     LoraRun("demo_lcm.safetensors", 1, 36, ((4000, 3e-4), (3000, 1.5e-4), (3000, 1e-4))),
-    LoraRun("demo_pcm_2phase.safetensors", 2, 24, ((2000, 5e-4),)),
+    LoraRun("demo_pcm_2phase.safetensors", 2, 36, ((1200, 5e-4),), start="demo_pcm_4phase.safetensors"),
     LoraRun("demo_pcm_8phase.safetensors", 8, 12, ((4000, 1e-3),)),
 )
 
@@ -95,7 +100,7 @@ def stage_teacher(folder: Path) -> None:
 def stage_lora(folder: Path) -> None:
     teacher, pool = load_teacher(folder), LatentPool(load_vae(folder), 32_000, seed=1)
     for run in LORAS:
-        lora = None
+        lora = load_file(folder / run.start) if run.start else None
         for cycle, (steps, lr) in enumerate(run.cycles):
             lora = distil(teacher, pool, run.phases, steps, rank=run.rank, lr=lr, start=lora, seed=cycle)
         assert lora is not None
