@@ -1,9 +1,10 @@
 """What a sampler itself costs per step: sample_pcm against ComfyUI's euler, ddim, lcm and dpmpp_2m.
 
 The model is free (it returns a tensor made beforehand), so what is left is the sampler's own arithmetic and Python.
-Samplers take turns within a round and the order is shuffled; a row is the median over rounds, a ratio the median of
-the ratios within a round. Times are CPU times, which the load of a machine disturbs least. Memory is counted in live
-tensors, beside the caller's latent and the model's x0. Needs COMFYUI_PATH.
+Samplers take turns within a round, in shuffled order, and run twice in a turn, of which the second is timed. A row is
+the median over rounds, a ratio the median of the ratios within a round. Times are CPU times, which the load of a
+machine disturbs least. Memory is counted in live tensors, beside the caller's latent and the model's x0. Needs
+COMFYUI_PATH.
 
     python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--peer PACK ...]
 
@@ -107,13 +108,13 @@ def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds:
     """Microseconds per step of every run in every round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0)
-    for i in range(rounds + 3):
+    for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
+            runs[name](model, x, sigmas)  # so that the caches hold this sampler's code and tensors, not the last one's
             began = time.process_time()
             runs[name](model, x, sigmas)
-            if i >= 3:  # warm
-                times[name].append((time.process_time() - began) / (len(sigmas) - 1) * 1e6)
+            times[name].append((time.process_time() - began) / (len(sigmas) - 1) * 1e6)
     return times
 
 

@@ -68,7 +68,8 @@ def sample_pcm(
     rates = _rates(determinism, steps)
     if noise_sampler is None and any(rate < 1 for rate in (rates[:-1] if final else rates)):
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
-    inputs = sigmas.to(x)[:, None].repeat(1, x.shape[0]).unbind()  # a sigma per sample, for every step at once
+    # A sigma per sample for every step at once, in memory of its own.
+    inputs = sigmas.to(x).unsqueeze(1).expand(-1, x.shape[0]).clone().unbind()
     entries = sigmas.unbind()
     for i in progress(steps):
         sigma, sigma_next = levels[i], levels[i + 1]
