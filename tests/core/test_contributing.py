@@ -1,4 +1,4 @@
-"""docs/contributing.md: what it says to do works, and what it names is there."""
+"""docs/contributing.md: what it says to do works and what it names is there; the README shows what a benchmark wrote."""
 
 from __future__ import annotations
 
@@ -67,3 +67,12 @@ def test_every_file_command_and_link_of_the_page_is_there(page: str):
             r"`((?:pcm_core|nodes|scripts|tests|web|demo|docs|benchmarks|workflows|assets)/[\w./]+)`", text
         )
         assert len(named) > 15 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_shows_the_last_run_of_the_systems():
+    def table(page: str) -> list[str]:
+        return [line for line in page.splitlines() if line.startswith("|")]
+
+    written = table((ROOT / "benchmarks" / "results" / "demo_systems.md").read_text("utf-8"))
+    shown = (ROOT / "README.md").read_text("utf-8").split("### Beside other systems\n")[1].split("\n## ")[0]
+    assert len(written) > 5 and table(shown) == written
