@@ -4,8 +4,7 @@
     python -m demo.train --only lora         one stage, on the files of the earlier ones
 
 Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are), and
-for video ``video_vae``, ``video_teacher``, ``video_lora``, ``video_decoder``, and ``video_teacher_again``, which trains
-the teacher on and leaves the LoRAs as they are.
+for video ``video_vae``, ``video_teacher``, ``video_lora`` and ``video_decoder``.
 ``demo/README.md`` states what each took on two CPU cores. Every stage writes its file when done and prints its loss.
 """
 
@@ -15,7 +14,6 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,14 +60,17 @@ LORAS = (
 VIDEO_LORAS = (
     LoraRun("demo_wan_pcm_4phase.safetensors", 4, 16, ((900, 6e-4),)),
     LoraRun("demo_wan_lcm.safetensors", 1, 16, ((900, 6e-4),)),
-    LoraRun("demo_wan_pcm_2phase.safetensors", 2, 16, ((450, 6e-4),)),
+    LoraRun("demo_wan_pcm_2phase.safetensors", 2, 16, ((900, 6e-4),)),
 )
 VIDEO_CLIPS = 4000
 
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """One round of the video teacher: clips drawn, iterations, learning rate, and the length of its cosine."""
+    """One round of the video teacher: clips drawn, iterations, learning rate, and the length of its cosine.
+
+    A round goes on with the teacher of the round before.
+    """
 
     clips: int
     steps: int
@@ -117,12 +118,13 @@ def stage_video_vae(folder: Path) -> None:
     print(f"video autoencoder: PSNR {video_psnr(train_video_vae(650, folder=folder)):.2f} dB")
 
 
-def stage_video_teacher(folder: Path, number: int = 0) -> None:
-    """The first round starts from nothing, a later one from the file."""
-    run = VIDEO_TEACHER[number]
-    pool = VideoPool(load_video_vae(folder), run.clips, seed=0)
-    start = load_video_teacher(folder) if number else None
-    train_video_teacher(pool, run.steps, lr=run.lr, horizon=run.horizon, start=start, seed=number, folder=folder)
+def stage_video_teacher(folder: Path) -> None:
+    start = None
+    for seed, run in enumerate(VIDEO_TEACHER):
+        pool = VideoPool(load_video_vae(folder), run.clips, seed=0)
+        start = train_video_teacher(
+            pool, run.steps, lr=run.lr, horizon=run.horizon, start=start, seed=seed, folder=folder
+        )  # fmt: skip
 
 
 def stage_video_lora(folder: Path) -> None:
@@ -149,7 +151,6 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "video_teacher": stage_video_teacher,
     "video_lora": stage_video_lora,
     "video_decoder": stage_video_decoder,
-    "video_teacher_again": partial(stage_video_teacher, number=1),
 }
 
 

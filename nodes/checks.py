@@ -89,7 +89,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_conditioning(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_text, value))
 
 
 def _is_text(part: Any) -> bool:
