@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.common import markdown, peak_bytes, ratio_of
 from pcm_core.phases import build_schedule
-from pcm_core.sampling import sample_pcm
+from pcm_core.sampling import is_finite, sample_pcm
 from scripts.host_nodes import load
 
 SHAPES = {"SD1.5 512": (1, 4, 64, 64), "SD3 1024": (1, 16, 128, 128), "Wan 832x480x81": (1, 16, 21, 60, 104)}
@@ -75,12 +75,19 @@ def hosted(sampler: Any) -> Run:
     return run
 
 
-def own(determinism: float, model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
-    return sample_pcm(model, x, sigmas, {"seed": 0}, _ignore, True, determinism=determinism)
+def own(
+    determinism: float, callback: Callable[[dict[str, Any]], None], model: Any, x: Tensor, sigmas: Tensor
+) -> Tensor:
+    return sample_pcm(model, x, sigmas, {"seed": 0}, callback, True, determinism=determinism)
 
 
 def _ignore(entry: dict[str, Any]) -> None:
     """A callback that does nothing."""
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """What our nodes add to every step; stock samplers let NaN through to a black picture."""
+    assert is_finite(entry["denoised"])
 
 
 def peers(pack: Path, steps: int) -> Iterator[tuple[str, Run]]:
@@ -132,7 +139,11 @@ def main() -> None:
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
         """What SD 1.5 has in the host."""
 
-    runs: dict[str, Run] = {"pcm": partial(own, 1.0), "pcm, r = 0": partial(own, 0.0)}
+    runs: dict[str, Run] = {
+        "pcm": partial(own, 1.0, _ignore),
+        "pcm, and the nodes' check for NaN": partial(own, 1.0, _check),
+        "pcm, r = 0": partial(own, 0.0, _ignore),
+    }
     runs |= {name: hosted(comfy.samplers.sampler_object(name)) for name in STOCK}
     runs |= {name: run for pack in options.peer for name, run in peers(pack, options.steps)}
     sampling = Sampling()
