@@ -37,7 +37,8 @@ def outcomes(report: Path) -> dict[tuple[str, str], str]:
         skipped = case.find("skipped")
         failed = case.find("failure") is not None or case.find("error") is not None
         result = "failed" if failed else "passed" if skipped is None else skipped.get("message", "skipped")
-        found[module.removeprefix("tests.host.") + ".py", case.get("name", "")] = result
+        _, _, file, *classes = module.split(".")
+        found[f"{file}.py", "::".join([*classes, case.get("name", "")])] = result
     return found
 
 

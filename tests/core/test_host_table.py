@@ -9,6 +9,7 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.host.test_a" name="one"/>
 <testcase classname="tests.host.test_a" name="two"><failure message="no"/></testcase>
 <testcase classname="tests.host.test_b" name="one[x]"><skipped message="no such node here"/></testcase>
+<testcase classname="tests.host.test_b.TestKind" name="one[x]"/>
 <testcase classname="tests.core.test_c" name="one"/>
 </testsuite></testsuites>"""
 
@@ -21,9 +22,10 @@ def test_passes_failures_and_skips_are_told_apart(tmp_path: Path) -> None:
         ("test_a.py", "one"): "passed",
         ("test_a.py", "two"): "failed",
         ("test_b.py", "one[x]"): "no such node here",
+        ("test_b.py", "TestKind::one[x]"): "passed",
     }
     text = page({"1": found, "2": {("test_a.py", "one"): "passed"}}, date(2026, 1, 2))
     assert "| test_a.py | 1 failed, 1 passed | 1 passed |" in text
-    assert "| test_b.py | 1 skipped | not run |" in text
+    assert "| test_b.py | 1 passed, 1 skipped | not run |" in text
     assert "- 1: 1 x no such node here" in text
     assert "2026-01-02" in text

