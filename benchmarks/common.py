@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -42,17 +43,19 @@ class LiveBytes(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, partial(self._see, made=False), (args, kwargs))  # a view of these is no new memory
         out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, out)
+        tree_map_only(Tensor, partial(self._see, made=True), out)
         return out
 
-    def _see(self, tensor: Tensor) -> Tensor:
+    def _see(self, tensor: Tensor, made: bool) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
+            size = storage.nbytes() if made else 0
             self._seen.add(storage._cdata)
-            self.alive += storage.nbytes()
+            self.alive += size
             self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._release, storage._cdata, size)
         return tensor
 
     def _release(self, key: int, size: int) -> None:

@@ -166,7 +166,7 @@ def main() -> None:
     print(f"float32 on the CPU, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
     print(markdown(["latent", "sampler", "CPU us per step", "x euler", "quartiles", "latents held"], rows))
     print(f"\nTarget: {TARGET} x euler. Reached: {', '.join(reached)}. *Latents held*: the most alive at once beside")
-    print("the caller's and the model's x0; 2 are the current one and the next.")
+    print("the caller's and the model's x0; 2 are the current one and the next, 1 is one that is written over.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from .errors import PCMError
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[float, float], Tensor]
+_LARGE = 1 << 16  # numbers in a latent whose memory is used again; making a smaller one costs less than asking
 
 
 @torch.no_grad()
@@ -66,20 +68,23 @@ def sample_pcm(
     levels = check_sigmas(sigmas)
     steps = max(len(levels) - 1, 0)
     rates = _rates(determinism, steps)
-    if noise_sampler is None and any(rate < 1 for rate in (rates[:-1] if final else rates)):
+    if noise_sampler is None and min(rates[:-1] if final else rates, default=1.0) < 1:
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
     # A sigma per sample for every step at once, in memory of its own.
     inputs = sigmas.to(x).unsqueeze(1).expand(-1, x.shape[0]).clone().unbind()
     entries = sigmas.unbind()
+    large = x.numel() >= _LARGE
     for i in progress(steps):
         sigma, sigma_next = levels[i], levels[i + 1]
-        denoised = model(x, inputs[i], **extra_args)
+        shown = x.detach() if large else x
+        denoised = model(shown, inputs[i], **extra_args)
         if callback is not None:
-            callback({"x": x, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
+            callback({"x": shown, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
+        shown = x  # lets go of the view; whoever kept one keeps the memory from being written to
         if sigma_next == 0:
             x = denoised
         elif rates[i] == 1 or (final and i + 1 == steps):
-            x = jump(x, denoised, sigma, sigma_next)
+            x = jump(x, denoised, sigma, sigma_next, out=x if large and i > 0 and _unshared(x) else None)
         else:
             assert noise_sampler is not None
             noise = noise_sampler(sigma, sigma_next)
@@ -89,9 +94,19 @@ def sample_pcm(
     return x
 
 
-def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """The deterministic PCM jump from ``sigma`` to ``sigma_next`` (paper Eq. 2 in sigma space)."""
-    return torch.lerp(denoised, x, sigma_next / sigma)
+def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, *, out: Tensor | None = None) -> Tensor:
+    """The deterministic PCM jump from ``sigma`` to ``sigma_next`` (paper Eq. 2 in sigma space).
+
+    ``out`` may be ``x``, to land in its memory.
+    """
+    return torch.lerp(denoised, x, sigma_next / sigma, out=out)
+
+
+def _unshared(x: Tensor) -> bool:
+    """Whether no other tensor or array shares the memory of ``x``."""
+    storage = x.untyped_storage()
+    count = torch._C._storage_Use_Count(storage._cdata)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+    return count == 2  # x and the handle it was asked through
 
 
 def stochastic_jump(
@@ -191,6 +206,8 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
         PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
     """
     levels = cast(list[float], sigmas.detach().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
+    if len(levels) > 1 and math.isfinite(levels[0]) and all(map(operator.gt, levels, levels[1:])) and levels[-1] >= 0:
+        return levels
     if len(levels) == 1:
         raise PCMError(
             f"The schedule has a single sigma, {levels[0]:.6g}.",
@@ -208,10 +225,11 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
 
 
 def _rates(determinism: float | Sequence[float], steps: int) -> list[float]:
-    rates = [float(determinism)] * steps if isinstance(determinism, (int, float)) else [float(r) for r in determinism]
-    if len(rates) != steps:
-        raise PCMError(f"{len(rates)} values of determinism for {steps} steps.", "one per step.", "Match the schedule.")
-    for rate in rates:
+    single = isinstance(determinism, (int, float))
+    given = [float(determinism)] if single else [float(rate) for rate in determinism]
+    if not single and len(given) != steps:
+        raise PCMError(f"{len(given)} values of determinism for {steps} steps.", "one per step.", "Match the schedule.")
+    for rate in given:
         if not 0 <= rate <= 1:
             raise PCMError(f"determinism is {rate}.", "0 (full renoising) to 1 (deterministic).", "Use 1 for PCM.")
-    return rates
+    return given * steps if single else given

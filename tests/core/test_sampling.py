@@ -269,6 +269,51 @@ def test_memory_is_the_state_the_result_and_the_noise_if_any(determinism: float,
     assert 1 + 9 <= held(9) < 1 + 9.01, "while the model runs only the state is held"
 
 
+def test_a_large_latent_needs_one_more_of_its_size() -> None:
+    x0, x = start(torch.ones(()), (1, 16, 128, 128), 1), start(torch.ones(()), (1, 16, 128, 128), 2)
+    held = peak_bytes(lambda: sample_pcm(lambda latent, sigma: x0, x, torch.linspace(1, 0, 6))) / x.nbytes
+    assert 1 <= held < 1.01
+
+
+KEPT: dict[str, Callable[[Tensor], Any]] = {
+    "the tensor": lambda x: x,
+    "a view": lambda x: x[:, 2:3],
+    "another tensor": Tensor.detach,
+    "an array": Tensor.numpy,
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("who", ["callback", "model"])
+@pytest.mark.parametrize("what", KEPT)
+def test_a_large_latent_is_written_over_only_where_nobody_kept_it(what: str, who: str) -> None:
+    x0, x = start(torch.ones(()), (1, 16, 64, 64), 1), start(torch.ones(()), (1, 16, 64, 64), 2)
+    kept: list[tuple[Any, Any]] = []
+    places: set[int] = set()
+
+    def keep(latent: Tensor) -> None:
+        places.add(latent.data_ptr())
+        if what != "nothing":
+            kept.append((KEPT[what](latent), KEPT[what](latent.clone())))
+
+    def model(latent: Tensor, sigma: Tensor) -> Tensor:
+        if who == "model":
+            keep(latent)
+        return x0
+
+    landing = sample_pcm(
+        model, x, torch.linspace(1, 0.1, 6), callback=lambda entry: keep(entry["x"]) if who == "callback" else None
+    )
+    assert len(places) == (2 if what == "nothing" else 5), "the caller's latent and one more, or all of them"
+    assert all(bool((now == then).all()) for now, then in kept)
+    torch.testing.assert_close(landing, torch.lerp(x0, x, 0.1))
+
+
+def test_a_model_that_returns_its_input_is_not_written_over() -> None:
+    x = start(torch.ones(()), (1, 16, 64, 64))
+    assert torch.equal(sample_pcm(lambda latent, sigma: latent, x, torch.linspace(1, 0.1, 6)), x)
+
+
 def test_the_model_is_called_once_per_step_with_a_sigma_per_sample(sigmas: Tensor) -> None:
     model = Recorder()
     extra_args = {"seed": 1, "cond_scale": 2.0}
