@@ -3,8 +3,9 @@
 The plain loop holds student, teacher and target as three networks with LoRA layers as peft has them, runs the teacher's
 two texts one after the other, and with the adversarial loss alternates: one iteration for the discriminator, one for
 the generator, each with a full student pass. Both loops draw the same batches from the same seed, so without the
-adversarial loss their loss curves must be the same. The network is the demo world's SD3 transformer with random
-weights. Times are CPU times of single updates, taken in turn so that both loops see the same load.
+adversarial loss their loss curves must be the same. The networks have random weights: the demo world's SD3 transformer,
+and a narrow SD 1.5 UNet of the host (COMFYUI_PATH). Times are CPU times of single updates, taken in turn so that both
+loops see the same load.
 
     python -m benchmarks.distill_cost [--updates 40] [--batch 4]
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,24 +32,85 @@ from demo.mmdit import MMDiT
 from demo.world import all_prompts, embed
 from pcm_core import distill
 from pcm_core.distill import objective
+from scripts.host_nodes import load
 
-MODULES = ["attn", "mlp"]
 RANK = 16
 TARGET = 1.2  # times the plain loop's updates per second
 
 
-class Network:
-    """A transformer as a denoiser under numbered texts, counting its calls and samples."""
+@dataclass(frozen=True)
+class Kind:
+    """A network with random weights and what it is trained on.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.context, self.pooled = embed([*all_prompts(), None])
+    Attributes:
+        build: makes the network.
+        call: ``(network, x, sigma [B], captions [B]) -> x0``.
+        modules: part of the names of those that get a LoRA.
+        table: ascending sigmas.
+        shape: of a latent.
+    """
+
+    build: Callable[[], nn.Module]
+    call: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    modules: tuple[str, ...]
+    table: Tensor
+    flow: bool
+    shape: tuple[int, ...]
+
+
+def transformer() -> Kind:
+    """The demo world's SD3 transformer: 2 blocks, 34 tokens."""
+    context, pooled = embed([*all_prompts(), None])
+
+    def call(model: nn.Module, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+        return x - sigma[:, None, None, None] * model(x, 1000 * sigma, context[captions], pooled[captions])
+
+    return Kind(MMDiT, call, ("attn", "mlp"), TABLE, True, (16, 8, 8))
+
+
+def unet() -> Kind:
+    """The host's SD 1.5 UNet with all of its blocks, a tenth as wide."""
+    load()
+    import comfy.ldm.modules.diffusionmodules.openaimodel
+    import comfy.model_sampling
+    import comfy.ops
+
+    make: Any = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
+    sampling: Any = comfy.model_sampling.ModelSamplingDiscrete()
+    table: Tensor = sampling.sigmas
+    context = torch.randn(21, 77, 64, generator=torch.Generator().manual_seed(4))
+
+    def build() -> nn.Module:
+        return make(
+            image_size=32, in_channels=4, out_channels=4, model_channels=32, context_dim=64, num_heads=8,
+            num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+            transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], transformer_depth_middle=1,
+            use_spatial_transformer=True, legacy=False, operations=comfy.ops.disable_weight_init,
+        )  # fmt: skip
+
+    def call(model: nn.Module, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+        def network(scaled: Tensor, level: Tensor) -> Tensor:
+            timestep = (table[None] - level[:, None]).abs().argmin(1)
+            return model(scaled, timestep.float(), context=context[captions])
+
+        return distill.as_denoiser(network, "eps")(x, sigma)
+
+    return Kind(build, call, ("transformer_blocks",), table, False, (4, 8, 8))
+
+
+KINDS: dict[str, Callable[[], Kind]] = {"SD3 transformer": transformer, "SD 1.5 UNet": unet}
+
+
+class Network:
+    """A denoiser under numbered texts, counting its calls and samples."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.model = kind, random_model(kind)
         self.calls = self.samples = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         self.calls, self.samples = self.calls + 1, self.samples + len(x)
-        velocity = self.model(x, 1000 * sigma, self.context[captions], self.pooled[captions])
-        return x - sigma[:, None, None, None] * velocity
+        return self.kind.call(self.model, x, sigma, captions)
 
 
 class LoraLinear(nn.Module):
@@ -73,23 +137,26 @@ def with_lora(model: nn.Module, adapters: distill.Adapters) -> list[nn.Parameter
     return trained
 
 
-def new_adapters(model: nn.Module) -> distill.Adapters:
-    return distill.Adapters(distill.adaptable(model, MODULES), RANK, generator=torch.Generator().manual_seed(1))
+def new_adapters(kind: Kind, model: nn.Module) -> distill.Adapters:
+    modules = {name: m for name, m in distill.adaptable(model, kind.modules).items() if isinstance(m, nn.Linear)}
+    return distill.Adapters(modules, RANK, generator=torch.Generator().manual_seed(1))
 
 
-def random_model() -> MMDiT:
+def random_model(kind: Kind) -> nn.Module:
     torch.manual_seed(0)
-    model = MMDiT().eval().requires_grad_(False)
+    model = kind.build().eval().requires_grad_(False)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
+            else:
+                parameter.fill_(float(name.endswith("weight")))
     return model
 
 
-def data() -> distill.LatentSet:
+def data(kind: Kind) -> distill.LatentSet:
     generator = torch.Generator().manual_seed(2)
-    return distill.LatentSet([torch.randn(64, 16, 8, 8, generator=generator)], [i % 20 for i in range(64)])
+    return distill.LatentSet([torch.randn(64, *kind.shape, generator=generator)], [i % 20 for i in range(64)])
 
 
 def adversary(network: Network) -> distill.Adversary:
@@ -97,19 +164,21 @@ def adversary(network: Network) -> distill.Adversary:
     features = distill.BlockFeatures(network, found)
     with torch.no_grad():
         rows = torch.zeros(1, dtype=torch.int64)
-        widths = [part.shape[-1] for part in features(torch.zeros(1, 16, 8, 8), torch.ones(1), rows)]
+        widths = [part.shape[-1] for part in features(torch.zeros(1, *network.kind.shape), torch.ones(1), rows)]
     return distill.Adversary(features, distill.Heads(widths, 32, torch.Generator().manual_seed(3)))
 
 
 class Ours:
     """The trainer: one network."""
 
-    def __init__(self, config: distill.DistillConfig, attached: ExitStack) -> None:
-        network = Network(random_model())
-        adapters = new_adapters(network.model)
+    def __init__(self, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
+        network = Network(kind)
+        adapters = new_adapters(kind, network.model)
         self.networks = [network]
         critic = adversary(network) if config.adversarial else None
-        self.trainer = distill.Trainer(network, adapters, data(), TABLE, config, flow=True, adversary=critic)
+        self.trainer = distill.Trainer(
+            network, adapters, data(kind), kind.table, config, flow=kind.flow, adversary=critic
+        )  # fmt: skip
         attached.enter_context(adapters.attached())
         network.calls = network.samples = 0
 
@@ -131,15 +200,15 @@ class Ours:
 class Plain:
     """Three networks; the same draws, losses and learning rates, in the order of the authors' scripts."""
 
-    def __init__(self, config: distill.DistillConfig, attached: ExitStack) -> None:
-        self.config = config
-        self.networks = [Network(random_model()) for _ in range(3)]
+    def __init__(self, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
+        self.kind, self.config = kind, config
+        self.networks = [Network(kind) for _ in range(3)]
         self.student, self.teacher, self.target = self.networks
-        adapters = new_adapters(self.student.model)
+        adapters = new_adapters(kind, self.student.model)
         critic = adversary(self.teacher) if config.adversarial else None
         # For its draws and its discriminator; what it would train is not attached.
         self.trainer = distill.Trainer(
-            self.teacher, copy.deepcopy(adapters), data(), TABLE, config, flow=True, adversary=critic
+            self.teacher, copy.deepcopy(adapters), data(kind), kind.table, config, flow=kind.flow, adversary=critic
         )  # fmt: skip
         self.trained = with_lora(self.student.model, adapters)
         self.copied = with_lora(self.target.model, adapters)
@@ -192,13 +261,13 @@ class Plain:
 
         grid = self.trainer.grid
         return batch, distill.phased_pair(
-            student, teacher, target, batch.clean, batch.noise, batch.index, grid, flow=True
+            student, teacher, target, batch.clean, batch.noise, batch.index, grid, flow=self.kind.flow
         )
 
     def _scores(self, batch: Any, x: Tensor, which: int) -> list[Tensor]:
         assert self.trainer.adversary is not None
         edge = self.trainer.grid.edge[batch.index]
-        noised = distill.renoise(x, edge, batch.level, batch.renoise[which], flow=True)
+        noised = distill.renoise(x, edge, batch.level, batch.renoise[which], flow=self.kind.flow)
         return self.trainer.adversary.heads(self.trainer.adversary.features(noised, batch.level, batch.captions))
 
     def _discriminator(self, drawn: tuple[Any, objective.PhasedPair]) -> None:
@@ -261,8 +330,8 @@ def megabytes(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
-def compare(config: distill.DistillConfig, attached: ExitStack) -> None:
-    loops: dict[str, Any] = {"trainer": Ours(config, attached), "plain loop": Plain(config, attached)}
+def compare(title: str, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
+    loops: dict[str, Any] = {"trainer": Ours(kind, config, attached), "plain loop": Plain(kind, config, attached)}
     curves: dict[str, list[float]] = {name: [] for name in loops}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     kept: dict[str, KeptForBackward] = {}
@@ -286,7 +355,7 @@ def compare(config: distill.DistillConfig, attached: ExitStack) -> None:
         *([f"MB: {part}", *(f"{memory[name][part]:.2f}" for name in loops)] for part in memory["trainer"]),
         ["MB: kept for backward, peak", *(f"{kept[name].peak / 1e6:.2f}" for name in loops)],
     ]
-    print(f"\n**adversarial {config.adversarial:g}, batch {config.batch}, {config.steps} updates**\n")
+    print(f"\n**{title}, adversarial {config.adversarial:g}, batch {config.batch}, {config.steps} updates**\n")
     print(markdown(["per update", *loops], rows))
     weights = [sum(memory[name][part] for part in ("base weights", "LoRA", "copy to fall back on")) for name in loops]
     whole = [sum(memory[name].values()) + kept[name].peak / 1e6 for name in loops]
@@ -309,13 +378,13 @@ def main() -> None:
         "other, and with the adversarial loss an iteration each for discriminator and generator. Without that loss both"
     )
     print(f"send the same samples through the model. Target: {TARGET} x its updates per second.")
-    for weight in (0.0, 0.1):
+    for title, weight in itertools.product(KINDS, (0.0, 0.1)):
         config = distill.DistillConfig(
             phases=4, grid=40, steps=options.updates, batch=options.batch, lr=1e-3, warmup=4, cfg=(4.0, 6.0),
             adversarial=weight,
         )  # fmt: skip
         with ExitStack() as attached:
-            compare(config, attached)
+            compare(title, KINDS[title](), config, attached)
 
 
 if __name__ == "__main__":
