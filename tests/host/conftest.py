@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,3 +148,44 @@ def zoo(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import tiny_video
 
     return tiny.Zoo(tmp_path_factory.mktemp("tiny"), tiny_image.FACTORIES | tiny_video.FACTORIES)
+
+
+@pytest.fixture
+def stand_ins(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Put nodes for the ends of a prompt into the host: ``stand_ins(GiveModel=("MODEL", model))``, and ``Take``.
+
+    Returns what the ``Take`` nodes of the prompts that follow are given, in their input ``value``.
+    """
+    taken: list[Any] = []
+
+    def giver(kind: str, value: Any) -> type:
+        class Give:
+            RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "give", "test"
+
+            @classmethod
+            def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+                return {"required": {}}
+
+            def give(self) -> tuple[Any]:
+                return (value,)
+
+        return Give
+
+    class Take:
+        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "test", True
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+            return {"required": {"value": ("*",)}}
+
+        def take(self, value: Any) -> dict[str, Any]:
+            taken.append(value)
+            return {}
+
+    def add(**given: tuple[str, Any]) -> list[Any]:
+        classes = {name: giver(*value) for name, value in given.items()}
+        for name, cls in (classes | {"Take": Take}).items():
+            monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, cls)
+        return taken
+
+    return add

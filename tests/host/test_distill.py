@@ -282,6 +282,39 @@ def test_every_option_trains(zoo, distil, settings):
     assert all(tensor.dtype == torch.float32 for tensor in lora.values())
 
 
+@pytest.mark.parametrize("family", ["sd3", "wan"])
+def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, family):
+    training = host.pack("nodes.training")
+    session, shown = training.Session, []
+    sample, show = session._sample_grid, host.pack("nodes.host_training").Progress.show
+    drawn = {}
+
+    def sampling(self):
+        drawn[self.trainer.step_number] = sample(self)
+        return drawn[self.trainer.step_number]
+
+    def showing(self, step, picture):
+        shown.append((step, picture))
+        show(self, step, picture)
+
+    monkeypatch.setattr(session, "_sample_grid", sampling)
+    monkeypatch.setattr(host.pack("nodes.host_training").Progress, "show", showing)
+    result = distil(zoo[family], steps=7, preview_every=3)
+    assert list(drawn) == [3, 6]
+    assert [step for step, _ in shown] == list(range(1, 8))
+    pictures = dict(shown)
+    # The grid stands below the curve: the same picture without it is smaller.
+    bare = training.draw_loss(result.args[1]["loss"], 7, None)
+    for step, grid in drawn.items():
+        assert grid.width == 4 * grid.height and len(grid.convert("L").getcolors(maxcolors=1 << 16)) > 8
+        assert pictures[step].height > bare.height
+    first, second = drawn.values()
+    assert first.tobytes() != second.tobytes(), "the student is not what it was"
+    drawn.clear()
+    distil(zoo[family], steps=3, preview_every=0)
+    assert not drawn
+
+
 def test_a_seed_decides_every_bit_and_checkpointing_none(zoo, distil):
     plain = distil(zoo["sd3"], steps=3).args
     assert distil(zoo["sd3"], steps=3).args[1] == plain[1]

@@ -136,39 +136,13 @@ class Faulty:
 
 
 @pytest.fixture
-def graph(host, zoo, monkeypatch):
+def graph(host, zoo, stand_ins):
     """A prompt of test nodes around ours, for ``host.run_prompt``; and what it took in the end."""
-    given, taken = zoo["sd3"], []
-
-    def give(kind, value):
-        class Give:
-            RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "give", "test"
-
-            @classmethod
-            def INPUT_TYPES(cls):  # noqa: N802
-                return {"required": {}}
-
-            def give(self):
-                return (value,)
-
-        return Give
-
-    class Take:
-        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "test", True
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802
-            return {"required": {"value": ("*",)}}
-
-        def take(self, value):
-            taken.append(value)
-            return {}
+    given = zoo["sd3"]
 
     def make(model, node, **settings):
-        nodes = {"GiveModel": give("MODEL", model), "GiveCond": give("CONDITIONING", given.positive),
-                 "GiveLatent": give("LATENT", given.latent(2, seed=3)), "Take": Take}  # fmt: skip
-        for name, cls in nodes.items():
-            monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, cls)
+        make.taken = stand_ins(GiveModel=("MODEL", model), GiveCond=("CONDITIONING", given.positive),
+                               GiveLatent=("LATENT", given.latent(2, seed=3)))  # fmt: skip
         inputs = defaults(host, node)
         latent = "latents" if node == "PCMDistillLora" else "latent_image"
         inputs |= {"model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], latent: ["3", 0], **settings}
@@ -176,7 +150,6 @@ def graph(host, zoo, monkeypatch):
                    "5": ("Take", {"value": ["4", 0]})}  # fmt: skip
         return {key: {"class_type": c, "inputs": i, "_meta": {"title": c}} for key, (c, i) in classes.items()}
 
-    make.taken = taken
     return make
 
 

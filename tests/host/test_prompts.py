@@ -12,44 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def give(host, zoo, monkeypatch):
-    """Test nodes that hand out a tiny model, its conditioning and latent."""
+def give(zoo, stand_ins):
+    """Test nodes that hand out a tiny model, its conditioning and latent; and what was taken in the end."""
     tiny = zoo["eps"]
-
-    def node(kind, value):
-        class Give:
-            RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "give", "test"
-
-            @classmethod
-            def INPUT_TYPES(cls):  # noqa: N802
-                return {"required": {}}
-
-            def give(self):
-                return (value,)
-
-        return Give
-
-    class Take:
-        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "test", True
-        taken: list = []  # noqa: RUF012
-
-        @classmethod
-        def INPUT_TYPES(cls):  # noqa: N802
-            return {"required": {"latent": ("LATENT",)}}
-
-        def take(self, latent):
-            self.taken.append(latent["samples"])
-            return {}
-
-    nodes = {
-        "GiveModel": node("MODEL", tiny.model),
-        "GiveCond": node("CONDITIONING", tiny.positive),
-        "GiveLatent": node("LATENT", tiny.latent()),
-        "Take": Take,
-    }
-    for name, cls in nodes.items():
-        monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, name, cls)
-    return Take.taken
+    return stand_ins(
+        GiveModel=("MODEL", tiny.model), GiveCond=("CONDITIONING", tiny.positive), GiveLatent=("LATENT", tiny.latent())
+    )
 
 
 def prompt(**settings):
@@ -61,7 +29,7 @@ def prompt(**settings):
     }  # fmt: skip
     nodes = {
         "m": ("GiveModel", {}), "c": ("GiveCond", {}), "l": ("GiveLatent", {}),
-        "s": ("PCMSampler", {**inputs, **defaults, **settings}), "t": ("Take", {"latent": ["s", 0]}),
+        "s": ("PCMSampler", {**inputs, **defaults, **settings}), "t": ("Take", {"value": ["s", 0]}),
     }  # fmt: skip
     return {key: {"class_type": c, "inputs": i, "_meta": {"title": c}} for key, (c, i) in nodes.items()}
 
