@@ -84,7 +84,10 @@ def sample_pcm(
         if sigma_next == 0:
             x = denoised
         elif rates[i] == 1 or (final and i + 1 == steps):
-            x = jump(x, denoised, sigma, sigma_next, out=x if large and i > 0 and _unshared(x) else None)
+            if large and i > 0 and _unshared(x):
+                torch.lerp(denoised, x, sigma_next / sigma, out=x)  # the jump, landing in the memory of x
+            else:
+                x = jump(x, denoised, sigma, sigma_next)
         else:
             assert noise_sampler is not None
             noise = noise_sampler(sigma, sigma_next)
@@ -94,12 +97,9 @@ def sample_pcm(
     return x
 
 
-def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, *, out: Tensor | None = None) -> Tensor:
-    """The deterministic PCM jump from ``sigma`` to ``sigma_next`` (paper Eq. 2 in sigma space).
-
-    ``out`` may be ``x``, to land in its memory.
-    """
-    return torch.lerp(denoised, x, sigma_next / sigma, out=out)
+def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """The deterministic PCM jump from ``sigma`` to ``sigma_next`` (paper Eq. 2 in sigma space)."""
+    return torch.lerp(denoised, x, sigma_next / sigma)
 
 
 def _unshared(x: Tensor) -> bool:
