@@ -32,6 +32,7 @@ from .train_video import (
     train_video_vae,
     video_psnr,
 )
+from .video_world import FRAMES
 from .world import render, sample_scene
 
 
@@ -78,6 +79,7 @@ class TeacherRun:
     horizon: int
 
 
+VIDEO_DECODER = ((500, 9), (800, FRAMES))  # iterations and pictures of a clip
 VIDEO_TEACHER = (TeacherRun(VIDEO_CLIPS, 4000, 2e-3, 4000), TeacherRun(12_000, 2300, 1.2e-3, 3000))
 
 
@@ -137,7 +139,8 @@ def stage_video_lora(folder: Path) -> None:
 
 def stage_video_decoder(folder: Path) -> None:
     vae = load_video_vae(folder)
-    finetune_video_decoder(vae, 500, folder=folder)
+    for steps, frames in VIDEO_DECODER:
+        finetune_video_decoder(vae, steps, frames=frames, folder=folder)
     print(f"video decoder: PSNR {video_psnr(vae):.2f} dB")
 
 

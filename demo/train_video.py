@@ -40,7 +40,7 @@ def train_video_vae(
     steps: int, *, seed: int = 0, batch: int = 6, frames: int = 9, lr: float = 3e-3,
     folder: Path = WEIGHTS,
 ) -> WanVAE:  # fmt: skip
-    """Both halves together, on clips of ``frames`` pictures; what a longer clip has beyond them comes out worse."""
+    """Both halves together, on clips of ``frames`` pictures; the decoder has to learn longer ones by itself then."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = WanVAE()
