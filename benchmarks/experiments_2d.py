@@ -49,21 +49,6 @@ ADVERSARIAL: dict[str, dict[str, Any]] = {
 }
 
 
-class Span(distill.Adversary):
-    """Levels from a part of the phase only, as fractions of its solver points."""
-
-    def __init__(self, features: Any, heads: distill.Heads, span: tuple[float, float]) -> None:
-        super().__init__(features, heads)
-        self.span = span
-
-    def level(self, grid: distill.SolverGrid, index: Tensor, generator: torch.Generator) -> Tensor:
-        low, high = self.span
-        draw = low + (high - low) * torch.rand(len(index), generator=generator)
-        same = grid.edge[index][:, None] == grid.edge[None, :]
-        first, count = same.int().argmax(1), same.sum(1)
-        return grid.sigma[first + (draw * count).long().clamp(max=count - 1)]
-
-
 class AgainstData(distill.Trainer):
     """What is real to the discriminator: data at the phase's edge."""
 
@@ -94,11 +79,11 @@ def adversarial(
     """A LoRA of M = ``phases`` at N = M."""
     where = bench(seed)
     heads = distill.Heads([WIDTH] * depth, 64, torch.Generator().manual_seed(seed))
-    config = settings(phases, steps, seed, adversarial=weight, adversarial_lr=rate)
+    config = settings(phases, steps, seed, adversarial=weight, adversarial_lr=rate, adversarial_span=span)
     adapters = where.adapters(seed)
     with adapters.attached():
         kind = AgainstData if against_data else distill.Trainer
-        train(where, adapters, config, Span(features(where, depth), heads, span), kind)
+        train(where, adapters, config, distill.Adversary(features(where, depth), heads), kind)
         with adapters.use("target"):
             return [{"steps": phases} | where.measure(phases, phases)]
 

@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.demo_pictures import painter
-from benchmarks.experiments_2d import Span
 from benchmarks.lora_2d import Log
 from demo.distill import CFG, GRID, TABLE, Denoiser, PoolData, save_lora
 from demo.score import World, grade, prompts_for, teacher_reference
@@ -89,7 +88,7 @@ def trained(
     adapters.load_lora(start)
     config = distill.DistillConfig(
         phases=phases, grid=GRID, terminal="zero", steps=steps, batch=64, lr=RATE, cfg=(CFG, CFG), ema=0.995,
-        seed=seed, adversarial=weight, adversarial_lr=rate,
+        seed=seed, adversarial=weight, adversarial_lr=rate, adversarial_span=span,
     )  # fmt: skip
 
     def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
@@ -100,7 +99,7 @@ def trained(
         seen = features(torch.zeros(1, 16, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.int64))
     heads = distill.Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed))
     with adapters.attached():
-        adversary = Span(features, heads, span)
+        adversary = distill.Adversary(features, heads)
         trainer = distill.Trainer(backbone, adapters, PoolData(pool()), TABLE, config, flow=True, adversary=adversary)
         chance: list[float] = []
         began = time.monotonic()

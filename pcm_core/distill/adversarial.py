@@ -159,9 +159,15 @@ class Adversary:
     def __init__(self, features: Features, heads: Heads) -> None:
         self.features, self.heads = features, heads
 
-    def level(self, grid: SolverGrid, index: Tensor, generator: torch.Generator) -> Tensor:
-        """A noise level inside the phase of each sample, [B] on the CPU: the sigma of a solver point of that phase."""
-        draw = torch.rand(len(index), generator=generator)
+    def level(
+        self, grid: SolverGrid, index: Tensor, generator: torch.Generator, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Tensor:
+        """A noise level inside the phase of each sample, [B] on the CPU: the sigma of a solver point of that phase.
+
+        ``span`` is the part of the phase's points to draw from, (0, 1) all of them and (0, 0.25) the lowest quarter.
+        """
+        low, high = span
+        draw = low + (high - low) * torch.rand(len(index), generator=generator)
         same = grid.edge[index][:, None] == grid.edge[None, :]
         first, count = same.int().argmax(1), same.sum(1)
         return grid.sigma[first + (draw * count).long().clamp(max=count - 1)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -247,7 +247,7 @@ class Trainer:
         if self.adversary is not None:
             everyone = torch.zeros(count, dtype=torch.int64)
             everyone[mine] = index
-            level = self.adversary.level(self.grid, everyone, generator)[mine]
+            level = self.adversary.level(self.grid, everyone, generator, config.adversarial_span)[mine]
             extra = (noise(), noise())
         return _Batch(clean, captions, index, cfg, first, level, extra)
 
@@ -271,8 +271,9 @@ class Trainer:
             PCMError: if it was made with other settings.
         """
         now = {name: str(value) for name, value in asdict(self.config).items()}
-        changed = [f"{name} {state['config'].get(name)} -> {value}" for name, value in now.items()
-                   if state["config"].get(name) != value]  # fmt: skip
+        # A setting that is newer than the checkpoint had its default then.
+        made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
+        changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
         if changed:
             raise PCMError(
                 f"The checkpoint was made with other settings ({'; '.join(changed[:3])}).",

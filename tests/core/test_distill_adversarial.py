@@ -103,6 +103,17 @@ def test_levels_lie_inside_the_phase_and_reach_all_of_it(phases):
         assert low < float(inside.min()) <= low + 0.03 and float(inside.max()) == pytest.approx(high)
 
 
+@pytest.mark.parametrize("span", [(0.0, 0.25), (0.75, 1.0), (0.2, 0.6)])
+def test_a_span_is_a_part_of_the_phase(span):
+    grid = distill.SolverGrid.from_table(torch.arange(1, 1001) / 1000, 4, 40, terminal="zero")
+    adversary = distill.Adversary(lambda x, s, c: [x], distill.Heads([1], 16, torch.Generator().manual_seed(0)))
+    index = torch.arange(40).repeat(100)
+    level = adversary.level(grid, index, torch.Generator().manual_seed(6), span)
+    share = (level - grid.edge[index]) * 4  # a solver point stands for the tenth of the phase below it
+    assert span[0] < float(share.min()) <= span[0] + 0.1 + 1e-6
+    assert span[1] - 1e-6 <= float(share.max()) <= span[1] + 0.1
+
+
 class Joint(nn.Module):
     """A block as SD3 has it: text beside the picture, and no text from the last one."""
 

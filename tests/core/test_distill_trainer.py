@@ -383,10 +383,28 @@ def test_bad_data_is_refused(tensors, captions, message):
 @pytest.mark.parametrize("settings", [
     {"steps": 0}, {"batch": 0}, {"lr": float("nan")}, {"lr": 0.0}, {"cfg": (3.0, 2.0)}, {"cfg": (float("nan"), 2.0)},
     {"ema": 1.0}, {"target": "ema"}, {"caption_dropout": -0.1}, {"adversarial": float("inf")}, {"huber_c": 0.0},
+    {"adversarial_span": (0.5, 0.5)}, {"adversarial_span": (0.0, 1.5)}, {"adversarial_span": (float("nan"), 1.0)},
 ], ids=str)  # fmt: skip
 def test_bad_settings_are_refused(settings):
     with pytest.raises(PCMError, match=f"Correct {next(iter(settings))}"):
         distill.DistillConfig(**settings)
+
+
+def test_the_discriminator_looks_in_the_span_that_is_asked_for():
+    trainer, _, _ = make(adversarial=0.1, adversarial_span=(0.0, 0.25), phases=2)
+    batches = [trainer._draw() for _ in range(20)]
+    edges = torch.cat([trainer.grid.edge[batch.index] for batch in batches])
+    above = torch.cat([batch.level for batch in batches]) - edges
+    assert 0 < float(above.min()) and float(above.max()) <= 0.25 / 2 + 1 / 40
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default():
+    first, _, _ = make(steps=3)
+    state = first.state()
+    del state["config"]["adversarial_span"]
+    make(steps=3)[0].load(state)
+    with pytest.raises(PCMError, match="adversarial_span"):
+        make(steps=3, adversarial_span=(0.0, 0.5))[0].load(state)
 
 
 def test_settings_that_contradict_are_refused():
