@@ -17,7 +17,16 @@ from ..pcm_core.distill import DistillConfig
 from ..pcm_core.phases import MAX_COUNT
 from . import host_lora, host_training
 from .checks import checked
-from .training import Job, Outcome, metadata_for, run, with_matching_grid, write_lora
+from .training import (
+    ADVERSARIAL_LR,
+    ADVERSARIAL_SPAN,
+    Job,
+    Outcome,
+    metadata_for,
+    run,
+    with_matching_grid,
+    write_lora,
+)
 
 _NONE = "[none]"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -122,6 +131,8 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         caption_dropout=values["caption_dropout"],
         ema=values["ema"],
         adversarial=values["adversarial"],
+        adversarial_span=ADVERSARIAL_SPAN,
+        adversarial_lr=ADVERSARIAL_LR,
         autocast=torch.bfloat16 if values["compute"] == "bf16" else None,
         seed=values["seed"] % 2**63,
     )

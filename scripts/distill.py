@@ -53,8 +53,9 @@ def parser() -> argparse.ArgumentParser:
                      help="teacher guidance, ComfyUI's cfg; 1 1 for none")  # fmt: skip
     run.add_argument("--caption-dropout", type=float, default=0.0)
     run.add_argument("--adversarial", type=float, default=0.0)
-    run.add_argument("--adversarial-span", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-                     help="part of the phase in which the discriminator looks (default: 0 1)")  # fmt: skip
+    run.add_argument("--adversarial-span", type=float, nargs=2, default=(0.0, 0.25), metavar=("LOW", "HIGH"),
+                     help="part of the phase the discriminator looks at (default: 0 0.25; authors: 0 1)")  # fmt: skip
+    run.add_argument("--adversarial-lr", type=float, default=1e-3, help="of its heads (authors: 1e-5)")
     run.add_argument("--loss", choices=("huber", "l2"), default="huber")
     run.add_argument("--ema", type=float, default=0.0)
     run.add_argument("--solver-grid", type=int, default=0, help="0: the one whose edges are sampled")
@@ -121,7 +122,8 @@ def make_job(options: argparse.Namespace, pack: Pack) -> Any:
         phases=options.phases, steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=options.lr,
         warmup=options.warmup, loss=options.loss, cfg=tuple(options.cfg), caption_dropout=options.caption_dropout,
         ema=options.ema, adversarial=options.adversarial,
-        adversarial_span=tuple(options.adversarial_span), autocast=torch.bfloat16 if options.bf16 else None,
+        adversarial_span=tuple(options.adversarial_span), adversarial_lr=options.adversarial_lr,
+        autocast=torch.bfloat16 if options.bf16 else None,
         seed=options.seed,
     )  # fmt: skip
     return training.Job(

@@ -315,6 +315,23 @@ def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, fa
     assert not drawn
 
 
+def test_the_discriminator_looks_where_it_helped(host, zoo, distil, monkeypatch):
+    trainer, spans = host.pack("pcm_core.distill.trainer").Trainer, []
+    draw = trainer._draw
+
+    def drawing(self):
+        batch = draw(self)
+        edge = self.grid.edge[batch.index]
+        top = torch.stack([self.grid.sigma[self.grid.edge == e].max() for e in edge])
+        spans.append(((batch.level - edge) / (top - edge), self.config.adversarial_lr))
+        return batch
+
+    monkeypatch.setattr(trainer, "_draw", drawing)
+    distil(zoo["sd3"], steps=4, adversarial=0.1, solver_grid=100)
+    assert 0 < max(float(share.max()) for share, _ in spans) < 0.5
+    assert {rate for _, rate in spans} == {1e-3}
+
+
 def test_a_seed_decides_every_bit_and_checkpointing_none(zoo, distil):
     plain = distil(zoo["sd3"], steps=3).args
     assert distil(zoo["sd3"], steps=3).args[1] == plain[1]
