@@ -24,27 +24,26 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from benchmarks.demo_pictures import painter
 from benchmarks.lora_2d import Log
-from demo.distill import CFG, GRID, TABLE, Denoiser, PoolData, save_lora
+from demo.distill import Critic, distil, save_lora
 from demo.score import World, grade, prompts_for, teacher_reference
 from demo.teacher import LatentPool
 from demo.train_vae import WEIGHTS
-from pcm_core import distill
 
 SHIPPED = {1: "demo_lcm", 2: "demo_pcm_2phase", 4: "demo_pcm_4phase", 8: "demo_pcm_8phase"}
 NOISE = (11, 12)  # seeds of the pictures
 RATE = 1.5e-4
-ROWS: dict[str, dict[str, Any]] = {
-    "none": {"weight": 1e-9},
-    "as the paper: weight 0.1, heads 1e-5": {"rate": 1e-5},
-    "weight 0.1, heads 1e-3": {},
-    "weight 1, heads 1e-3": {"weight": 1.0},
-    "weight 0.1, last block": {"depth": 1},
-    "weight 0.1, low": {"span": (0.0, 0.25)},
-    "weight 0.1, high": {"span": (0.75, 1.0)},
+ALL = (0.0, 1.0)
+ROWS = {
+    "none": Critic(1e-9, span=ALL),
+    "as the paper: weight 0.1, heads 1e-5": Critic(rate=1e-5, span=ALL),
+    "weight 0.1, heads 1e-3": Critic(span=ALL),
+    "weight 1, heads 1e-3": Critic(1.0, span=ALL),
+    "weight 0.1, last block": Critic(span=ALL, depth=1),
+    "weight 0.1, low": Critic(span=(0.0, 0.25)),
+    "weight 0.1, high": Critic(span=(0.75, 1.0)),
 }
 
 
@@ -75,37 +74,18 @@ def shipped(phases: int, pictures: int) -> list[dict[str, Any]]:
     return [measure(WEIGHTS / f"{SHIPPED[phases]}.safetensors", phases, pictures)]
 
 
-def trained(
-    seed: int, phases: int, steps: int, pictures: int, *, weight: float = 0.1, rate: float = 1e-3, depth: int = 2,
-    span: tuple[float, float] = (0.0, 1.0),
-) -> list[dict[str, Any]]:  # fmt: skip
+def trained(seed: int, phases: int, steps: int, pictures: int, critic: Critic) -> list[dict[str, Any]]:
     """Go on from the shipped LoRA of M = ``phases`` and sample at N = M."""
-    teacher = world().teacher
     start = {name: value.float() for name, value in load_file(WEIGHTS / f"{SHIPPED[phases]}.safetensors").items()}
     rank = next(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
-    matrices = {name: module for name, module in distill.adaptable(teacher).items() if isinstance(module, nn.Linear)}
-    adapters = distill.Adapters(matrices, rank)
-    adapters.load_lora(start)
-    config = distill.DistillConfig(
-        phases=phases, grid=GRID, terminal="zero", steps=steps, batch=64, lr=RATE, cfg=(CFG, CFG), ema=0.995,
-        seed=seed, adversarial=weight, adversarial_lr=rate, adversarial_span=span,
+    chance: list[float] = []
+    began = time.monotonic()
+    lora = distil(
+        world().teacher, pool(), phases, steps, rank=rank, lr=RATE, start=start, seed=seed, critic=critic,
+        on_step=lambda report: chance.append(report.discriminator_loss),
     )  # fmt: skip
-
-    def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
-        return Denoiser(teacher, pool().text(captions))(x, sigma)
-
-    features = distill.BlockFeatures(backbone, list(distill.blocks(teacher))[-depth:])
-    with torch.no_grad():
-        seen = features(torch.zeros(1, 16, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.int64))
-    heads = distill.Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed))
-    with adapters.attached():
-        adversary = distill.Adversary(features, heads)
-        trainer = distill.Trainer(backbone, adapters, PoolData(pool()), TABLE, config, flow=True, adversary=adversary)
-        chance: list[float] = []
-        began = time.monotonic()
-        trainer.run(lambda report: chance.append(report.discriminator_loss))
     with tempfile.TemporaryDirectory() as folder:
-        save_lora(adapters.lora(average=True), "lora.safetensors", phases, steps, RATE, Path(folder))
+        save_lora(lora, "lora.safetensors", phases, steps, RATE, Path(folder))
         figures = measure(Path(folder) / "lora.safetensors", phases, pictures)
     last = max(len(chance) // 5, 1)
     figures["discriminator"] = sum(chance[-last:]) / last  # its hinge loss, 2 is chance
@@ -122,7 +102,7 @@ def fill(log: Log, phases: Sequence[int], seeds: Sequence[int], steps: int, pict
             for m in phases:
                 for name in names:
                     key = {"row": name, "phases": m, "seed": seed}
-                    log.once(key, partial(trained, seed, m, steps, pictures, **ROWS[name]))
+                    log.once(key, partial(trained, seed, m, steps, pictures, ROWS[name]))
 
 
 def tables(log: Log) -> str:

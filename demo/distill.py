@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pcm_core.distill import Adapters, DistillConfig, StepReport, Trainer, adaptable
+from pcm_core.distill import (
+    Adapters,
+    Adversary,
+    BlockFeatures,
+    DistillConfig,
+    Heads,
+    StepReport,
+    Trainer,
+    adaptable,
+    blocks,
+)
 from pcm_core.phases import phase_edges
 
 from .teacher import SHIFT, Pool, shifted
@@ -58,17 +69,30 @@ class PoolData:
         return self.pool.prompt_ids[rows]
 
 
+@dataclass(frozen=True)
+class Critic:
+    """The adversarial loss of a run: its weight, the rate of its heads, and where and in what they look."""
+
+    weight: float = 0.1
+    rate: float = 1e-3
+    span: tuple[float, float] = (0.0, 0.25)  # of the phase, from its clean end
+    depth: int = 2  # the last blocks whose output they see
+
+
 def distil(
     teacher: nn.Module, pool: Pool, phases: int, steps: int, *, rank: int, lr: float,
-    start: dict[str, Tensor] | None = None, seed: int = 0, batch: int = 64,
+    start: dict[str, Tensor] | None = None, seed: int = 0, batch: int = 64, critic: Critic | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train one LoRA, or ``start`` for another cycle, with the library's own trainer. Returns the averaged LoRA.
 
-    ``phases=1`` is the consistency model that plays LCM.
+    ``phases=1`` is the consistency model that plays LCM. ``on_step`` is called after every update.
     """
     config = DistillConfig(
         phases=phases, grid=GRID, terminal="zero", steps=steps, batch=batch, lr=lr, cfg=(CFG, CFG), ema=0.995, seed=seed
     )
+    if critic:
+        config = replace(config, adversarial=critic.weight, adversarial_lr=critic.rate, adversarial_span=critic.span)
     matrices = {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
     adapters = Adapters(matrices, rank, generator=torch.Generator().manual_seed(seed))
     if start is not None:
@@ -77,16 +101,25 @@ def distil(
     def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         return Denoiser(teacher, pool.text(captions))(x, sigma)
 
+    def adversary(depth: int) -> Adversary:
+        features = BlockFeatures(backbone, list(blocks(teacher))[-depth:])
+        with torch.no_grad():
+            seen = features(pool.latents[:1], torch.ones(1), pool.prompt_ids[:1])
+        return Adversary(features, Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed)))
+
     started = time.monotonic()
 
     def report(step: StepReport) -> None:
+        if on_step:
+            on_step(step)
         if step.step % 250 == 0 or step.step == steps:
             loss = sum(trainer.losses[-250:]) / len(trainer.losses[-250:])
             seconds = time.monotonic() - started
             print(f"M={phases} lr={lr:g}: step {step.step}/{steps}  loss {loss:.5f}  {seconds:.0f} s", flush=True)
 
     with adapters.attached():
-        trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True)
+        opponent = adversary(critic.depth) if critic else None
+        trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True, adversary=opponent)
         trainer.run(report)
     return adapters.lora(average=True)
 
