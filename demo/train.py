@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from .distill import distil, save_lora
+from .distill import Critic, distil, save_lora
 from .judge import correct, load_judge, train_judge
-from .teacher import LatentPool, load_teacher, train_teacher
+from .teacher import LatentPool, Pool, load_teacher, train_teacher
 from .train_vae import WEIGHTS, finetune_decoder, load_vae, psnr, train_vae
 from .train_video import (
     VideoPool,
@@ -37,8 +39,18 @@ from .world import render, sample_scene
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """Iterations at a learning rate that falls along a cosine of its own."""
+
+    steps: int
+    lr: float
+    seed: int = 0
+    critic: Critic | None = None
+
+
+@dataclass(frozen=True)
 class LoraRun:
-    """One distillation; each cycle of (iterations, learning rate) has a cosine of its own.
+    """One distillation, in cycles that each go on from the last.
 
     ``start`` is the file of an earlier run of the same rank to go on from: its phases are merged to ``phases``.
     """
@@ -46,22 +58,29 @@ class LoraRun:
     file: str
     phases: int
     rank: int
-    cycles: tuple[tuple[int, float], ...]
+    cycles: tuple[Cycle, ...]
     start: str | None = None
 
 
-# For one phase 3e-4 and 6e-4 were compared; demo/README.md has the figures.
+# What each cycle brought, and what else was tried: demo/README.md.
 LORAS = (
-    LoraRun("demo_pcm_4phase.safetensors", 4, 36, ((4000, 1e-3), (3000, 5e-4), (3000, 3e-4))),
-    LoraRun("demo_lcm.safetensors", 1, 36, ((4000, 3e-4), (3000, 1.5e-4), (3000, 1e-4))),
-    LoraRun("demo_pcm_2phase.safetensors", 2, 36, ((1200, 5e-4),), start="demo_pcm_4phase.safetensors"),
-    LoraRun("demo_pcm_8phase.safetensors", 8, 12, ((4000, 1e-3),)),
-)
+    LoraRun(
+        "demo_pcm_4phase.safetensors", 4, 36,
+        (Cycle(4000, 1e-3), Cycle(3000, 5e-4, 1), Cycle(3000, 3e-4, 2), Cycle(3000, 5e-4, 5)),
+    ),
+    LoraRun("demo_lcm.safetensors", 1, 36, (Cycle(4000, 3e-4), Cycle(3000, 1.5e-4, 1), Cycle(3000, 1e-4, 2))),
+    LoraRun(
+        "demo_pcm_2phase.safetensors", 2, 36,
+        (Cycle(1200, 5e-4), Cycle(6000, 5e-4, 5, Critic()), Cycle(6000, 3e-4, 6, Critic())),
+        start="demo_pcm_4phase.safetensors",
+    ),
+    LoraRun("demo_pcm_8phase.safetensors", 8, 12, (Cycle(4000, 1e-3),)),
+)  # fmt: skip
 
 VIDEO_LORAS = (
-    LoraRun("demo_wan_pcm_4phase.safetensors", 4, 16, ((900, 6e-4),)),
-    LoraRun("demo_wan_lcm.safetensors", 1, 16, ((900, 6e-4),)),
-    LoraRun("demo_wan_pcm_2phase.safetensors", 2, 16, ((900, 6e-4),)),
+    LoraRun("demo_wan_pcm_4phase.safetensors", 4, 16, (Cycle(900, 6e-4),)),
+    LoraRun("demo_wan_lcm.safetensors", 1, 16, (Cycle(900, 6e-4),)),
+    LoraRun("demo_wan_pcm_2phase.safetensors", 2, 16, (Cycle(900, 6e-4),)),
 )
 VIDEO_CLIPS = 4000
 
@@ -100,14 +119,24 @@ def stage_teacher(folder: Path) -> None:
     train_teacher(load_vae(folder), 22_000, folder=folder)
 
 
+def train(run: LoraRun, cycle: Cycle, teacher: nn.Module, pool: Pool, **options: Any) -> dict[str, Tensor]:
+    how = {"rank": run.rank, "lr": cycle.lr, "seed": cycle.seed, "critic": cycle.critic}
+    return distil(teacher, pool, run.phases, cycle.steps, **how, **options)
+
+
+def save(run: LoraRun, lora: dict[str, Tensor], folder: Path, base: str = "demo_sd3") -> None:
+    steps = sum(cycle.steps for cycle in run.cycles)
+    save_lora(lora, run.file, run.phases, steps, run.cycles[0].lr, folder, base)
+
+
 def stage_lora(folder: Path) -> None:
     teacher, pool = load_teacher(folder), LatentPool(load_vae(folder), 32_000, seed=1)
     for run in LORAS:
         lora = load_file(folder / run.start) if run.start else None
-        for cycle, (steps, lr) in enumerate(run.cycles):
-            lora = distil(teacher, pool, run.phases, steps, rank=run.rank, lr=lr, start=lora, seed=cycle)
+        for cycle in run.cycles:
+            lora = train(run, cycle, teacher, pool, start=lora)
         assert lora is not None
-        save_lora(lora, run.file, run.phases, sum(steps for steps, _ in run.cycles), run.cycles[0][1], folder)
+        save(run, lora, folder)
 
 
 def stage_decoder(folder: Path) -> None:
@@ -132,9 +161,8 @@ def stage_video_teacher(folder: Path) -> None:
 def stage_video_lora(folder: Path) -> None:
     teacher, pool = load_video_teacher(folder), VideoPool(load_video_vae(folder), VIDEO_CLIPS, seed=0)
     for run in VIDEO_LORAS:
-        ((steps, lr),) = run.cycles
-        lora = distil(teacher, pool, run.phases, steps, rank=run.rank, lr=lr, batch=24)
-        save_lora(lora, run.file, run.phases, steps, lr, folder, base="wan")
+        (cycle,) = run.cycles
+        save(run, train(run, cycle, teacher, pool, batch=24), folder, base="wan")
 
 
 def stage_video_decoder(folder: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
-from demo.distill import Denoiser, distil, load_lora, save_lora
+from demo.distill import Critic, Denoiser, distil, load_lora, save_lora
 from demo.teacher import LatentPool, load_teacher
 from demo.train_vae import load_vae
 
@@ -35,3 +36,24 @@ def test_a_saved_lora_is_the_student_and_the_teacher_stays(tmp_path):
         assert (student - Denoiser(teacher, text)(x, sigma)).abs().max() > 1e-3
     with safe_open(tmp_path / "two.safetensors", "pt") as file:
         assert file.metadata()["pcm_phases"] == "2" and file.metadata()["pcm_train_steps"] == "8"
+
+
+def test_the_adversarial_loss_looks_where_it_is_told():
+    teacher, pool = load_teacher(), LatentPool(load_vae(), 250, seed=0)
+    before = {name: value.clone() for name, value in teacher.named_parameters()}
+
+    def trained(critic: Critic | None) -> tuple[dict[str, Tensor], list[float]]:
+        losses: list[float] = []
+        lora = distil(
+            teacher, pool, 2, 3, rank=2, lr=1e-2, batch=4, critic=critic,
+            on_step=lambda report: losses.append(report.discriminator_loss),
+        )  # fmt: skip
+        return lora, losses
+
+    plain, silent = trained(None)
+    low, losses = trained(Critic())
+    high, _ = trained(Critic(span=(0.75, 1.0)))
+    assert silent == [0.0] * 3 and all(loss > 0 for loss in losses) and len(losses) == 3
+    for one, other in ((plain, low), (low, high)):
+        assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
