@@ -1,9 +1,9 @@
 """What a picture costs at equal measured quality in the demo world: PCM against its teacher.
 
 Quality is the Frechet distance that ``python -m demo.score`` stored in ``demo/results.md``. For each PCM row at as many
-steps as phases, the teacher's step count with the same distance is read off its own row, between two stored counts on a
-straight line of log distance over log steps, and rounded up. Then both make the same pictures, decoder included, in
-turns. The teacher needs two evaluations a step for its guidance; the LoRA has the guidance inside.
+steps as phases, one phase included, the teacher's step count with the same distance is read off its own row, between
+two stored counts on a straight line of log distance over log steps, and rounded up. Then both make the same pictures,
+decoder included, in turns. The teacher needs two evaluations a step for its guidance; the LoRA has the guidance inside.
 
     python -m benchmarks.end_to_end [--rounds 15] [--pictures 1]
 """
@@ -32,9 +32,9 @@ TARGET = 8  # times fewer evaluations
 Row = dict[int, float]
 
 
-def distances(text: str) -> dict[str, Row]:
-    """Frechet distance by sampler and step count, of the first table of ``demo/results.md``."""
-    table = text.split("**FDt")[1].split("\n**")[0].splitlines()
+def distances(text: str, title: str = "FDt") -> dict[str, Row]:
+    """Frechet distance, or another of the tables of ``demo/results.md``, by sampler and step count."""
+    table = text.split(f"**{title}")[1].split("\n**")[0].splitlines()
     (_, *steps), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table if line[:1] == "|")
     return {
         name: {int(count): float(cell.split("+-")[0]) for count, cell in zip(steps, cells, strict=True) if cell}
@@ -51,7 +51,7 @@ def steps_for(distance: float, row: Mapping[int, float]) -> int | None:
     return None
 
 
-def seconds(sides: Mapping[str, Callable[[int], Tensor]], pictures: int, rounds: int) -> dict[str, list[float]]:
+def seconds(sides: dict[str, Callable[[int], Tensor]], pictures: int, rounds: int) -> dict[str, list[float]]:
     """Per picture, of every side in every round; the first two rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 2):
@@ -68,18 +68,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1, help="in a batch")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    world, prompts, stored = World.load(), prompts_for(options.pictures), distances(RESULTS.read_text(encoding="utf-8"))
+    text = RESULTS.read_text(encoding="utf-8")
+    world, prompts = World.load(), prompts_for(options.pictures)
+    stored, right = distances(text), distances(text, "Prompt accuracy")
     teacher, *students = METHODS
     rows: list[list[str]] = []
     for student in students:
-        phases = re.fullmatch(r"PCM, M = (\d+)", student.name)
+        phases = re.fullmatch(r"(?:PCM, )?M = (\d+)(?:, deterministic)?", student.name)  # all but LCM's renoising
         if not phases:
             continue
         steps = int(phases[1])
         distance = stored[student.name][steps]
+        accuracy = f"{right[student.name][steps]:.3f}"
         equal = steps_for(distance, stored[teacher.name])
         if equal is None:
-            rows.append([student.name, str(steps), f"{distance:.2f}", "the teacher never is", "", "", ""])
+            rows.append([student.name, str(steps), f"{distance:.2f}", accuracy, "the teacher never is", "", "", ""])
             continue
         sides = {
             "student": painter(world, WEIGHTS / str(student.lora), [1.0] * steps, prompts),
@@ -89,14 +92,16 @@ def main() -> None:
         low, middle, high = ratio_of(times["teacher"], times["student"])
         each = " and ".join(f"{1e3 * statistics.median(times[side]):.0f}" for side in sides)
         rows.append(
-            [student.name, str(steps), f"{distance:.2f}", f"{equal} ({2 * equal})", f"{2 * equal / steps:.1f} x", each,
-             f"{middle:.1f} x ({low:.1f} to {high:.1f})"]
+            [student.name, str(steps), f"{distance:.2f}", accuracy, f"{equal} ({2 * equal})",
+             f"{2 * equal / steps:.1f} x", each, f"{middle:.1f} x ({low:.1f} to {high:.1f})"]
         )  # fmt: skip
-    head = ["sampler", "evaluations", "distance", "teacher's steps (evaluations)", "fewer", "ms a picture", "faster"]
+    head = ["sampler", "evaluations", "distance", "accuracy", "teacher's steps (evaluations)", "fewer", "ms a picture"]
     print(f"One thread, {options.pictures} picture(s) at a time, {options.rounds} rounds. Distances as stored in")
     print(f"`demo/results.md`. Target: {TARGET} x fewer evaluations.\n")
-    print(markdown(head, rows))
-    print("\nA network this small leaves much of a picture to the decoder: *faster* stays below *fewer*.")
+    print(markdown([*head, "faster"], rows))
+    known = ", ".join(f"{100 * rate:.1f} % at {steps}" for steps, rate in right[teacher.name].items())
+    print(f"\n*Accuracy* is the share of prompts met; the teacher's is {known} steps.")
+    print("A network this small leaves much of a picture to the decoder: *faster* stays below *fewer*.")
 
 
 if __name__ == "__main__":

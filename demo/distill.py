@@ -125,7 +125,7 @@ def distil(
 
 
 def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS,
-              base: str = "demo_sd3") -> None:  # fmt: skip
+              base: str = "demo_sd3", critic: Critic | None = None) -> None:  # fmt: skip
     """Write the file with the metadata from which Load PCM LoRA configures everything downstream."""
     metadata = {
         "pcm_phases": str(phases),
@@ -140,7 +140,7 @@ def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: f
         "pcm_terminal": "zero",
         "pcm_base_model": base,
         "pcm_train_steps": str(steps),
-        "pcm_loss": f"pseudo-huber 1e-3, lr {lr:g}",
+        "pcm_loss": f"pseudo-huber 1e-3, lr {lr:g}" + (f", adversarial {critic.weight:g}" if critic else ""),
     }
     if phases == 1:  # plays LCM: any step count, renoised
         metadata |= {"pcm_determinism": "0.0", "pcm_steps": "4"}

@@ -52,7 +52,7 @@ class Method:
 
 
 METHODS = (
-    Method("teacher, Euler, CFG 3", cfg=CFG, steps=(1, 2, 4, 8, 16, 25)),
+    Method("teacher, Euler, CFG 3", cfg=CFG, steps=(1, 2, 3, 4, 6, 8, 12, 16, 25)),
     Method("LCM (M = 1), renoised", "demo_lcm.safetensors", determinism=0.0),
     Method("M = 1, deterministic", "demo_lcm.safetensors"),
     Method("PCM, M = 2", "demo_pcm_2phase.safetensors"),
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.quick:
-        methods = [Method(m.name, m.lora, m.cfg, m.determinism, [n for n in m.steps if n <= 8]) for m in METHODS]
+        methods = [Method(m.name, m.lora, m.cfg, m.determinism, [n for n in STEPS if n <= 8]) for m in METHODS]
         results = measure(World.load(), methods, 272, [1])
     else:
         results = measure(World.load(), METHODS, 1000, [1, 2, 3])

@@ -71,7 +71,7 @@ LORAS = (
     LoraRun("demo_lcm.safetensors", 1, 36, (Cycle(4000, 3e-4), Cycle(3000, 1.5e-4, 1), Cycle(3000, 1e-4, 2))),
     LoraRun(
         "demo_pcm_2phase.safetensors", 2, 36,
-        (Cycle(1200, 5e-4), Cycle(6000, 5e-4, 5, Critic()), Cycle(6000, 3e-4, 6, Critic())),
+        (Cycle(1200, 5e-4), Cycle(6000, 5e-4, 5, Critic())),
         start="demo_pcm_4phase.safetensors",
     ),
     LoraRun("demo_pcm_8phase.safetensors", 8, 12, (Cycle(4000, 1e-3),)),
@@ -126,7 +126,7 @@ def train(run: LoraRun, cycle: Cycle, teacher: nn.Module, pool: Pool, **options:
 
 def save(run: LoraRun, lora: dict[str, Tensor], folder: Path, base: str = "demo_sd3") -> None:
     steps = sum(cycle.steps for cycle in run.cycles)
-    save_lora(lora, run.file, run.phases, steps, run.cycles[0].lr, folder, base)
+    save_lora(lora, run.file, run.phases, steps, run.cycles[0].lr, folder, base, run.cycles[-1].critic)
 
 
 def stage_lora(folder: Path) -> None:

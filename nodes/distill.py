@@ -103,8 +103,9 @@ class PCMDistillLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, existing_lora: list[str], **_: Any) -> tuple[str, int, int] | None:
-        return None if existing_lora[0] == _NONE else host_lora.file_state(existing_lora[0])
+    def fingerprint_inputs(cls, existing_lora: list[str | None], **_: Any) -> tuple[str, int, int] | None:
+        # None: it comes by a link, whose value the host adds by itself.
+        return None if existing_lora[0] in (None, _NONE) else host_lora.file_state(existing_lora[0])
 
     @classmethod
     @checked

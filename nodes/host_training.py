@@ -6,12 +6,14 @@ The second half of ``host``: it reaches ComfyUI through that file, which alone i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..pcm_core.errors import PCMError
 from . import host
@@ -75,6 +77,18 @@ def check_conditioning(conditioning: Conditioning, name: str) -> Conditioning:
     return conditioning
 
 
+class WritingElsewhere(TorchFunctionMode):
+    """``a += b`` makes a new tensor inside: blocks of Flux and Hunyuan Video write over what their gradient needs.
+
+    It is for code that uses the result, as ``+=`` does, and not for a bare ``a.add_(b)``; ``Backbone`` compares once.
+    """
+
+    _NEW: ClassVar[dict[Any, Any]] = {Tensor.add_: Tensor.add, Tensor.mul_: Tensor.mul, Tensor.sub_: Tensor.sub}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._NEW.get(func, func)(*args, **(kwargs or {}))
+
+
 class Backbone:
     """The loaded model as ``(x, sigma [B], captions [B]) -> x0`` under numbered texts; -1 is the negative.
 
@@ -86,7 +100,17 @@ class Backbone:
     ) -> None:
         self.guider, self.extra_args, self.texts, self.negative = guider, extra_args, texts, negative
         self._encoded: dict[tuple[int, torch.Size], dict[str, Any]] = {}
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         guider.cfg = 1.0
+
+    @torch.no_grad()
+    def write_elsewhere(self, x: Tensor, sigma: Tensor) -> None:
+        """Run inside ``WritingElsewhere`` from now on, if one try gives the same as without."""
+        captions = torch.zeros(len(x), dtype=torch.int64)
+        plain = self(x, sigma, captions)
+        self.around = WritingElsewhere
+        if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5):
+            self.around = nullcontext
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         numbers = [int(number) for number in captions]
@@ -98,7 +122,8 @@ class Backbone:
 
     def _predict(self, text: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
         self.guider.conds = {"positive": [text]}
-        return self.guider(x, sigma, **self.extra_args)
+        with self.around():
+            return self.guider(x, sigma, **self.extra_args)
 
     @torch.no_grad()
     def _text(self, number: int, x: Tensor) -> dict[str, Any]:

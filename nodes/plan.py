@@ -85,6 +85,10 @@ def make_plan(
             spend_extra_steps=spend_extra_steps,
         )
         notes = _assumptions(profile, steps, phases, spacing, grid) + schedule.notes
+        if profile.sigmas:
+            notes += (
+                f"The LoRA's own list of {len(profile.sigmas) - 1} steps is not used: phases, spacing or grid is set.",
+            )
         plan = Plan(
             sigmas=schedule.sigmas(table), phase_tops=_phase_tops(schedule, table), schedule=schedule, notes=notes
         )

@@ -94,6 +94,8 @@ class Job:
 
 def _check_model(model: Any) -> None:
     host.sigma_table(model)  # refuses what PCM cannot serve
+    if (scale := host.noise_scale(model)) != 1:
+        raise PCMError(f"The model scales its noise by {scale:g}.", "1.", "This model cannot be distilled yet.")
     if model.model_dtype() == torch.float16:
         logging.warning(
             "The model is loaded in fp16, where gradients overflow easily. Load it in bf16 or fp32 to distil."
@@ -207,6 +209,7 @@ class Session:
             self.adapters.load_lora(_existing(job.model, job.existing))
         self.backbone = host_training.Backbone(guider, extra_args, job.texts, job.negative)
         self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
+        self.backbone.write_elsewhere(self.data.latents(torch.tensor([0])), self.table[-1:].to(self.device))
         self.trainer = distill.Trainer(
             self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
             adversary=self._adversary(generator), processes=processes,
@@ -239,9 +242,18 @@ class Session:
             stack.enter_context(distill.differentiable_weights(self.base))
             stack.enter_context(self.adapters.attached())
             if self.job.checkpointing:
-                stack.enter_context(self.adapters.checkpointed(self.root))
+                stack.enter_context(self.adapters.checkpointed(self.root, self.backbone.around))
             host.check_interrupted()
-            self.trainer.run(self._tell)
+            try:
+                self.trainer.run(self._tell)
+            except RuntimeError as error:
+                if "inplace operation" not in str(error):
+                    raise
+                raise PCMError(
+                    f"{type(self.base).__name__} writes over what its own gradient needs.",
+                    "a network that autograd can go through.",
+                    "This family cannot be distilled on this ComfyUI.",
+                ) from error
 
     def _tell(self, report: distill.StepReport) -> None:
         for watcher in self.watchers:
@@ -329,8 +341,20 @@ def write_lora(
         raise PCMError(
             f"{path.name} cannot be written ({error}).",
             "room and the right to write.",
-            "Free some space and save again: the LoRA is still in the graph.",
+            "Free some space and save again.",
         ) from error
+
+
+def write_or_rescue(path: Path, lora: TrainedLora) -> None:
+    """``write_lora``, and where that fails what an interrupt does: the LoRA goes to the host's folder of rescued ones.
+
+    Raises:
+        PCMError: if it is not where it was wanted; says where it is instead.
+    """
+    try:
+        write_lora(path, lora, lora.metadata)
+    except PCMError as error:
+        raise PCMError(error.found, error.expected, _rescue(lora)) from error
 
 
 def with_matching_grid(config: distill.DistillConfig, solver_grid: int) -> distill.DistillConfig:
@@ -339,5 +363,5 @@ def with_matching_grid(config: distill.DistillConfig, solver_grid: int) -> disti
         grid, spacing = distill.matching_grid(config.phases)
         return replace(config, grid=grid, spacing=spacing)
     build_schedule(config.phases, grid=solver_grid)  # refuses a grid that does not fit
-    grid, spacing = distill.matching_grid(config.phases)
-    return replace(config, grid=solver_grid, spacing=spacing if grid == solver_grid else "aligned")
+    own = config.phases <= 50 and distill.matching_grid(config.phases)
+    return replace(config, grid=solver_grid, spacing=own[1] if own and own[0] == solver_grid else "aligned")

@@ -64,6 +64,8 @@ def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bo
         note = f"A ModelSampling node set shift {own:g}, {profile.family} wants {wanted}; set shift here to change it."
         return model, (note,) if unlike else ()
     notes = (f"shift is {asked:g}; {profile.family} wants {wanted:g}.",) if asked and wanted and unlike else ()
+    if unlike and not asked and "model_sampling" in model.object_patches:
+        notes = (f"The model came with shift {own:g} from another node; {wanted:g} of the preset is used instead.",)
     target = asked or wanted or own
     return (model if math.isclose(target, own) else host.with_flow_shift(model, target)), notes
 
@@ -82,9 +84,9 @@ def second_expert(first: Setup, model: Any) -> Setup:
         )
     own, notes = host.profile_of(model), ()
     if own is not None and own.known:
-        names = ("family", "steps", "cfg", "determinism", "sigmas")
+        names = ("family", "phases", "cfg", "determinism", "gamma")
         unlike = [name for name in names if getattr(own, name) != getattr(first.profile, name)]
-        if unlike and "family" in unlike:
+        if unlike:
             notes = (f"The second model's LoRA ({own.family}) wants another {', '.join(unlike)}; used the first's.",)
     shift, its = host.flow_shift(first.model), host.flow_shift(model)
     if shift is not None and its is not None and not math.isclose(shift, its):

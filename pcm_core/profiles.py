@@ -182,6 +182,10 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
         raise PCMError("The metadata has pcm_ entries but no pcm_phases.", "the number of phases.", "Save it again.")
     if "sigmas" in values:
         values["steps"] = len(values["sigmas"]) - 1
+    listed = values["steps"] if "sigmas" in values else len(values.get("timesteps", ()))
+    told = _read("phases", entries["phases"]) if "phases" in entries else listed
+    if listed and listed != told:
+        raise PCMError(f"The metadata says {told} phases and lists {listed} steps.", "as many.", "Save it again.")
     values.setdefault("steps", values.get("phases") or len(values.get("timesteps", ())))
     profile = PCMProfile(**values, sources=dict.fromkeys(values, "metadata"))
     if "sampling_class" not in values and profile.determinism < 1:

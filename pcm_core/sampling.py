@@ -102,11 +102,14 @@ def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor
     return torch.lerp(denoised, x, sigma_next / sigma)
 
 
+# Builds of torch before 2.8 without CUDA lack it; there every step lands in new memory.
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)  # pyright: ignore[reportPrivateUsage]
+
+
 def _unshared(x: Tensor) -> bool:
-    """Whether no other tensor or array shares the memory of ``x``."""
-    storage = x.untyped_storage()
-    count = torch._C._storage_Use_Count(storage._cdata)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
-    return count == 2  # x and the handle it was asked through
+    """Whether no other tensor or array shares the memory of ``x``; False where that cannot be known."""
+    storage = x.untyped_storage()  # a second handle, beside x
+    return _use_count is not None and _use_count(storage._cdata) == 2  # pyright: ignore[reportPrivateUsage]
 
 
 def stochastic_jump(
@@ -160,7 +163,7 @@ def gamma_to_determinism(gamma: float, sigmas: Tensor, table: Tensor) -> tuple[f
     """
     if not 0 <= gamma <= 1:
         raise PCMError(f"gamma is {gamma}.", "a number from 0 (deterministic) to 1.", "TCD recommends 0.3.")
-    flow = bool(table[-1] <= 1)
+    flow = bool(table[-1] <= 1 + 1e-5)  # the host's shifts round
     values = [float(s) for s in sigmas]
     ascending = table.detach().flatten().to("cpu", torch.float64)
     rates: list[float] = []

@@ -218,7 +218,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
             sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command goes on from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
-        training.write_lora(options.out, outcome.lora, outcome.lora.metadata)
+        training.write_or_rescue(options.out, outcome.lora)
         print(f"wrote {options.out}", file=sys.stderr)
 
 
@@ -226,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if (options.images is None) == (options.latents is None):
         sys.exit("Give either --images or --latents.")
+    for path in (options.out, options.state, options.csv, options.cache):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
     pack = load_pack()
     errors = pack("pcm_core.errors")

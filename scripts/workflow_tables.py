@@ -233,7 +233,7 @@ def compare_steps(g: Graph) -> None:
     note(g, "Compare", [
         "**columns**. A step count, `auto`, or `sampler/scheduler@steps`. `b:` in front takes the model on model_b, "
         "`cfg 7` and `= name` may follow.",
-        "**models** takes up to eight: other LoRAs (LCM, TCD, Turbo, Lightning) or none. **prompts** and **seeds** "
+        "**models** takes up to seven: other LoRAs (LCM, TCD, Turbo, Lightning) or none. **prompts** and **seeds** "
         "make rows.",
         "**The last column** is what the others are measured against. Connect a CLIP vision model for the measure of "
         "the PCM paper.",

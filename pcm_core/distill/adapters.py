@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -129,26 +129,31 @@ class Adapters:
             yield
 
     @contextmanager
-    def checkpointed(self, root: nn.Module) -> Iterator[int]:
+    def checkpointed(
+        self, root: nn.Module, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Iterator[int]:
         """Recompute the activations of every block of ``root`` in the backward pass instead of keeping them.
 
-        Yields how many blocks. A block runs again in the mode it first ran in.
+        Yields how many blocks. A block runs again in the mode it first ran in, inside a new ``around()``: what a caller
+        has entered around the model does not reach autograd's own thread.
         """
         found = list(blocks(root))
         with ExitStack() as stack:
             for block in found:
-                block.forward = self._checkpointing(block.forward)
+                block.forward = self._checkpointing(block.forward, around)
                 stack.callback(block.__dict__.pop, "forward")
             yield len(found)
 
-    def _checkpointing(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _checkpointing(
+        self, forward: Callable[..., Any], around: Callable[[], AbstractContextManager[Any]]
+    ) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
             if not torch.is_grad_enabled():
                 return forward(*arguments, **options)
             mode = self.mode
 
             def again(*arguments: Any, **options: Any) -> Any:
-                with self.use(mode):
+                with self.use(mode), around():
                     return forward(*arguments, **options)
 
             return cast(Any, checkpoint).checkpoint(again, *arguments, use_reentrant=False, **options)
@@ -227,6 +232,18 @@ class Adapters:
             name: [tensor.detach().cpu().clone() for tensor in (pair.down, pair.up, *(pair.average or ()))]
             for name, pair in self.pairs.items()
         }
+
+    def unlike(self, state: Mapping[str, Sequence[Tensor]], alpha: float) -> list[str]:
+        """In what adapters that were saved as ``state``, with ``alpha``, differ from these; empty if they fit."""
+        differ = [f"alpha {alpha:g} -> {self.alpha:g}"] if alpha != self.alpha else []
+        if state.keys() != self.pairs.keys():
+            return [*differ, f"targets: {len(state)} modules -> {len(self.pairs)}"]
+        ranks = {(len(state[name][0]), len(pair.down)) for name, pair in self.pairs.items()}
+        differ += [f"rank {before} -> {now}" for before, now in sorted(ranks) if before != now]
+        for name, pair in self.pairs.items():
+            if not differ and [part.shape for part in state[name][:2]] != [pair.down.shape, pair.up.shape]:
+                differ = [f"a model with another {name}"]
+        return differ
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Sequence[Tensor]]) -> None:

@@ -130,16 +130,17 @@ class BlockFeatures:
         self.backbone, self.blocks = backbone, list(blocks)
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> list[Tensor]:
-        found: list[Tensor] = []
+        # A backbone that cannot batch these captions runs once per row, and so does every block.
+        found: list[list[Tensor]] = [[] for _ in self.blocks]
 
-        def keep(module: nn.Module, arguments: object, output: Tensor | Sequence[Tensor | None]) -> None:
-            found.append(_tokens(output))
+        def keeper(parts: list[Tensor]) -> Callable[[nn.Module, object, Tensor | Sequence[Tensor | None]], None]:
+            return lambda module, arguments, output: parts.append(_tokens(output))
 
         with ExitStack() as stack:
-            for block in self.blocks:
-                stack.callback(block.register_forward_hook(keep).remove)
+            for block, parts in zip(self.blocks, found, strict=True):
+                stack.callback(block.register_forward_hook(keeper(parts)).remove)
             self.backbone(x, sigma, captions)
-        return found
+        return [torch.cat(parts) for parts in found if parts]
 
 
 def _tokens(output: Tensor | Sequence[Tensor | None]) -> Tensor:

@@ -257,6 +257,7 @@ class Trainer:
             "step": self.step_number,
             "losses": list(self.losses),
             "adapters": self.adapters.state(),
+            "alpha": self.adapters.alpha,
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "heads": self.adversary.heads.state() if self.adversary else [],
@@ -274,6 +275,7 @@ class Trainer:
         # A setting that is newer than the checkpoint had its default then.
         made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
         changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
+        changed += self.adapters.unlike(state["adapters"], state.get("alpha", self.adapters.alpha))
         if changed:
             raise PCMError(
                 f"The checkpoint was made with other settings ({'; '.join(changed[:3])}).",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.common import peak_bytes
+from pcm_core import sampling
 from pcm_core.errors import PCMError
 from pcm_core.phases import Spacing, build_schedule
 from pcm_core.sampling import gamma_to_determinism, is_finite, jump, sample_pcm, seeded_noise, stochastic_jump
@@ -611,3 +612,16 @@ class TestIsFinite:
             assert is_finite(x)
         allocated = [event.self_cpu_memory_usage for event in profile.key_averages()]
         assert 0 < max(allocated) < 1000
+
+
+def test_a_torch_that_cannot_count_uses_gives_the_same_in_new_memory(monkeypatch):
+    """Builds before 2.8 without CUDA have no such count."""
+    x = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
+
+    def model(x, sigma):
+        return 0.5 * x
+
+    counted = sampling.sample_pcm(model, x, sigmas)
+    monkeypatch.setattr(sampling, "_use_count", None)
+    assert torch.equal(sampling.sample_pcm(model, x, sigmas), counted)

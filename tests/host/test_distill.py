@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
+IN_PLACE = ["flux", "hunyuan_video"]  # their blocks write over what a gradient needs
 # Few solver points: then the teacher's guided step is a large part of what random networks have to learn.
 RANKS = {
     "rank": 4, "steps": 30, "batch_size": 4, "phases": 2, "learning_rate": 3e-3, "cfg_min": 5.0, "cfg_max": 5.0,
@@ -75,7 +76,7 @@ def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
     return before, after
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *IN_PLACE])
 def test_distil_save_load(host, zoo, distil, family):
     """Loss falls, base bits stay, and the saved file on a fresh model is the student that was in memory."""
     given = zoo[family]
@@ -446,3 +447,58 @@ def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
 def test_the_loss_plot_never_divides_by_zero(host, losses):
     picture = host.pack("nodes.loss_plot").draw_loss(losses, 10)
     assert picture.size == (640, 240)
+
+
+@pytest.mark.parametrize("family", ["sd3", *IN_PLACE])
+def test_checkpointing_changes_no_gradient(host, zoo, distil, family):
+    """Compared with trained adapters: at zero, half of all gradients are zero."""
+    training, gradients = host.pack("nodes.training"), []
+    original = training.Session.run
+
+    def probe(session):
+        with torch.no_grad():
+            for pair in session.adapters.pairs.values():
+                pair.up.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        step, trainer = session.trainer.step, session.trainer
+
+        def look():
+            trainer._zero_grad()
+            trainer._pass()
+            gradients.append(torch.cat([g.flatten() for g in trainer._gradients()]))
+            trainer._zero_grad()
+            trainer.generator.manual_seed(0)
+            return step()
+
+        trainer.generator.manual_seed(5)
+        trainer.step = look
+        original(session)
+
+    training.Session.run = probe
+    try:
+        for checkpointing in (False, True):
+            distil(zoo[family], steps=1, gradient_checkpointing=checkpointing)
+    finally:
+        training.Session.run = original
+    plain, again = gradients
+    assert plain.abs().max() > 0
+    assert (again - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_the_adversarial_loss_takes_texts_that_make_no_batch(host, zoo, distil):
+    given = zoo["sd3"]
+    texts = [[[torch.randn(1, length, given.positive[0][0].shape[-1]), given.positive[0][1]]] for length in (5, 12)]
+    lora, _, steps = distil(
+        given, steps=2, adversarial=0.1, positive=texts, latents=[given.latent(2, seed=5), given.latent(2, seed=6)]
+    ).args
+    assert steps == 2 and lora
+
+
+def test_a_model_that_scales_its_noise_is_refused(host, zoo, distil, monkeypatch):
+    monkeypatch.setattr(host.pack("nodes.host"), "noise_scale", lambda model: 8.0)
+    with pytest.raises(ValueError, match="scales its noise by 8"):
+        distil(zoo["sd3"])
+
+
+def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil):
+    with pytest.raises(ValueError, match="writes over what its own gradient needs"):
+        distil(zoo["ltxv"], steps=1)

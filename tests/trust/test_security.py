@@ -171,6 +171,7 @@ HOSTILE = {
     "terminal command": {"pcm_note": "\x1b]0;title\x07"},
     "endless": {"pcm_family": "A" * 100_000},
     "timestep beyond the table": {"pcm_timesteps": "5000, 100"},
+    "fewer timesteps than phases": {"pcm_timesteps": "999, 499"},
     "negative timestep": {"pcm_timesteps": "999, -3000"},
     "rising timesteps": {"pcm_timesteps": "100, 900"},
     "a million sigmas": {"pcm_sigmas": ", ".join(str(n) for n in range(100_000, 0, -1)) + ", 0"},
