@@ -65,7 +65,7 @@ class PCMGuider(io.ComfyNode):
             display_name="PCM Guider",
             category="PCM/sampling",
             description="Guidance that follows the phases, for SamplerCustomAdvanced. High noise decides the "
-            'composition, so "5, 1, 1, 1" keeps the negative prompt where it matters and costs 5 passes instead of 8.',
+            'composition, so "3, 1, 1, 1" keeps the negative prompt where it matters and costs 5 passes instead of 8.',
             search_aliases=[
                 "phased consistency",
                 "pcm",

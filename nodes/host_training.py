@@ -172,6 +172,11 @@ def latent_channels(model: Any) -> int:
     return int(model.get_model_object("latent_format").latent_channels)
 
 
+def latent_rank(model: Any) -> int:
+    """Dimensions of a batch of the model's latents: 4 for pictures, 5 for clips."""
+    return int(getattr(model.get_model_object("latent_format"), "latent_dimensions", 2)) + 2
+
+
 def previewer(model: Any) -> Callable[[Tensor], Image.Image] | None:
     """``latent [1, ...] -> picture``: the user's preview method, else the rough colours of the latent format."""
     latent_format = model.get_model_object("latent_format")

@@ -68,7 +68,7 @@ class Job:
 
     def __post_init__(self) -> None:
         _check_model(self.model)
-        _check_latents(self.model, self.latents)
+        object.__setattr__(self, "latents", _checked_latents(self.model, self.latents))
         for number, text in enumerate(self.texts):
             host_training.check_conditioning(text, f"Positive {number + 1}")
         if not self.texts:
@@ -108,7 +108,11 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _check_latents(model: Any, latents: Sequence[Tensor]) -> None:
+def _checked_latents(model: Any, latents: Sequence[Tensor]) -> list[Tensor]:
+    """The latents with the model's rank: pictures for a model of clips are clips of one, as in the host's samplers."""
+    rank = host_training.latent_rank(model)
+    if rank == 5:
+        latents = [latent.unsqueeze(2) if not latent.is_nested and latent.ndim == 4 else latent for latent in latents]
     channels = host_training.latent_channels(model)
     for number, latent in enumerate(latents, 1):
         if latent.is_nested:
@@ -117,14 +121,15 @@ def _check_latents(model: Any, latents: Sequence[Tensor]) -> None:
                 "one tensor.",
                 "Distil a model that has one kind of latent.",
             )
-        if latent.ndim < 3 or latent.shape[1] != channels:
+        if latent.ndim != rank or latent.shape[1] != channels:
             raise PCMError(
                 f"Latent {number} has shape {tuple(latent.shape)}.",
-                f"[batch, {channels}, ...]: this model's latents have {channels} channels.",
+                f"[batch, {channels}, ...], {rank} dimensions: this model's latents have {channels} channels.",
                 "Encode with the VAE that belongs to the model.",
             )
         if not bool(torch.isfinite(latent).all()):
             raise PCMError(f"Latent {number} holds NaN or infinity.", "finite values.", "Encode that picture again.")
+    return list(latents)
 
 
 @dataclass(kw_only=True)

@@ -234,7 +234,7 @@ class PCMVideoSampler(io.ComfyNode):
         parts = host.parts(latent_image["samples"])
         setup = set_up(model, preset, steps, shift)
         setup.family.check_latent(parts[0].shape)
-        setup = with_windows(setup, window, overlap, nested=len(parts) > 1)
+        setup = with_windows(setup, window, overlap, nested=len(parts) > 1, noise=window_noise)
         twin = None if second_model is None else second_expert(setup, second_model)
         if twin is not None:
             twin = with_windows(twin, window, overlap, nested=len(parts) > 1)

@@ -9,7 +9,7 @@ from typing import Any
 from ..pcm_core import video
 from ..pcm_core.errors import PCMError
 from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.video_noise import Windows
+from ..pcm_core.video_noise import WINDOW_NOISES, Windows
 from . import host
 from .plan import AUTO
 
@@ -100,13 +100,14 @@ def _compare(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
     return [("class", type(first.model).__name__, type(second.model).__name__), *sizes]
 
 
-def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool) -> Setup:
+def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise: str = WINDOW_NOISES[0]) -> Setup:
     """Attach context windows, unless the model brings its own.
 
     Args:
         window: pictures in one window; 0 for none.
         overlap: pictures that two neighbours share.
         nested: the latent holds more than the video.
+        noise: the arrangement that was asked for; a model whose own windows arrange the noise says that it is not used.
 
     Raises:
         PCMError: if the family has no clip of that length, or the overlap is not shorter.
@@ -116,7 +117,8 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool) -> Se
         if window:
             setup = setup.noted("The model brings its own context windows; window and overlap are not used.")
         if getattr(own, "freenoise", True):
-            return setup  # it arranges the noise itself
+            ignored = f"The model's own windows arrange the noise; window_noise {noise} is not used."
+            return setup if noise == WINDOW_NOISES[0] else setup.noted(ignored)
         overlap = min(own.context_overlap, own.context_length - 1)
         return replace(setup, windows=Windows(length=own.context_length, overlap=overlap))
     if not window:

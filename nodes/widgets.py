@@ -89,7 +89,7 @@ def cfg() -> io.String.Input:
     return io.String.Input(
         "cfg",
         default=AUTO,
-        tooltip='auto: what the LoRA was made for. One number, or one per phase: "5, 1, 1, 1". Phases at exactly 1 '
+        tooltip='auto: what the LoRA was made for. One number, or one per phase: "3, 1, 1, 1". Phases at exactly 1 '
         "ignore the negative prompt and take half the time.",
     )
 

@@ -16,7 +16,7 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
     """One CFG value per phase, noisiest phase first.
 
     Args:
-        guidance: a number for every phase, or text such as ``"1.5"`` or ``"5, 1, 1, 1"``.
+        guidance: a number for every phase, or text such as ``"1.5"`` or ``"3, 1, 1, 1"``.
         phases: phases of the model.
 
     Raises:

@@ -196,7 +196,7 @@ def building_blocks(g: Graph) -> None:
     model = load_lora(g, 1, base[0], SD15_NORMAL)
     texts = prompts(g, 1, base[1])
     guider = g.add(
-        "PCMGuider", 2, model=model[0], positive=texts[0][0], negative=texts[1][0], cfg="5, 1, 1, 1", title="PCM Guider"
+        "PCMGuider", 2, model=model[0], positive=texts[0][0], negative=texts[1][0], cfg="3, 1, 1, 1", title="PCM Guider"
     )
     sampler = g.add("SamplerPCM", 2)
     sigmas = g.add("PCMPhaseScheduler", 2, model=model[0])
@@ -205,10 +205,10 @@ def building_blocks(g: Graph) -> None:
         latent_image=latent[0],
     )  # fmt: skip
     save(g, 4, result, base[2], model, "blocks")
-    plot = g.add("PCMPhasePlot", 3, model=model[0], sigmas=sigmas[0], cfg="5, 1, 1, 1")
+    plot = g.add("PCMPhasePlot", 3, model=model[0], sigmas=sigmas[0], cfg="3, 1, 1, 1")
     g.add("PreviewImage", 5, title="The phases", wide=380, images=plot[0])
     note(g, "The parts of the PCM Sampler", [
-        "**cfg** of the PCM Guider: one value per phase. `5, 1, 1, 1` uses the negative prompt in the noisiest phase "
+        "**cfg** of the PCM Guider: one value per phase. `3, 1, 1, 1` uses the negative prompt in the noisiest phase "
         "only and costs five evaluations.",
         "**SIGMAS** can be cut with SplitSigmas and continued with another sampler; every part reads the model itself.",
         "**spacing** (advanced): trailing, aligned or tcd. The plot shows where the steps lie.",

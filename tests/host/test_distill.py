@@ -499,6 +499,15 @@ def test_a_model_that_scales_its_noise_is_refused(host, zoo, distil, monkeypatch
         distil(zoo["sd3"])
 
 
+def test_latents_of_another_rank(host, zoo, distil):
+    """A picture for a model of clips is a clip of one; a clip for a model of pictures is refused."""
+    given = zoo["wan"]
+    picture = {"samples": given.latent(2, seed=5)["samples"][:, :, 0]}
+    assert distil(given, steps=1, latents=[picture]).args[2] == 1
+    with pytest.raises(ValueError, match=r"Latent 1 has shape .*4 dimensions"):
+        distil(zoo["sd3"], latents=[{"samples": zoo["sd3"].latent()["samples"].unsqueeze(2)}])
+
+
 def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil):
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)

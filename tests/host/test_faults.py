@@ -219,6 +219,16 @@ def test_a_disk_that_is_really_full(host, full_disk):
         assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
 
 
+def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_path):
+    training = host.pack("nodes.training")
+    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"cannot be written .*Saved as pcm_interrupted"):
+        training.write_or_rescue(
+            tmp_path / "missing" / "mine.safetensors", training.TrainedLora(SMALL, {"pcm_phases": "4"})
+        )
+    saved = sorted((host.base / "output" / "loras").glob("pcm_interrupted_*.safetensors"))
+    assert tiny.fingerprint(host.pack("pcm_core.lora").read_lora(saved[-1])[0]) == tiny.fingerprint(SMALL)
+
+
 def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
     from scripts import distill
 

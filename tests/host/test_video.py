@@ -470,8 +470,9 @@ def test_shuffled_noise_is_the_hosts_freenoise(lab):
         freenoise=True,
     )  # fmt: skip
     ours, _ = lab.run("wan", tiny.latent(), window=13, overlap=4, seed=9)
-    theirs, _ = lab.run("wan", tiny.latent(), model, seed=9)
-    assert lab.same(ours, theirs)
+    theirs, report = lab.run("wan", tiny.latent(), model, seed=9)
+    assert lab.same(ours, theirs) and "window_noise" not in report
+    assert "window_noise tiled is not used" in lab.run("wan", tiny.latent(), model, seed=9, window_noise="tiled")[1]
 
 
 def test_a_clip_that_fits_is_sampled_whole(lab):
