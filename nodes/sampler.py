@@ -65,9 +65,6 @@ def sample_phased(
         if callback is not None:
             callback(info)
 
-    bottom = float(bottom_sigma(table))
-    if len(sigmas):  # the first part of a split schedule renoises at its end, as the whole one would there
-        options.setdefault("final", float(sigmas[-1]) in (0.0, bottom))
     samples = sample_pcm(
         model,
         x,
@@ -80,6 +77,7 @@ def sample_phased(
         progress=partial(host.steps, disable=disable),
         **options,
     )
+    bottom = float(bottom_sigma(table))
     if not flow and len(sigmas) and float(sigmas[-1]) == bottom:
         return samples * (1 + bottom**2) ** -0.5
     return samples

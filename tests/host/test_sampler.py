@@ -284,18 +284,6 @@ class TestProfile:
         (deterministic, _) = pcm(host, tiny, model=model, determinism=1.0)
         close(deterministic, stock(host, tiny, steps=4, cfg=1.0))
 
-    def test_the_first_part_of_a_split_renoises_at_its_end(self, host, zoo):
-        tiny = zoo["eps"]
-        model = with_profile(host, tiny, family="LCM", sampling_class="R", determinism=0.0, steps=4)
-        settings = {"end_step": 2, "return_with_leftover_noise": True}
-        (stochastic, _) = pcm(host, tiny, model=model, **settings)
-        (deterministic, _) = pcm(host, tiny, model=model, determinism=1.0, **settings)
-        (sigmas,) = host.call("PCMPhaseScheduler", model=model)
-        (lcm,) = host.call("KSamplerSelect", sampler_name="lcm")
-        (stocks, _) = advanced(host, tiny, sigmas[:3], cfg=1.0, sampler=lcm)
-        close(stochastic, stocks)
-        assert (stochastic["samples"] - deterministic["samples"]).abs().max() > 0.1
-
     def test_gamma_of_a_profile_is_used_by_both_nodes(self, host, zoo):
         tiny = zoo["eps"]
         model = with_profile(host, tiny, family="TCD", gamma=0.3, steps=4, spacing="tcd")
