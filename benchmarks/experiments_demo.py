@@ -42,7 +42,9 @@ ROWS = {
     "weight 0.1, heads 1e-3": Critic(span=ALL),
     "weight 1, heads 1e-3": Critic(1.0, span=ALL),
     "weight 0.1, last block": Critic(span=ALL, depth=1),
-    "weight 0.1, low": Critic(span=(0.0, 0.25)),
+    "weight 0.1, low": Critic(),
+    "weight 0.3, low": Critic(0.3),
+    "weight 1, low": Critic(1.0),
     "weight 0.1, high": Critic(span=(0.75, 1.0)),
 }
 

@@ -18,7 +18,7 @@ HEAD = """# Which tests ran on which ComfyUI
 
 Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long`. Every figure counts tests in
 `tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and browser tests run on the
-newest version only.
+newest version only, and so do the slow ones among these: it counts more.
 """
 
 

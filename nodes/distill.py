@@ -17,6 +17,7 @@ from ..pcm_core.distill import DistillConfig
 from ..pcm_core.phases import MAX_COUNT
 from . import host_lora, host_training
 from .checks import checked
+from .lora_file import write_lora
 from .training import (
     ADVERSARIAL_LR,
     ADVERSARIAL_SPAN,
@@ -25,7 +26,6 @@ from .training import (
     metadata_for,
     run,
     with_matching_grid,
-    write_lora,
 )
 
 _NONE = "[none]"

@@ -6,13 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..pcm_core import distill, lora
@@ -21,6 +18,7 @@ from ..pcm_core.phases import build_schedule
 from ..pcm_core.sampling import sample_pcm
 from . import host, host_lora, host_training
 from .host_training import Conditioning
+from .lora_file import TrainedLora, rescue_lora
 from .loss_plot import draw_loss
 
 Watcher = Callable[[distill.StepReport], None]
@@ -32,14 +30,6 @@ _FEATURE_BLOCKS = 9  # as many as the official SD 1.5 discriminator looks at
 _HEAD_CHANNELS = 64
 _PREVIEWS = 4
 _CURVES = 50  # how often the loss curve is sent over a whole run
-
-
-class TrainedLora(dict[str, Tensor]):
-    """A LORA_MODEL, as the host's own nodes read it, that remembers what it was trained for."""
-
-    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        super().__init__(tensors)
-        self.metadata = metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +162,7 @@ def run(
             session.run()
         except BaseException as error:  # the host's Cancel is no Exception on every version
             if rescue and session.trainer.step_number:
-                said = _rescue(session.lora(metadata))
+                said = rescue_lora(session.lora(metadata))
                 if isinstance(error, PCMError):
                     raise PCMError(error.found, error.expected, f"{error.action} {said}") from error
             raise
@@ -182,18 +172,6 @@ def run(
     shape = (job.config.batch, *job.latents[0].shape[1:])
     host_training.with_model(job.model, job.texts[0], shape, body)
     return outcome
-
-
-def _rescue(trained: TrainedLora) -> str:
-    """Save what there is and say where, or why not: what ended the run stays the error that is raised."""
-    try:
-        path, name = host_training.new_lora_path("pcm_interrupted")
-        write_lora(path, trained, trained.metadata)
-    except PCMError as error:
-        logging.error("Distillation stopped; what was trained so far could not be saved: %s", error.found)
-        return f"It could not be saved: {error.found}"
-    logging.warning("Distillation stopped; what was trained so far is in loras as %s.", name)
-    return f"Saved as {name}."
 
 
 class Session:
@@ -324,42 +302,6 @@ def metadata_for(model: Any, config: distill.DistillConfig, existing: str | None
         )  # fmt: skip
 
     return metadata
-
-
-def write_lora(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
-) -> None:
-    """Write a safetensors file, whole or not at all: it appears under its name when it is complete.
-
-    Raises:
-        PCMError: if it cannot be written, for example because the disk is full.
-    """
-    partial = path.with_suffix(".part")
-    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    if dtype is not None:
-        state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
-    try:
-        save_file(state, partial, metadata=metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise PCMError(
-            f"{path.name} cannot be written ({error}).",
-            "room and the right to write.",
-            "Free some space and save again.",
-        ) from error
-
-
-def write_or_rescue(path: Path, lora: TrainedLora) -> None:
-    """``write_lora``, and where that fails what an interrupt does: the LoRA goes to the host's folder of rescued ones.
-
-    Raises:
-        PCMError: if it is not where it was wanted; says where it is instead.
-    """
-    try:
-        write_lora(path, lora, lora.metadata)
-    except PCMError as error:
-        raise PCMError(error.found, error.expected, _rescue(lora)) from error
 
 
 def with_matching_grid(config: distill.DistillConfig, solver_grid: int) -> distill.DistillConfig:

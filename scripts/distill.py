@@ -218,7 +218,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
             sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command goes on from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
-        training.write_or_rescue(options.out, outcome.lora)
+        pack("nodes.lora_file").write_or_rescue(options.out, outcome.lora)
         print(f"wrote {options.out}", file=sys.stderr)
 
 

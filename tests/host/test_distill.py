@@ -421,13 +421,13 @@ def test_a_file_stays_in_its_folder(host, prefix):
 
 
 def test_a_full_disk_loses_nothing(host, monkeypatch):
-    training = host.pack("nodes.training")
+    files = host.pack("nodes.lora_file")
 
     def full(state, path, metadata=None):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match="No space left"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="crowded/disk")
     assert not [name for name in host.pack("nodes.host_lora").lora_names() if "crowded" in name]
@@ -511,3 +511,14 @@ def test_latents_of_another_rank(host, zoo, distil):
 def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil):
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)
+
+
+def test_more_phases_than_usual_grids_hold_are_trained_on_a_grid_that_is_named(host):
+    training, distill = host.pack("nodes.training"), host.pack("pcm_core.distill")
+    config = training.with_matching_grid(distill.DistillConfig(phases=64, steps=1), 100)
+    assert (config.grid, config.spacing) == (100, "aligned")
+
+
+def test_a_lora_that_comes_by_a_link_does_not_train_anew_by_itself(host):
+    """The host asks with None for it; an error there would mean that nothing is ever kept."""
+    assert host.node("PCMDistillLora").fingerprint_inputs(existing_lora=[None]) is None

@@ -220,7 +220,7 @@ def test_a_disk_that_is_really_full(host, full_disk):
 
 
 def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_path):
-    training = host.pack("nodes.training")
+    training = host.pack("nodes.lora_file")
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"cannot be written .*Saved as pcm_interrupted"):
         training.write_or_rescue(
             tmp_path / "missing" / "mine.safetensors", training.TrainedLora(SMALL, {"pcm_phases": "4"})
@@ -242,7 +242,7 @@ def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
 
 def test_two_that_save_at_once_take_two_names(host):
     """Two ComfyUI with one output folder: each has its name before either has written."""
-    training, files = host.pack("nodes.training"), host.pack("nodes.host_training")
+    training, files = host.pack("nodes.lora_file"), host.pack("nodes.host_training")
     (one, name), (two, other) = (files.new_lora_path("shared/lora") for _ in range(2))
     assert one != two and name != other
     for path, value in ((two, 2.0), (one, 1.0)):

@@ -155,6 +155,12 @@ class TestFixedList:
         """Shift 3: denoise .9 enters below .9643, .7 below .875, .6 below .8182, and one step always remains."""
         assert torch.equal(schedule(host, self.model(host, zoo), denoise=denoise), torch.tensor(self.LEVELS)[-kept:])
 
+    def test_settings_that_leave_the_list_say_so(self, host, zoo):
+        model, plan = with_profile(host, zoo["eps"], sigmas=(14.615, 4.0, 1.6, 0.0)), host.pack("nodes.plan").make_plan
+        for settings in ({"phases": 4}, {"grid": 50}, {"spacing": "trailing"}):
+            assert any("own list of 3 steps is not used" in note for note in plan(model, **settings).notes), settings
+        assert not any("own list" in note for note in plan(model).notes)
+
     def test_a_rounded_first_sigma_becomes_sigma_max(self, host, zoo):
         model = with_profile(host, zoo["eps"], sigmas=(14.615, 4.0, 1.6, 0.0))
         assert float(schedule(host, model)[0]) == float(model.get_model_object("model_sampling").sigma_max)

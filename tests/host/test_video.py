@@ -263,6 +263,7 @@ def test_a_model_sampling_node_is_respected_unless_something_is_asked_for(lab):
         u = torch.tensor([1, 0.75, 0.5, 0.25])
         assert sigmas_of(calls) == pytest.approx((shift * u / (1 + (shift - 1) * u)).tolist(), abs=1e-5)
         assert ("A ModelSampling node set shift 8" in report) == said
+        assert ("came with shift 8 from another node; 5 of the preset" in report) == ("preset" in inputs)
 
 
 def test_a_shift_that_moves_nothing_is_reported(lab):
@@ -401,6 +402,16 @@ def test_the_second_expert_gets_the_first_ones_shift_and_stays_as_it_was(lab):
     lab.run("wan", model=high, second_model=low, shift=3.0)
     assert sigmas_of(high_calls + low_calls) == pytest.approx([1, 0.9, 0.75, 0.5], abs=1e-5)
     assert lab.api.flow_shift(twin) == own and lab.api.profile_of(twin) is None
+
+
+def test_what_the_second_experts_lora_wants_otherwise_is_said_within_one_family_too(lab):
+    high, low = (
+        lab.api.attach_profile(lab[name].model, lab.profile(family="PCM", phases=phases, steps=4, cfg=cfg))
+        for name, phases, cfg in (("wan", 4, 1.0), ("wan_twin", 8, 3.0))
+    )
+    _, report = lab.run("wan", model=high, second_model=low)
+    assert "The second model's LoRA (PCM) wants another phases, cfg; used the first's." in report
+    assert "wants another" not in lab.run("wan", model=high, second_model=lab["wan_twin"].model)[1]
 
 
 @pytest.mark.parametrize("name", ["wan22", "wan_i2v", "hunyuan_video", "sd15"])

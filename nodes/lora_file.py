@@ -1,0 +1,70 @@
+"""A trained LoRA and its file: written whole or not at all, and where that fails saved among the host's LoRAs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..pcm_core.errors import PCMError
+from . import host_training
+
+
+class TrainedLora(dict[str, Tensor]):
+    """A LORA_MODEL, as the host's own nodes read it, that remembers what it was trained for."""
+
+    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = metadata
+
+
+def write_lora(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all: it appears under its name when it is complete.
+
+    Raises:
+        PCMError: if it cannot be written, for example because the disk is full.
+    """
+    partial = path.with_suffix(".part")
+    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
+    try:
+        save_file(state, partial, metadata=metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise PCMError(
+            f"{path.name} cannot be written ({error}).",
+            "room and the right to write.",
+            "Free some space and save again.",
+        ) from error
+
+
+def write_or_rescue(path: Path, lora: TrainedLora) -> None:
+    """``write_lora``, and where that fails what an interrupt does: the LoRA goes to the host's folder of rescued ones.
+
+    Raises:
+        PCMError: if it is not where it was wanted; says where it is instead.
+    """
+    try:
+        write_lora(path, lora, lora.metadata)
+    except PCMError as error:
+        raise PCMError(error.found, error.expected, rescue_lora(lora)) from error
+
+
+def rescue_lora(trained: TrainedLora) -> str:
+    """Save what there is and say where, or why not: what ended the run stays the error that is raised."""
+    try:
+        path, name = host_training.new_lora_path("pcm_interrupted")
+        write_lora(path, trained, trained.metadata)
+    except PCMError as error:
+        logging.error("Distillation stopped; what was trained so far could not be saved: %s", error.found)
+        return f"It could not be saved: {error.found}"
+    logging.warning("Distillation stopped; what was trained so far is in loras as %s.", name)
+    return f"Saved as {name}."
