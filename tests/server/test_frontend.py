@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from demo.quickstart import SAMPLER
 from devtools.base import WORKFLOW
@@ -32,6 +32,8 @@ DROP = """([name, text]) => {
     const canvas = document.querySelector("#graph-canvas");
     for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, options));
 }"""
+# Two frames: the canvas has drawn what was set, and the mouse finds it there.
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 WATCH = """() => {
     window.seen = [];
     const kinds = ["b_preview_with_metadata", "progress", "execution_success", "execution_error"];
@@ -72,7 +74,7 @@ def click_title(page: Page, kind: str) -> None:
         view.offset = [300 - node.pos[0], 200 - node.pos[1]];
         window.app.canvas.setDirty(true, true);
     }""", kind)  # fmt: skip
-    page.wait_for_timeout(100)
+    page.evaluate(DRAWN)
     page.mouse.click(370, 185)
 
 
@@ -88,7 +90,7 @@ def test_the_template_browser_shows_every_workflow_and_opens_one(page: Page) -> 
         assert size == [512, 512], f"{path.stem}: not our card but the frontend's stand-in for a missing one"
     page.get_by_test_id("template-workflow-SD3 text to image").click()
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'EmptySD3LatentImage')")
-    assert page.get_by_test_id("template-workflows-content").count() == 0, "the browser is still open"
+    expect(page.get_by_test_id("template-workflows-content")).to_have_count(0)  # it fades before it goes
 
 
 def test_a_workflow_file_dropped_on_the_canvas_is_loaded(page: Page) -> None:
@@ -105,12 +107,14 @@ def test_the_help_of_a_node_is_our_page_with_its_pictures(page: Page, path: Path
     page.evaluate("id => { window.app.graph.add(window.LiteGraph.createNode(id)) }", path.stem)
     click_title(page, path.stem)
     panel = page.locator(".node-help-content")
-    if panel.count() == 0:  # the panel stays open and follows the selection
-        page.get_by_test_id("info-button").click()
+    info = page.get_by_test_id("info-button")
+    expect(panel.or_(info).first).to_be_visible(timeout=10_000)
+    if not panel.count():  # once open, the panel stays and follows the selection
+        info.click()
     title = path.read_text("utf-8").splitlines()[0].removeprefix("# ")
     panel.locator("h1", has_text=title).wait_for(timeout=10_000)
     pictures = panel.locator("img")
-    assert pictures.count() == path.read_text("utf-8").count("![")
+    expect(pictures).to_have_count(path.read_text("utf-8").count("!["))
     for index in range(pictures.count()):
         page.wait_for_function(LOADED, arg=pictures.nth(index).element_handle(), timeout=10_000)
     assert pictures.first.get_attribute("src") == f"/extensions/{PACK}/docs/images/{path.stem}.png"
@@ -155,7 +159,7 @@ def test_the_node_library_holds_the_nodes_and_the_blueprint(page: Page) -> None:
 
 def test_people_who_search_by_other_names_find_the_node(page: Page) -> None:
     load(page, {"version": 0.4, "nodes": [], "links": []})
-    page.wait_for_timeout(300)
+    page.evaluate(DRAWN)
     page.mouse.dblclick(700, 600)
     dialog = page.get_by_role("dialog")
     for words, node in (("few step", "PCM Sampler"), ("tcd", "SamplerPCM"), ("xy plot", "PCM Compare")):
