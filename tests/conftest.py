@@ -54,7 +54,7 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One real ComfyUI for the session, with both packs, the demo weights and some files nobody should load."""
+    """One real ComfyUI for the session, with both packs, a probe, the demo weights and files nobody should load."""
     from devtools.server import Server
 
     with Server(Path(sys.executable), comfyui, server_base(tmp_path_factory.mktemp("base"))) as running:
@@ -70,9 +70,10 @@ def client(server: Server) -> Iterator[Client]:
 
 
 def server_base(folder: Path) -> Path:
-    from devtools.base import make_base
+    from devtools.base import link_folder, make_base
 
     make_base(folder)
+    link_folder(folder / "custom_nodes" / "weights_pack", ROOT / "tests" / "trust" / "weights_pack")
     bad_loras(folder / "models" / "loras")
     return folder
 

@@ -23,7 +23,7 @@ from demo.quickstart_video import WORKFLOW as VIDEO_WORKFLOW
 
 Recipe = Callable[[str], Graph]
 NEGATIVE, LATENT, VAE, DECODE = "4", "5", "7", "8"
-KEEP, OTHER = "90", "91"  # nodes that the recipes add
+KEEP, OTHER, WEIGHTS = "90", "91", "92"  # nodes that the recipes add
 LORAS = ("demo_pcm_2phase", "demo_pcm_4phase", "demo_pcm_8phase", "demo_lcm")
 
 
@@ -118,6 +118,11 @@ def lcm_table(text: str) -> Graph:
     graph = picture(text, model=[OTHER, 0])
     graph[OTHER] = node("ModelSamplingDiscrete", model=[LORA, 0], sampling="lcm", zsnr=False)
     return graph
+
+
+def with_weights(graph: Graph) -> Graph:
+    """The same, and then a hash of the weights that the model without LoRA has in memory."""
+    return graph | {WEIGHTS: node("TestModelWeights", model=[MODEL, 0], after=[SAMPLER, 0])}
 
 
 GOOD: dict[str, Recipe] = {

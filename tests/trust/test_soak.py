@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from recipes import BAD, GOOD, SLOW, digest
+from recipes import BAD, GOOD, SLOW, WEIGHTS, digest, with_weights
 
 from demo.client import Client, PromptError
+from demo.quickstart import MODEL
 from devtools.server import Server
 
 SEED = 20261125
@@ -35,7 +36,7 @@ class Soak:
     server: Server
     client: Client
     rng: random.Random
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # of what each recipe made, and of each model in memory
     counts: Counter[str] = field(default_factory=Counter)
     memory: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -75,16 +76,19 @@ class Soak:
         print(f"good: {', '.join(names)}")
         queued = []
         for name in names:
-            queued.append((name, self.client.queue(GOOD[name](self.text()))))
+            graph = with_weights(GOOD[name](self.text()))
+            queued.append((name, graph[MODEL]["inputs"]["unet_name"], self.client.queue(graph)))
             self.counts["good"] += 1
-        for name, prompt in queued:
+        for name, model, prompt in queued:
             try:
-                found = digest(self.server.base, self.client.follow(prompt))
+                outputs = self.client.follow(prompt)
             except PromptError as error:
                 self.fail(f"{name} failed: {error}")
                 continue
-            if self.digests.setdefault(name, found) != found:
-                self.fail(f"{name}: other bits at prompt {self.sent}")
+            found = {name: digest(self.server.base, outputs), model: outputs[WEIGHTS]["weights"][0]}
+            for what, value in found.items():
+                if self.digests.setdefault(what, value) != value:
+                    self.fail(f"{name}: other bits of {what} at prompt {self.sent}")
             self.remember()
 
     def bad(self, name: str) -> None:
@@ -145,7 +149,8 @@ class Soak:
         )
 
 
-def weights(base: Path) -> str:
+def files(base: Path) -> str:
+    """A hash of the weights on the disk."""
     found = hashlib.sha256()
     for path in sorted((base / "models").rglob("demo_*.safetensors")):
         found.update(path.read_bytes())
@@ -159,11 +164,11 @@ def soak(server: Server, client: Client, request: pytest.FixtureRequest) -> Iter
 
 
 def check(soak: Soak, prompts: int) -> None:
-    before = weights(soak.server.base)
+    before = files(soak.server.base)
     soak.run(prompts)
     print(soak.figures())
     assert not soak.failures, "\n".join(soak.failures)
-    assert weights(soak.server.base) == before
+    assert files(soak.server.base) == before
     assert soak.counts["interrupted"] >= soak.counts["interrupt"] / 2, "the prompts to interrupt ended too early"
     assert soak.server.process is not None and soak.server.process.poll() is None
 
