@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pcm_core.distill import (
+    ADVERSARIAL_LR,
+    ADVERSARIAL_SPAN,
     Adapters,
     Adversary,
     BlockFeatures,
@@ -74,8 +76,8 @@ class Critic:
     """The adversarial loss of a run: its weight, the rate of its heads, and where and in what they look."""
 
     weight: float = 0.1
-    rate: float = 1e-3
-    span: tuple[float, float] = (0.0, 0.25)  # of the phase, from its clean end
+    rate: float = ADVERSARIAL_LR
+    span: tuple[float, float] = ADVERSARIAL_SPAN  # of the phase, from its clean end
     depth: int = 2  # the last blocks whose output they see
 
 

@@ -13,20 +13,12 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pcm_core.distill import DistillConfig
+from ..pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig
 from ..pcm_core.phases import MAX_COUNT
 from . import host_lora, host_training
 from .checks import checked
 from .lora_file import write_lora
-from .training import (
-    ADVERSARIAL_LR,
-    ADVERSARIAL_SPAN,
-    Job,
-    Outcome,
-    metadata_for,
-    run,
-    with_matching_grid,
-)
+from .training import Job, Outcome, metadata_for, run, with_matching_grid
 
 _NONE = "[none]"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -23,9 +23,6 @@ from .loss_plot import draw_loss
 
 Watcher = Callable[[distill.StepReport], None]
 
-# Where and how fast the discriminator learns: what helped in benchmarks/results/experiments.md, and of what is
-# tried there only this. The authors look at all of the phase, at a rate of 1e-5.
-ADVERSARIAL_SPAN, ADVERSARIAL_LR = (0.0, 0.25), 1e-3
 _FEATURE_BLOCKS = 9  # as many as the official SD 1.5 discriminator looks at
 _HEAD_CHANNELS = 64
 _PREVIEWS = 4

@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+from pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN
+
 from .processes import Pack, Workers, load_pack
 
 
@@ -53,9 +55,9 @@ def parser() -> argparse.ArgumentParser:
                      help="teacher guidance, ComfyUI's cfg; 1 1 for none")  # fmt: skip
     run.add_argument("--caption-dropout", type=float, default=0.0)
     run.add_argument("--adversarial", type=float, default=0.0)
-    run.add_argument("--adversarial-span", type=float, nargs=2, default=(0.0, 0.25), metavar=("LOW", "HIGH"),
-                     help="part of the phase the discriminator looks at (default: 0 0.25; authors: 0 1)")  # fmt: skip
-    run.add_argument("--adversarial-lr", type=float, default=1e-3, help="of its heads (authors: 1e-5)")
+    run.add_argument("--adversarial-span", type=float, nargs=2, default=ADVERSARIAL_SPAN, metavar=("LOW", "HIGH"),
+                     help="part of the phase its discriminator sees (default: %(default)s; authors 0 1)")  # fmt: skip
+    run.add_argument("--adversarial-lr", type=float, default=ADVERSARIAL_LR, help="of its heads (authors: 1e-5)")
     run.add_argument("--loss", choices=("huber", "l2"), default="huber")
     run.add_argument("--ema", type=float, default=0.0)
     run.add_argument("--solver-grid", type=int, default=0, help="0: the one whose edges are sampled")

@@ -6,7 +6,7 @@
 
 from .adapters import Adapters, adaptable, blocks, differentiable_weights
 from .adversarial import Adversary, BlockFeatures, Heads, hinge_discriminator, hinge_generator, renoise, renoise_std
-from .config import DistillConfig, Diverged, distill_metadata
+from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata
 from .data import Data, LatentSet
 from .objective import (
     Denoiser,
@@ -25,6 +25,8 @@ from .objective import (
 from .trainer import Processes, StepReport, Trainer
 
 __all__ = [
+    "ADVERSARIAL_LR",
+    "ADVERSARIAL_SPAN",
     "Adapters",
     "Adversary",
     "BlockFeatures",
