@@ -513,6 +513,31 @@ def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil):
         distil(zoo["ltxv"], steps=1)
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, bare):
+    """Where a write that nobody returns counts, landing elsewhere would change what the network computes."""
+    training, host_training = host.pack("nodes.training"), host.pack("nodes.host_training")
+    given, seen = zoo["sd3"], []
+    original = training.Session.run
+
+    def look(session):
+        seen.append(session.backbone.around)
+        original(session)
+
+    def write(module, inputs, output):
+        written = output.add_(torch.linspace(-1, 1, output.shape[-1]))  # not the same everywhere: a norm follows
+        return None if bare else written
+
+    hook = given.model.model.diffusion_model.x_embedder.register_forward_hook(write)
+    training.Session.run = look
+    try:
+        assert distil(given, steps=2).args[2] == 2
+    finally:
+        training.Session.run = original
+        hook.remove()
+    assert (seen == [host_training.WritingElsewhere]) is not bare
+
+
 def test_more_phases_than_usual_grids_hold_are_trained_on_a_grid_that_is_named(host):
     training, distill = host.pack("nodes.training"), host.pack("pcm_core.distill")
     config = training.with_matching_grid(distill.DistillConfig(phases=64, steps=1), 100)
