@@ -186,7 +186,7 @@ class PCMSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise. The same seed and settings give the same bits.",
+                    tooltip="Of the noise. On one machine, the same seed and settings give the same bits.",
                 ),
                 widgets.steps(),
                 widgets.cfg(),

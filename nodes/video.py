@@ -184,7 +184,7 @@ class PCMVideoSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
                 io.Latent.Input("latent_image", tooltip="The clip to fill or change, with its mask if it has one."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Of the noise. The same seed and settings give the same bits."),
+                             tooltip="Of the noise. On one machine, the same seed and settings give the same bits."),
                 io.Combo.Input("preset", options=[AUTO, *video.preset_names()], default=AUTO,
                                tooltip="auto: what the LoRA says, else what suits the model's family. Choose one for a "
                                "checkpoint that has a few-step LoRA merged in."),
