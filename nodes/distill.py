@@ -129,6 +129,10 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         autocast=torch.bfloat16 if values["compute"] == "bf16" else None,
         seed=values["seed"] % 2**63,
     )
+    if any(latent.get("noise_mask") is not None for latent in latents):
+        logging.warning("Distill PCM LoRA: the masks of the latents are not used.")
+    if negative and len(negative) > 1:
+        logging.warning("Distill PCM LoRA: %d negatives came, the first is used for all.", len(negative))
     return Job(
         model=values["model"],
         latents=[latent["samples"] for latent in latents],

@@ -16,6 +16,7 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
 import comfy.nested_tensor
+import comfy.patcher_extension
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers

@@ -24,6 +24,7 @@ Conditioning = list[list[Any]]
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _CACHED_TEXTS = 16
+_ALL_MEMORY = 10**20  # bytes: everything else leaves the device
 
 
 class _Body(comfy.samplers.Sampler):
@@ -35,6 +36,7 @@ class _Body(comfy.samplers.Sampler):
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]  # the host's base class only passes
         self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any, **__: Any
     ) -> Tensor:
+        check_loaded(guider.inner_model, guider.model_patcher.load_device)
         self.body(guider, extra_args)
         return torch.zeros_like(noise)
 
@@ -48,7 +50,11 @@ def with_model(
         conditioning: one that fits the model; the host estimates memory with it.
         shape: of one batch of latents.
         body: ``guider(x, sigma, **extra_args)`` is the model; ``guider.inner_model`` the host's BaseModel.
+
+    Raises:
+        PCMError: if not all of its weights can lie on the device.
     """
+    model = _for_training(model)
     before = comfy.model_management.in_training
     with torch.inference_mode(False), torch.enable_grad():
         guider = host.CFGGuider(model)
@@ -58,6 +64,43 @@ def with_model(
             guider.sample(torch.zeros(shape), torch.zeros(shape), _Body(body), torch.tensor([1.0, 0.0]), seed=0)
         finally:
             comfy.model_management.in_training = before
+
+
+def _for_training(model: Any) -> Any:
+    """A clone that the host loads whole, as its own trainer does.
+
+    Weights that come to the device layer by layer share one buffer, and a gradient would find the next layer's in it.
+
+    Raises:
+        PCMError: if the host streams this model's weights and has no file to read it from once more.
+    """
+    try:
+        clone = model.clone(disable_dynamic=True)  # what the host streams is read again, as a model that it loads
+    except RuntimeError as error:
+        raise PCMError(
+            f"The model cannot be loaded whole ({error}).",
+            "a model that a loader node read from a file.",
+            "Load it with Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram.",
+        ) from error
+
+    def prepare(executor: Any, patcher: Any, *args: Any, **options: Any) -> Any:
+        comfy.model_management.load_models_gpu([patcher], memory_required=_ALL_MEMORY, force_full_load=True)
+        return executor(patcher, *args, **(options | {"force_full_load": True}))
+
+    clone.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, prepare)
+    return clone
+
+
+def check_loaded(base: Any, device: torch.device) -> None:
+    """Raise PCMError if weights of the network stayed elsewhere."""
+    left = [weight for weight in base.diffusion_model.parameters() if weight.device.type != device.type]
+    if left:
+        size = sum(weight.numel() * weight.element_size() for weight in left) / 2**20
+        raise PCMError(
+            f"{size:.0f} MB of the model's weights are not on {device}.",
+            "all of them there: training goes through every layer twice.",
+            "Use a smaller or quantised model, or start ComfyUI without --novram.",
+        )
 
 
 def check_conditioning(conditioning: Conditioning, name: str) -> Conditioning:

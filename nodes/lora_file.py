@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,19 +32,25 @@ def write_lora(
         PCMError: if it cannot be written, for example because the disk is full.
     """
     partial = path.with_suffix(".part")
-    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    if dtype is not None:
-        state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
     try:
+        # Copies, for a file cannot hold two tensors that share memory.
+        state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+        if dtype is not None:
+            state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(state, partial, metadata=metadata)
+        partial.chmod(mode)  # safetensors leaves a file that only its owner may read
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise PCMError(
             f"{path.name} cannot be written ({error}).",
             "room and the right to write.",
             "Free some space and save again.",
         ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_or_rescue(path: Path, lora: TrainedLora) -> None:

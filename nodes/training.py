@@ -23,6 +23,11 @@ from .loss_plot import draw_loss
 
 Watcher = Callable[[distill.StepReport], None]
 
+# What autograd says of a network that it cannot go through, and what that means.
+_NO_GRADIENT = {
+    "inplace operation": "writes over what its own gradient needs",
+    "no autograd formula": "calls a kernel that has no gradient",
+}
 _FEATURE_BLOCKS = 9  # as many as the official SD 1.5 discriminator looks at
 _HEAD_CHANNELS = 64
 _PREVIEWS = 4
@@ -56,6 +61,7 @@ class Job:
     def __post_init__(self) -> None:
         _check_model(self.model)
         object.__setattr__(self, "latents", _checked_latents(self.model, self.latents))
+        object.__setattr__(self, "texts", _texts_of_rows(self.texts, self.latents))
         for number, text in enumerate(self.texts):
             host_training.check_conditioning(text, f"Positive {number + 1}")
         if not self.texts:
@@ -77,6 +83,14 @@ class Job:
                 "one, for a guided teacher and for dropped captions.",
                 "Connect an empty text to negative, or set both cfg to 1 and caption dropout to 0.",
             )
+
+
+def _texts_of_rows(texts: list[Conditioning], latents: list[Tensor]) -> list[Conditioning]:
+    """A text per row where a latent comes with as many texts as rows, as Resolution Bucket delivers them."""
+    pairs = list(zip(texts, latents, strict=False))
+    if len(texts) != len(latents) or not any(1 < len(text) == len(latent) for text, latent in pairs):
+        return texts
+    return [[part] for text, latent in pairs for part in (text * len(latent) if len(text) == 1 else text)]
 
 
 def _check_model(model: Any) -> None:
@@ -227,10 +241,11 @@ class Session:
             try:
                 self.trainer.run(self._tell)
             except RuntimeError as error:
-                if "inplace operation" not in str(error):
+                reasons = [reason for words, reason in _NO_GRADIENT.items() if words in str(error)]
+                if not reasons:
                     raise
                 raise PCMError(
-                    f"{type(self.base).__name__} writes over what its own gradient needs.",
+                    f"{type(self.base).__name__} {reasons[0]}.",
                     "a network that autograd can go through.",
                     "This family cannot be distilled on this ComfyUI.",
                 ) from error

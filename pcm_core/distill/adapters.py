@@ -69,6 +69,14 @@ def _shape(module: Any) -> tuple[int, ...] | None:
     return None
 
 
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """A forward that somebody had set on this one module; none is the class's own."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+
+
 class Adapters:
     """Switchable low-rank pairs for named modules.
 
@@ -140,8 +148,8 @@ class Adapters:
         found = list(blocks(root))
         with ExitStack() as stack:
             for block in found:
+                stack.callback(_put_back, block, block.__dict__.get("forward"))
                 block.forward = self._checkpointing(block.forward, around)
-                stack.callback(block.__dict__.pop, "forward")
             yield len(found)
 
     def _checkpointing(

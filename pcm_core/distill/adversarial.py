@@ -108,6 +108,11 @@ class Heads:
     def state(self) -> list[Tensor]:
         return [parameter.detach().cpu().clone() for parameter in self.parameters()]
 
+    def unlike(self, state: Sequence[Tensor]) -> list[str]:
+        """What stands in the way of loading ``state``, in words; nothing if it fits."""
+        had, has = ([tuple(weight.shape) for weight in weights] for weights in (state, self.parameters()))
+        return [] if had == has else [f"{len(had)} weights of the discriminator -> {len(has)}, or other shapes"]
+
     @torch.no_grad()
     def load(self, state: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters(), state, strict=True):

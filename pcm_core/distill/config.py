@@ -73,6 +73,8 @@ class DistillConfig:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
         for name in ("adversarial", "weight_decay", "warmup"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
+        for name, known in (("loss", ("huber", "l2")), ("target", ("student", "ema"))):
+            _require(getattr(self, name) in known, name, getattr(self, name), f"{known[0]} or {known[1]}.")
         low, high = self.cfg
         _require(0 < low <= high < math.inf, "cfg", self.cfg, "a range of numbers above 0, smaller first.")
         bottom, top = self.adversarial_span
@@ -97,7 +99,10 @@ def _require(good: bool, name: str, value: object, expected: str) -> None:
 
 
 class Diverged(PCMError):  # noqa: N818
-    """The loss or its gradient was not finite at ``step`` (1 is the first); the adapters are the last good ones."""
+    """The loss or a gradient was not finite at ``step`` (1 is the first); the adapters are the last good ones.
+
+    Those are of the step before the last: what the last update made is what gave no finite number.
+    """
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(

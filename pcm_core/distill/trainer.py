@@ -98,7 +98,7 @@ class Trainer:
             self.critic = _adamw(self.adversary.heads.parameters(), config.adversarial_lr, (0.0, 0.999), 0.01)
         if config.ema:
             adapters.update_average(0)
-        self._good = [tensor.detach().clone() for tensor in adapters.tensors()]
+        self._remember()
 
     def run(self, after_step: Callable[[StepReport], None] | None = None) -> list[float]:
         """Train up to ``config.steps``; whatever ``after_step`` raises ends the run between two steps.
@@ -125,9 +125,11 @@ class Trainer:
         self.processes.average([totals, *self._gradients()])
         loss, generator_loss, discriminator_loss = (float(total) for total in totals)
         norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-        if not math.isfinite(loss) or not math.isfinite(norm) or not math.isfinite(discriminator_loss):
+        found = {"loss": loss, "discriminator": discriminator_loss + self._critic_norm(), "gradient": norm}
+        if broken := [name for name, value in found.items() if not math.isfinite(value)]:
+            step = self.step_number + 1
             self._restore()
-            raise Diverged(self.step_number + 1, "gradient" if math.isfinite(loss) else "loss")
+            raise Diverged(step, broken[0])
         lr = config.learning_rate(self.step_number)
         self._update(lr)
         self.step_number += 1
@@ -138,6 +140,7 @@ class Trainer:
     def _update(self, lr: float) -> None:
         for good, tensor in zip(self._good, self.adapters.tensors(), strict=True):
             good.copy_(tensor)
+        self._good_step = self.step_number
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.step()
@@ -147,17 +150,29 @@ class Trainer:
             step = self.step_number
             self.adapters.update_average(min(self.config.ema, (step + 1) / (step + 10)))
 
+    def _remember(self) -> None:
+        self._good = [tensor.detach().clone() for tensor in self.adapters.tensors()]
+        self._good_step = self.step_number
+
     @torch.no_grad()
     def _restore(self) -> None:
-        """Back to the adapters that last gave a finite loss and gradient."""
+        """Back to the adapters that last gave a finite loss and gradient, and to their step."""
         for good, tensor in zip(self._good, self.adapters.tensors(), strict=True):
             tensor.copy_(good)
+        self.step_number = self._good_step
+        del self.losses[self.step_number :]
         self._zero_grad()
 
     def _zero_grad(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         if self.critic is not None:
             self.critic.zero_grad(set_to_none=True)
+
+    def _critic_norm(self) -> float:
+        """Of the discriminator's gradient; 0 without one."""
+        if self.adversary is None:
+            return 0.0
+        return float(nn.utils.clip_grad_norm_(self.adversary.heads.parameters(), math.inf))
 
     def _gradients(self) -> list[Tensor]:
         parameters = [*self.adapters.parameters(), *(self.adversary.heads.parameters() if self.adversary else ())]
@@ -276,6 +291,8 @@ class Trainer:
         made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
         changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
         changed += self.adapters.unlike(state["adapters"], state.get("alpha", self.adapters.alpha))
+        if self.adversary is not None:
+            changed += self.adversary.heads.unlike(state["heads"])
         if changed:
             raise PCMError(
                 f"The checkpoint was made with other settings ({'; '.join(changed[:3])}).",
@@ -289,7 +306,7 @@ class Trainer:
         if self.adversary is not None and self.critic is not None:
             self.adversary.heads.load(state["heads"])
             self.critic.load_state_dict(state["critic"])
-        self._good = [tensor.detach().clone() for tensor in self.adapters.tensors()]
+        self._remember()
 
 
 def _adamw(

@@ -197,8 +197,34 @@ def test_nan_stops_with_the_last_good_adapters(bad_step):
         trainer.run(lambda report: history.append(trainer.adapters.state()))
     assert error.value.step == bad_step
     good = history[max(0, bad_step - 2)]  # the adapters that last gave a finite loss
+    assert trainer.step_number == len(trainer.losses) == max(0, bad_step - 2)
     for name, tensors in trainer.adapters.state().items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, good[name], strict=True))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_broken_discriminator_is_named(where):
+    trainer, *_ = make(adversarial=0.1)
+    enter = next(trainer.adversary.heads.parameters())
+    if where == "loss":
+        enter.data.fill_(math.nan)
+    else:
+        enter.register_hook(lambda gradient: gradient * math.nan)
+    with trainer.adapters.attached(), pytest.raises(distill.Diverged, match=r"discriminator.*at step 1\."):
+        trainer.step()
+
+
+def test_a_checkpoint_with_another_discriminator_is_refused_and_changes_nothing():
+    trainer, *_ = make(adversarial=0.1, steps=3)
+    with trainer.adapters.attached():
+        trainer.step()
+    other, *_ = make(adversarial=0.1, steps=3)
+    before = other.adapters.state()
+    with pytest.raises(PCMError, match="discriminator"):
+        other.load(trainer.state() | {"heads": trainer.adversary.heads.state()[:-1]})
+    assert other.step_number == 0
+    for name, tensors in other.adapters.state().items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, before[name], strict=True))
 
 
 def test_a_stop_between_steps_leaves_the_model_as_it_was():
@@ -315,11 +341,12 @@ def test_checkpointing_changes_memory_not_gradients(adversarial):
             return self.inner(x)
 
     network.blocks = nn.ModuleList(Block(block) for block in network.blocks)
+    network.blocks[0].forward = patched = network.blocks[0].forward  # somebody's patch of this one block
     with trainer.adapters.attached(), trainer.adapters.checkpointed(network) as count:
         trainer._zero_grad()
         assert torch.equal(trainer._pass(), loss)
     assert count == 2
-    assert not any("forward" in module.__dict__ for module in network.modules())
+    assert [module.__dict__["forward"] for module in network.modules() if "forward" in module.__dict__] == [patched]
     for expected, found in zip(plain._gradients(), trainer._gradients(), strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -384,6 +411,7 @@ def test_bad_data_is_refused(tensors, captions, message):
     {"steps": 0}, {"batch": 0}, {"lr": float("nan")}, {"lr": 0.0}, {"cfg": (3.0, 2.0)}, {"cfg": (float("nan"), 2.0)},
     {"ema": 1.0}, {"target": "ema"}, {"caption_dropout": -0.1}, {"adversarial": float("inf")}, {"huber_c": 0.0},
     {"adversarial_span": (0.5, 0.5)}, {"adversarial_span": (0.0, 1.5)}, {"adversarial_span": (float("nan"), 1.0)},
+    {"target": "both", "ema": 0.9}, {"loss": "l1"},
 ], ids=str)  # fmt: skip
 def test_bad_settings_are_refused(settings):
     with pytest.raises(PCMError, match=f"Correct {next(iter(settings))}"):

@@ -229,6 +229,24 @@ def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
     assert metadata["pcm_train_steps"] == "3"
 
 
+def first_step(host, distil, given) -> dict[str, torch.Tensor]:
+    """The LoRA of a run that was cancelled after one step."""
+    training, found = host.pack("nodes.training"), []
+    original = training.Session._after_step
+
+    def stop(session, report):
+        found.append(session.lora(lambda steps: {}))
+        raise KeyboardInterrupt
+
+    training.Session._after_step = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            distil(given)
+    finally:
+        training.Session._after_step = original
+    return dict(found[0])
+
+
 def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
     given = zoo["sd3"]
     errors = host.pack("pcm_core.errors")
@@ -250,9 +268,13 @@ def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
             distil(given)
     finally:
         backbone.__call__ = original
+    lora = host.pack("pcm_core.lora")
     (saved,) = set(host.pack("nodes.host_lora").lora_names()) - known
-    tensors = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(saved))[0]
-    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    tensors, metadata = lora.read_lora(host.pack("nodes.host_lora").lora_path(saved))
+    # What the second update made gave no finite loss; what the first made did.
+    assert metadata["pcm_train_steps"] == "1"
+    good = first_step(host, distil, given)
+    assert tensors.keys() == good.keys() and all(torch.equal(tensors[key], good[key]) for key in good)
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
 
 
@@ -433,6 +455,18 @@ def test_a_full_disk_loses_nothing(host, monkeypatch):
     assert not [name for name in host.pack("nodes.host_lora").lora_names() if "crowded" in name]
 
 
+def test_a_lora_whose_tensors_share_memory_is_saved_for_everybody(host):
+    whole = torch.arange(8.0).reshape(2, 4)
+    (name,) = host.call("PCMSaveLora", lora={"a.lora_up.weight": whole, "b.lora_up.weight": whole[:1]}, prefix="test/x")
+    path = host.pack("nodes.host_lora").lora_path(name)
+    tensors, _ = host.pack("pcm_core.lora").read_lora(path)
+    assert torch.equal(tensors["a.lora_up.weight"], whole) and torch.equal(tensors["b.lora_up.weight"], whole[:1])
+    plain = path.with_name("plain")
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert not list(path.parent.glob("*.part"))
+
+
 def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
     lora = {"diffusion_model.a.lora_up.weight": torch.randn(2, 2), "diffusion_model.a.alpha": torch.tensor(2.0)}
     with caplog.at_level("WARNING"):
@@ -508,9 +542,92 @@ def test_latents_of_another_rank(host, zoo, distil):
         distil(zoo["sd3"], latents=[{"samples": zoo["sd3"].latent()["samples"].unsqueeze(2)}])
 
 
-def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil):
+def test_a_family_that_autograd_cannot_go_through_is_refused(zoo, distil):
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)
+
+
+def test_a_kernel_without_a_gradient_is_named(host, zoo, distil, monkeypatch):
+    """Which families call one depends on what the host's kernels are built for."""
+
+    def kernel(trainer, *_):
+        raise RuntimeError("Trying to backward through a::b but no autograd formula was registered.")
+
+    monkeypatch.setattr(host.pack("pcm_core.distill").Trainer, "run", kernel)
+    with pytest.raises(ValueError, match="SD3 calls a kernel that has no gradient"):
+        distil(zoo["sd3"], steps=1)
+
+
+def test_the_model_is_loaded_whole(zoo, distil, monkeypatch):
+    """Layers that come to the device one by one share a buffer, and a gradient would find another layer's weights."""
+    import comfy.model_management as management
+
+    asked, original = [], management.load_models_gpu
+
+    def load(models, **options):
+        asked.append(options.get("force_full_load", False))
+        original(models, **options)
+
+    monkeypatch.setattr(management, "load_models_gpu", load)
+    given = zoo["sd3"]
+    wrappers = {name: dict(found) for name, found in given.model.wrappers.items()}
+    distil(given, steps=1)
+    assert asked and all(asked)
+    assert given.model.wrappers == wrappers, "the model that came in was changed"
+
+
+def test_weights_that_stayed_elsewhere_are_refused(host):
+    base = torch.nn.Module()
+    base.diffusion_model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(512, 512, device="meta"))
+    check_loaded = host.pack("nodes.host_training").check_loaded
+    with pytest.raises(ValueError, match="1 MB of the model's weights are not on cpu"):
+        check_loaded(base, torch.device("cpu"))
+    del base.diffusion_model[1]
+    check_loaded(base, torch.device("cpu"))
+
+
+def test_a_streamed_model_without_a_file_is_refused(zoo, distil, monkeypatch):
+    """What the host streams layer by layer it has to read again, whole."""
+    given = zoo["sd3"]
+
+    def clone(disable_dynamic=False):
+        assert disable_dynamic
+        raise RuntimeError("Cannot create non-dynamic delegate")
+
+    monkeypatch.setattr(given.model, "clone", clone)
+    with pytest.raises(ValueError, match=r"cannot be loaded whole .*Load Checkpoint"):
+        distil(given, steps=1)
+
+
+def test_what_resolution_bucket_delivers(host, zoo, distil, monkeypatch):
+    """A batch per size, with as many texts as rows: every row keeps its own."""
+    given, training = zoo["sd3"], host.pack("nodes.training")
+    latents = [given.latent(1, seed=seed) for seed in range(3)]
+    latents[1] = {"samples": latents[1]["samples"][..., :-2]}
+    texts = [[[given.positive[0][0] + number, given.positive[0][1]]] for number in range(3)]
+    buckets, conditionings = host.call("ResolutionBucket", latents=latents, conditioning=texts)
+    assert [len(text) for text in conditionings] == [2, 1]
+    seen, original = [], training.Session.run
+
+    def look(session):
+        seen.append(session)
+        original(session)
+
+    monkeypatch.setattr(training.Session, "run", look)
+    assert distil(given, steps=2, latents=buckets, positive=conditionings).args[2] == 2
+    (session,) = seen
+    numbers = session.data.captions(torch.arange(3))
+    kept = [float(session.job.texts[number][0][0].sum()) for number in numbers]
+    assert kept == [float(texts[order][0][0].sum()) for order in (0, 2, 1)]
+
+
+def test_what_is_not_used_is_said(zoo, distil, caplog):
+    given = zoo["sd3"]
+    latent = given.latent(2, seed=5)
+    with caplog.at_level("WARNING"):
+        distil(given, steps=1, latents=[latent | {"noise_mask": torch.ones(1, 8, 8)}], negative=[given.negative] * 2)
+    assert "masks of the latents are not used" in caplog.text
+    assert "2 negatives came" in caplog.text
 
 
 @pytest.mark.parametrize("bare", [False, True])
