@@ -149,9 +149,9 @@ BAD: dict[str, tuple[Recipe, str]] = {
     "cfg overflows": (partial(picture, cfg="1e38"), "NaN or infinity at step"),
     "50 sigmas": (lcm_table, "50 entries"),
 }
-# Long enough to be interrupted at a step.
+# Seconds inside one node, so that an interrupt at a step comes while it runs.
 SLOW: dict[str, Recipe] = {
-    "slow picture": partial(picture, lora="demo_pcm_8phase", batch=48),
+    "slow picture": partial(picture, batch=16, model=[MODEL, 0], steps=64, cfg="3"),
     "slow distil": partial(distil, steps=3000),
 }
 

@@ -61,8 +61,9 @@ def test_another_process(sample: Callable[..., Latents], comfyui: Path, first: L
     assert report("another process", distances(first, sample(comfyui))) == 0
 
 
-def test_two_threads(sample: Callable[..., Latents], comfyui: Path, first: Latents) -> None:
-    assert report("two threads", distances(first, sample(comfyui, threads=2))) <= THREADS
+@pytest.mark.parametrize("threads", [2, 4])
+def test_more_threads(sample: Callable[..., Latents], comfyui: Path, first: Latents, threads: int) -> None:
+    assert report(f"{threads} threads", distances(first, sample(comfyui, threads=threads))) <= THREADS
 
 
 @pytest.mark.parametrize("version", list(SDISTS))

@@ -6,6 +6,7 @@ The order is drawn from a seed, which is printed. 500 prompts in the long run, a
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 import time
@@ -24,6 +25,7 @@ from demo.quickstart import MODEL
 from devtools.server import Server
 
 SEED = 20261125
+PACK = "custom_nodes.phased-consistency"
 # An eighth of one demo LoRA per prompt. A model, its clone in memory or a LoRA kept at every prompt are 80 and more.
 SLOPE = 10.0  # MB per 100 prompts
 KINDS = {"good": 78, "bad": 10, "interrupt": 7, "free": 5}
@@ -38,6 +40,7 @@ class Soak:
     rng: random.Random
     digests: dict[str, str] = field(default_factory=dict)  # of what each recipe made, and of each model in memory
     counts: Counter[str] = field(default_factory=Counter)
+    nodes: Counter[str] = field(default_factory=Counter)  # that were interrupted
     memory: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -105,7 +108,7 @@ class Soak:
         self.remember()
 
     def interrupt(self, name: str) -> None:
-        at = self.rng.randint(1, 6)
+        at = self.rng.randint(1, 40)
         print(f"interrupt: {name} at step {at}")
         prompt = self.client.queue(SLOW[name](self.text()))
         self.counts["interrupt"] += 1
@@ -121,6 +124,7 @@ class Soak:
         except PromptError as error:
             if "interrupted" in str(error):
                 self.counts["interrupted"] += 1
+                self.nodes[error.details["node_type"]] += 1
             else:
                 self.fail(f"interrupted {name} said: {error}")
         self.remember()
@@ -135,17 +139,17 @@ class Soak:
         if len(self.memory) % 25 == 0:
             print(self.figures(), flush=True)
 
-    def slope(self) -> float:
-        """MB per 100 prompts of a line through the second half."""
-        half = np.array(self.memory[len(self.memory) // 2 :])
-        return 100 * float(np.polyfit(np.arange(len(half)), half, 1)[0])
+    def slope(self, share: float) -> float:
+        """MB per 100 prompts of a line through the last share of the run."""
+        last = np.array(self.memory[-max(2, int(share * len(self.memory))) :])
+        return 100 * float(np.polyfit(np.arange(len(last)), last, 1)[0])
 
     def figures(self) -> str:
         minutes = (time.monotonic() - self.began) / 60
         return (
-            f"{dict(self.counts)}, {len(self.failures)} failures, {minutes:.1f} min; resident {self.memory[0]:.0f} MB "
-            f"first, {max(self.memory):.0f} at most, {self.memory[-1]:.0f} last, {self.slope():+.2f} MB per 100 "
-            "prompts over the second half"
+            f"{dict(self.counts)}, in {dict(self.nodes)}, {len(self.failures)} failures, {minutes:.1f} min; "
+            f"resident {self.memory[0]:.0f} MB first, {max(self.memory):.0f} at most, {self.memory[-1]:.0f} last, {self.slope(1 / 2):+.2f} MB per 100 "
+            f"prompts over the second half, {self.slope(1 / 4):+.2f} over the last quarter"
         )
 
 
@@ -164,12 +168,17 @@ def soak(server: Server, client: Client, request: pytest.FixtureRequest) -> Iter
 
 
 def check(soak: Soak, prompts: int) -> None:
+    ours = {name for name, node in json.loads(soak.client.get("/object_info")).items() if node["python_module"] == PACK}
+    used = {node["class_type"] for recipe in GOOD.values() for node in recipe("").values()}
+    assert ours <= used, f"no recipe has {', '.join(sorted(ours - used))}"
     before = files(soak.server.base)
     soak.run(prompts)
     print(soak.figures())
     assert not soak.failures, "\n".join(soak.failures)
     assert files(soak.server.base) == before
     assert soak.counts["interrupted"] >= soak.counts["interrupt"] / 2, "the prompts to interrupt ended too early"
+    while_sampling = soak.nodes["PCMSampler"] + soak.nodes["PCMDistillLora"]
+    assert while_sampling >= soak.counts["interrupted"] / 2, f"interrupts came too late: {dict(soak.nodes)}"
     assert soak.server.process is not None and soak.server.process.poll() is None
 
 
@@ -181,4 +190,4 @@ def test_a_short_soak(soak: Soak) -> None:
 @pytest.mark.timeout(7200)
 def test_500_prompts(soak: Soak) -> None:
     check(soak, 500 - len(GOOD))  # with the last round of all recipes
-    assert abs(soak.slope()) < SLOPE
+    assert abs(soak.slope(1 / 2)) < SLOPE
