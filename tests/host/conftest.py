@@ -58,8 +58,9 @@ class FakeServer:
 class Host:
     """The running host: its ``nodes`` module, its models folder, and ways to call nodes and prompts."""
 
-    def __init__(self, nodes: ModuleType, server: FakeServer, base: Path) -> None:
+    def __init__(self, nodes: ModuleType, server: FakeServer, base: Path, changed: dict[str, tuple[Any, Any]]) -> None:
         self.nodes, self.server, self.base = nodes, server, base
+        self.changed = changed  # of the host by loading the pack: name to before and after
 
     def node(self, node_id: str) -> Any:
         return self.nodes.NODE_CLASS_MAPPINGS[node_id]
@@ -115,18 +116,53 @@ def _boot(comfyui: Path, base: Path) -> Host:
     assert Path(nodes.__file__).parent == comfyui, f"import nodes found {nodes.__file__}"
     fake = FakeServer()
     server.PromptServer.instance = fake
-    asyncio.run(_load(nodes, comfyui))
-    return Host(nodes, fake, base)
+    return Host(nodes, fake, base, asyncio.run(_load(nodes, comfyui)))
 
 
-async def _load(nodes: ModuleType, comfyui: Path) -> None:
+async def _load(nodes: ModuleType, comfyui: Path) -> dict[str, tuple[Any, Any]]:
     await nodes.init_public_apis()
     for name in EXTRAS:
         path = comfyui / "comfy_extras" / f"nodes_{name}.py"
         if path.exists():
             assert await nodes.load_custom_node(str(path), module_parent="comfy_extras"), path
     core = set(nodes.NODE_CLASS_MAPPINGS)
+    before = _everything(comfyui)
     assert await nodes.load_custom_node(str(PACK), core, module_parent="custom_nodes"), "the pack did not load"
+    return _changes(before, _everything(comfyui))
+
+
+def _everything(comfyui: Path) -> dict[str, Any]:
+    """Every attribute of the host's modules and of their classes, and what its lists and dictionaries hold."""
+    found: dict[str, Any] = {}
+    for name, module in list(sys.modules.items()):
+        if not Path(getattr(module, "__file__", None) or "/").is_relative_to(comfyui) or name.startswith(
+            "custom_nodes"
+        ):
+            continue
+        for attribute, value in vars(module).items():
+            if attribute.startswith("__") or isinstance(value, ModuleType):
+                continue
+            where = f"{name}.{attribute}"
+            found[where] = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
+            if isinstance(value, type) and value.__module__ == name:
+                inner = {key: list(item) if isinstance(item, list) else item for key, item in vars(value).items()}
+                found |= {f"{where}.{key}": item for key, item in inner.items() if not key.startswith("__")}
+    return found
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    modules = {name.rpartition(".")[0] for name in before}
+
+    def same(old: Any, new: Any) -> bool:
+        if isinstance(old, dict) and isinstance(new, dict):
+            return old.keys() == new.keys() and all(old[key] is new[key] for key in old)
+        if isinstance(old, list) and isinstance(new, list):
+            return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+        return old is new
+
+    names = [name for name in {**before, **after} if name in before or name.rpartition(".")[0] in modules]
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if not same(*pair)}
 
 
 @pytest.fixture(scope="session")

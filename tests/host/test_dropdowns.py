@@ -27,6 +27,25 @@ def test_stock_nodes_show_both(host):
     assert "pcm" in combo(host, "KSamplerSelect", "sampler_name")
 
 
+def test_loading_the_pack_changes_nothing_else_of_the_host(host):
+    """No attribute of a module or of a class is replaced; lists and dictionaries keep what they had, in its order."""
+    added = {}
+    for name, (before, after) in host.changed.items():
+        if isinstance(before, (list, dict)):
+            assert list(after)[: len(before)] == list(before), name
+            added[name] = set(list(after)[len(before) :])
+        else:
+            assert before is None, f"{name} was replaced"
+            added[name] = "new"
+    lists = ("SAMPLER_NAMES", "SCHEDULER_NAMES", "KSampler.SAMPLERS", "KSampler.SCHEDULERS", "SCHEDULER_HANDLERS")
+    expected = {f"comfy.samplers.{name}": {"pcm"} for name in lists} | {"comfy.k_diffusion.sampling.sample_pcm": "new"}
+    books = {name: added.pop(name) for name in list(added) if name.startswith("nodes.")}  # the host's own list of packs
+    assert added == expected
+    assert all("PCM" in node for node in books["nodes.NODE_CLASS_MAPPINGS"])
+    assert books.keys() <= {f"nodes.{name}" for name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS",
+                                                         "EXTENSION_WEB_DIRS", "LOADED_MODULE_DIRS")}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["eps", "v", "sd3", "wan"])
 def test_ksampler_by_name_is_the_pcm_sampler(host, zoo, name):
     tiny = zoo[name]

@@ -148,8 +148,8 @@ class Soak:
         minutes = (time.monotonic() - self.began) / 60
         return (
             f"{dict(self.counts)}, in {dict(self.nodes)}, {len(self.failures)} failures, {minutes:.1f} min; "
-            f"resident {self.memory[0]:.0f} MB first, {max(self.memory):.0f} at most, {self.memory[-1]:.0f} last, {self.slope(1 / 2):+.2f} MB per 100 "
-            f"prompts over the second half, {self.slope(1 / 4):+.2f} over the last quarter"
+            f"resident {self.memory[0]:.0f} MB first, {max(self.memory):.0f} at most, {self.memory[-1]:.0f} last, "
+            f"{self.slope(1 / 2):+.2f} MB per 100 prompts over the second half, {self.slope(1 / 4):+.2f} over a quarter"
         )
 
 
