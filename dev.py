@@ -15,10 +15,11 @@ from devtools.base import make_base
 from devtools.browser import ensure_chromium
 from devtools.errors import DevError
 from devtools.host_table import report_path
-from devtools.paths import BASE, ROOT
+from devtools.paths import BASE, ROOT, commit
 from devtools.server import Server
 
 TIMEOUT = "--timeout=600"  # of one test, in seconds
+COVERAGE = ("--cov=pcm_core", "--cov=nodes", "--cov-report=term:skip-covered")
 WORKERS = min(os.cpu_count() or 1, 4)  # each boots a ComfyUI of its own
 
 
@@ -81,26 +82,29 @@ def test(options: argparse.Namespace) -> int:
     selection = [] if options.long else ["-m", "not long"]
     if options.rest:
         return run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
-    code = run_suite(chosen, *selection)
-    return code if code or own_checkout(options) else test_other_hosts(options)
+    others = [] if own_checkout(options) else other_hosts(options)
+    hosts = [host.pinned_host(version) for version in others]  # now, for some slow tests compare versions
+    if code := run_suite(chosen, *selection, *(COVERAGE if options.long else ())):
+        return code
+    for comfyui in hosts:
+        print(f"\nComfyUI {comfyui.name}")
+        if code := run_suite(comfyui, "-m", "not long", "tests/host"):
+            return code
+    return run_python("-m", "scripts.raises") if options.long else 0
+
+
+def other_hosts(options: argparse.Namespace) -> list[str]:
+    """Those the host tests run on as well: the oldest supported ComfyUI, with ``--long`` all of them."""
+    versions = list(host.SDISTS) if options.long else [host.OLDEST]
+    return [version for version in versions if version != (options.comfyui_version or host.NEWEST)]
 
 
 def run_suite(comfyui: Path, *selection: str) -> int:
     """Whole files in parallel, on one thread each: threads of two workers on one core wait for each other."""
-    how = ["-n", str(WORKERS), "--dist", "loadfile", f"--junitxml={report_path(comfyui.name)}"]
+    how = ["-n", str(WORKERS), "--dist", "loadfile", f"--junitxml={report_path(comfyui.name)}",
+           "-o", f"junit_suite_name={commit()}"]  # fmt: skip
     settings = {"COMFYUI_PATH": str(comfyui), "OMP_NUM_THREADS": "1"}
     return run_python("-m", "pytest", TIMEOUT, *how, *selection, **settings)
-
-
-def test_other_hosts(options: argparse.Namespace) -> int:
-    """The host tests on the oldest supported ComfyUI, with ``--long`` on all of them."""
-    versions = list(host.SDISTS) if options.long else [host.OLDEST]
-    for version in versions:
-        if version != (options.comfyui_version or host.NEWEST):
-            print(f"\nComfyUI {version}")
-            if code := run_suite(host.pinned_host(version), "-m", "not long", "tests/host"):
-                return code
-    return 0
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -134,7 +138,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if function in (demo, serve):
             command.add_argument("--port", type=int, help="default: 8188 for serve, any free one for demo")
         if function is test:
-            command.add_argument("--long", action="store_true", help="slow tests too, and every supported ComfyUI")
+            command.add_argument(
+                "--long", action="store_true", help="slow tests too, every supported host, and coverage"
+            )
         if function is bench:
             command.add_argument("--quick", action="store_true", help="fewer repetitions")
             command.add_argument("names", nargs="*", metavar="NAME", help="which of them (default: all)")

@@ -24,6 +24,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
+from devtools.paths import commit
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.md"
 STORED = ROOT / "benchmarks" / "results"
@@ -68,7 +70,7 @@ def run(name: str, arguments: Sequence[str]) -> str:
         sys.exit(f"{name} failed; its message is above.")
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     shown = shlex.join(Path(word).name if Path(word).is_absolute() else word for word in command)
-    return f"`{shown}`, {when}. {machine()}{load}.\n\n{done.stdout.strip()}"
+    return f"`{shown}`, {when}, commit {commit()}. {machine()}{load}.\n\n{done.stdout.strip()}"
 
 
 def machine() -> str:

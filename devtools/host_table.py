@@ -16,15 +16,21 @@ from .paths import LOGS, ROOT
 PAGE = ROOT / "docs" / "hosts.md"
 HEAD = """# Which tests ran on which ComfyUI
 
-Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long`. Every figure counts tests in
-`tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and browser tests run on the
-newest version only, and so do the slow ones among these: it counts more.
+Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long` on commit {commit}. Every
+figure counts tests in `tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and
+browser tests run on the newest version only, and so do the slow ones among these: it counts more.
 """
 
 
 def report_path(version: str, folder: Path = LOGS) -> Path:
     """Where the JUnit report of a host's run is kept."""
     return folder / f"tests-{version}.xml"
+
+
+def commit_of(report: Path) -> str:
+    """The commit that ``dev.py`` noted in a JUnit report."""
+    suite = ElementTree.parse(report).find("testsuite")
+    return "no commit" if suite is None else suite.get("name", "no commit")
 
 
 def outcomes(report: Path) -> dict[tuple[str, str], str]:
@@ -42,7 +48,7 @@ def outcomes(report: Path) -> dict[tuple[str, str], str]:
     return found
 
 
-def page(reports: dict[str, dict[tuple[str, str], str]], today: date) -> str:
+def page(reports: dict[str, dict[tuple[str, str], str]], today: date, commit: str) -> str:
     """The page: a row per test file, a column per host, and what was skipped where."""
     files = sorted({file for report in reports.values() for file, _ in report})
     rows = [["file", *reports], ["---"] * (len(reports) + 1)]
@@ -56,7 +62,9 @@ def page(reports: dict[str, dict[tuple[str, str], str]], today: date) -> str:
         if why not in ("passed", "failed")
     )
     reasons = "\n".join(f"- {version}: {count} x {why}" for (version, why), count in skips.items())
-    return f"{HEAD.format(date=today.isoformat())}\n{table}\n" + (f"\nSkipped:\n\n{reasons}\n" if skips else "")
+    return f"{HEAD.format(date=today.isoformat(), commit=commit)}\n{table}\n" + (
+        f"\nSkipped:\n\n{reasons}\n" if skips else ""
+    )
 
 
 def _cell(report: dict[tuple[str, str], str], file: str | None = None) -> str:
@@ -69,9 +77,14 @@ def _cell(report: dict[tuple[str, str], str], file: str | None = None) -> str:
 
 
 def main() -> None:
-    reports = {v: outcomes(report_path(v)) for v in SDISTS if report_path(v).exists()}
-    PAGE.write_text(page(reports, date.today()), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {', '.join(reports) or 'no reports found'}")
+    paths = {version: report_path(version) for version in SDISTS if report_path(version).exists()}
+    commits = {version: commit_of(path) for version, path in paths.items()}
+    if len(set(commits.values())) != 1:
+        found = ", ".join(f"{version} on {commit}" for version, commit in commits.items()) or "none"
+        raise SystemExit(f"Expected reports of one commit, found {found}. Run python dev.py test --long.")
+    reports = {version: outcomes(path) for version, path in paths.items()}
+    PAGE.write_text(page(reports, date.today(), next(iter(commits.values()))), encoding="utf-8")
+    print(f"{PAGE.name}: {', '.join(reports) or 'no reports found'}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python dev.py test -- -n 2 --dist loadfile --cov=pcm_core --cov=nodes
     python -m scripts.raises
 
-The first command also prints the share of lines that ran. Exit code 1 if a refusal of ``pcm_core`` or ``nodes`` did not
-run, each of which is listed.
+The first command also prints the share of lines that ran; ``dev.py test --long`` does both. Exit code 1 if a refusal of
+``pcm_core`` or ``nodes`` did not run, each of which is listed.
 """
 
 from __future__ import annotations
