@@ -330,6 +330,11 @@ def megabytes(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
+def parameter_megabytes(loop: Any) -> float:
+    held: dict[str, list[Tensor]] = loop.memory()
+    return megabytes(itertools.chain(held["base weights"], held["LoRA"], held["copy to fall back on"]))
+
+
 def compare(title: str, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
     loops: dict[str, Any] = {"trainer": Ours(kind, config, attached), "plain loop": Plain(kind, config, attached)}
     curves: dict[str, list[float]] = {name: [] for name in loops}
@@ -357,7 +362,7 @@ def compare(title: str, kind: Kind, config: distill.DistillConfig, attached: Exi
     ]
     print(f"\n**{title}, adversarial {config.adversarial:g}, batch {config.batch}, {config.steps} updates**\n")
     print(markdown(["per update", *loops], rows))
-    weights = [sum(memory[name][part] for part in ("base weights", "LoRA", "copy to fall back on")) for name in loops]
+    weights = [parameter_megabytes(loop) for loop in loops.values()]
     whole = [sum(memory[name].values()) + kept[name].peak / 1e6 for name in loops]
     speed = statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))
     print(f"\nParameters {weights[0] / weights[1]:.0%} of the plain loop's, all of it {whole[0] / whole[1]:.0%}; "

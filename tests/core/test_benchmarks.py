@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
 import dev
-from benchmarks import report
+from benchmarks import distill_cost, report
 from benchmarks.common import LiveBytes, peak_bytes
 from benchmarks.cost_curves import fit
 from benchmarks.demo_pictures import evaluations, painter
 from benchmarks.end_to_end import RESULTS, distances, steps_for
 from demo.score import CFG, METHODS, Method, World, generate, prompts_for
 from demo.train_vae import WEIGHTS
+from pcm_core.distill import DistillConfig
 
 
 def test_peak_bytes_counts_what_is_alive_at_once() -> None:
@@ -72,6 +74,18 @@ def test_pictures_are_those_of_the_score_and_phases_cost_what_is_said() -> None:
     assert not torch.allclose(early, late, atol=1e-2)
 
 
+def test_the_trainer_has_the_losses_of_a_plain_loop_and_at_most_60_percent_of_its_parameters() -> None:
+    kind = distill_cost.transformer()
+    config = DistillConfig(phases=4, grid=40, steps=4, batch=4, lr=1e-3, warmup=4, cfg=(4.0, 6.0))
+    with ExitStack() as attached:
+        ours, plain = distill_cost.Ours(kind, config, attached), distill_cost.Plain(kind, config, attached)
+        for _ in range(config.steps):
+            assert ours.update() == pytest.approx(plain.update(), rel=1e-5)
+        calls = [sum(network.calls for network in loop.networks) for loop in (ours, plain)]
+        assert calls == [3 * config.steps, 4 * config.steps]  # both of the teacher's texts at once
+        assert distill_cost.parameter_megabytes(ours) <= 0.6 * distill_cost.parameter_megabytes(plain)
+
+
 # The report
 
 
@@ -84,7 +98,11 @@ def test_a_benchmark_that_is_run_replaces_its_section_and_no_other(tmp_path: Pat
     written = report.sections(report.RESULTS.read_text(encoding="utf-8"))
     assert list(written)[:3] == ["First", "Second", "Third"] and "Gone" not in written
     assert (written["First"], written["Third"]) == ("a", "c")
-    assert re.match(r"`python -m benchmarks.common`, \d{4}-\d\d-\d\d \d\d:\d\d UTC\. .*, torch ", written["Second"])
+    commit = "[0-9a-f]{9}(-dirty)?"
+    assert re.match(
+        rf"`python -m benchmarks.common`, \d{{4}}-\d\d-\d\d \d\d:\d\d UTC, commit {commit}\. .*, torch ",
+        written["Second"],
+    )
 
 
 def test_stored_results_come_in_whole_with_their_pictures() -> None:

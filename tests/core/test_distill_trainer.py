@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.common import peak_bytes
 from pcm_core import distill
 from pcm_core.errors import PCMError
 from pcm_core.phases import build_schedule, eval_timesteps, phase_edges
@@ -164,6 +165,17 @@ def test_two_processes_are_one():
     torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, loss)
     for expected, left, right in zip(whole._gradients(), halves[0][1], halves[1][1], strict=True):
         torch.testing.assert_close((left + right) / 2, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_does_not_grow_with_the_latents():
+    """They stay where they are; a batch at a time is copied."""
+    latents = [torch.zeros(4, 16, 32, 32) for _ in range(50)]
+
+    def peak(count: int) -> int:
+        data, generator = distill.LatentSet(latents[:count], [0] * count), torch.Generator().manual_seed(0)
+        return peak_bytes(lambda: data.latents(data.draw(4, generator)))
+
+    assert peak(50) < 1.1 * peak(1) and peak(1) > latents[0].nbytes
 
 
 def test_accumulation_is_averaged():
