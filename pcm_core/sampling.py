@@ -80,7 +80,7 @@ def sample_pcm(
         denoised = model(shown, inputs[i], **extra_args)
         if callback is not None:
             callback({"x": shown, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
-        shown = x  # lets go of the view; whoever kept one keeps the memory from being written to
+        del shown  # whoever kept it keeps the memory from being written to
         if sigma_next == 0:
             x = denoised
         elif rates[i] == 1 or (final and i + 1 == steps):
@@ -90,10 +90,11 @@ def sample_pcm(
                 x = jump(x, denoised, sigma, sigma_next)
         else:
             assert noise_sampler is not None
+            x = _land(x, denoised, sigma, sigma_next, rates[i], flow=flow)  # before the noise: a latent less at once
             noise = noise_sampler(sigma, sigma_next)
             noise = noise if noise_scale == 1 else noise * noise_scale
-            x = stochastic_jump(x, denoised, noise, sigma, sigma_next, rates[i], flow=flow)
-            del noise  # a latent less while the model runs
+            x = _add_noise(x, noise, sigma_next, rates[i], flow=flow)
+            del noise  # and while the model runs
     return x
 
 
@@ -116,15 +117,26 @@ def stochastic_jump(
     x: Tensor, denoised: Tensor, noise: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool
 ) -> Tensor:
     """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
-    if determinism == 0:  # nothing of x stays; of a flow model the two shares add up to 1
-        return torch.lerp(denoised, noise, sigma_next) if flow else torch.add(denoised, noise, alpha=sigma_next)
-    kept, fresh = math.sqrt(determinism) * sigma_next, math.sqrt(1 - determinism) * sigma_next
-    if flow:
-        weight = kept / sigma
-        landing = (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
-    else:
-        landing = jump(x, denoised, sigma, kept)
-    return landing.add_(noise, alpha=fresh)  # in place: landing is nobody else's
+    landing = _land(x, denoised, sigma, sigma_next, determinism, flow=flow)
+    return _add_noise(landing, noise, sigma_next, determinism, flow=flow)
+
+
+def _land(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool) -> Tensor:
+    """The part of Eq. 44 without the fresh noise: new memory, or ``denoised`` itself where nothing of x stays."""
+    if determinism == 0:
+        return denoised
+    kept = math.sqrt(determinism) * sigma_next
+    if not flow:
+        return jump(x, denoised, sigma, kept)
+    weight = kept / sigma
+    return (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
+
+
+def _add_noise(landing: Tensor, noise: Tensor, sigma_next: float, determinism: float, *, flow: bool) -> Tensor:
+    if determinism > 0:
+        return landing.add_(noise, alpha=math.sqrt(1 - determinism) * sigma_next)  # landing is nobody else's
+    # The model's own x0 must not be written to. Of a flow model the two shares add up to 1.
+    return torch.lerp(landing, noise, sigma_next) if flow else torch.add(landing, noise, alpha=sigma_next)
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:

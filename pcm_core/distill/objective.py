@@ -87,9 +87,9 @@ def pseudo_huber(error: Tensor, c: float = 1e-3) -> Tensor:
 def matching_grid(phases: int, train_steps: int = 1000) -> tuple[int, Spacing]:
     """The solver grid whose phase edges are the timesteps that sampling visits, and the spacing that visits them.
 
-    ``trailing`` wherever a grid of 40 or 50 points has those edges (1, 2, 4, 5 and 8 phases); otherwise 50 points and
-    ``aligned``, because then only the trained edges themselves can be sampled. Training on other edges than sampling
-    is what the official scripts do for 4, 8 and 16 phases on 50 points.
+    ``trailing`` wherever a grid of 40 or 50 points has those edges (its divisors: 1, 2, 4, 5, 8, 10, ... phases);
+    otherwise 50 points and ``aligned``, because then only the trained edges themselves can be sampled. Training on
+    other edges than sampling is what the official scripts do for 4, 8 and 16 phases on 50 points.
 
     Raises:
         PCMError: if ``phases`` does not fit on 50 points.

@@ -197,8 +197,9 @@ def test_train_save_load_sample_in_one_graph(host, helper_nodes):
     assert outputs["t"]["images"]
 
 
-def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil):
-    given = zoo["sd3"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil, family):
+    given = zoo[family]
     before = predict(host, given.model, given)  # first: it takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
     import comfy.model_management
