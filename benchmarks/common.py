@@ -10,8 +10,10 @@ import statistics
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import tomllib
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -23,6 +25,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pack_label(folder: Path) -> str:
+    """Name and version of another node pack, as its own pyproject.toml has it."""
+    source = folder / "pyproject.toml"
+    project = tomllib.loads(source.read_text(encoding="utf-8")).get("project", {}) if source.is_file() else {}
+    return " ".join([folder.name, *([project["version"]] if "version" in project else [])])
 
 
 def ratio_of(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import markdown
+from benchmarks.common import markdown, pack_label
 from scripts.host_nodes import ROOT, boot
 
 TARGET = 0.05  # seconds
@@ -51,7 +51,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one)))
         return
-    packs = {"this pack": str(ROOT)} | {pack.name: str(pack.resolve()) for pack in options.pack}
+    packs = {"this pack": str(ROOT)} | {pack_label(pack): str(pack.resolve()) for pack in options.pack}
     for path in packs.values():
         compileall.compile_dir(path, quiet=1, maxlevels=3)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in packs}

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import markdown, peak_bytes, ratio_of
+from benchmarks.common import markdown, pack_label, peak_bytes, ratio_of
 from pcm_core.phases import build_schedule
 from pcm_core.sampling import is_finite, sample_pcm
 from scripts.host_nodes import load
@@ -100,7 +100,7 @@ def peers(pack: Path, steps: int) -> Iterator[tuple[str, Run]]:
         node = nodes.NODE_CLASS_MAPPINGS[name]
         if "SAMPLER" in node.RETURN_TYPES:
             sampler = getattr(node(), node.FUNCTION)(**_inputs(node, steps))[list(node.RETURN_TYPES).index("SAMPLER")]
-            yield f"{pack.name}: {name}", hosted(sampler)
+            yield f"{pack_label(pack)}: {name}", hosted(sampler)
 
 
 def _inputs(node: Any, steps: int) -> dict[str, Any]:
