@@ -5,27 +5,29 @@
         --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
 Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
-and text encoder and kept in ``--cache``; or ``--latents``, such a cache. The model file is loaded by the host's own
-loader, so whatever ComfyUI loads can be distilled. Processes come from Hugging Face Accelerate where it is installed
-(``pip install accelerate``); each draws the same global batch and takes its share, so n processes train what one does.
+and text encoder and kept in ``--cache``, which is used again while pictures, captions, ``--size`` and encoders are what
+they were; or ``--latents``, such a cache. The model file is loaded by the host's own loader, so whatever ComfyUI loads
+can be distilled. Processes come from Hugging Face Accelerate where it is installed (``pip install accelerate``); each
+draws the same global batch and takes its share, so n processes train what one does.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN
 
+from .distill_files import StepLog, read_cache, read_state, reason, refuse, save_state
+from .distill_images import cache_path, encode_images
 from .processes import Pack, Workers, load_pack
 
 
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
     data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
     data.add_argument("--images", type=Path, help="folder of pictures with .txt captions")
-    data.add_argument("--cache", type=Path, help="where to keep what --images encodes to; default: beside --out")
+    data.add_argument("--cache", type=Path, help="where --images keeps what it encodes; default: beside --out")
     data.add_argument("--vae", type=Path, help="for --images")
     data.add_argument("--clip", type=Path, action="append", help="text encoder for --images; repeat for several")
     data.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
@@ -47,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--batch", type=int, default=4, help="over all processes")
     run.add_argument("--accumulate", type=int, default=1)
     run.add_argument("--lr", type=float, default=1e-4)
-    run.add_argument("--warmup", type=int, default=50)
+    run.add_argument("--warmup", type=int, help="steps up to the full rate; default: a tenth of --steps, at most 100")
     run.add_argument("--rank", type=int, default=32)
-    run.add_argument("--alpha", type=float, help="default: the rank")
+    run.add_argument("--alpha", type=float, help="the LoRA is scaled by alpha / rank; default: the rank")
     run.add_argument("--targets", default="", help="parts of module names, separated by commas; default: all")
     run.add_argument("--cfg", type=float, nargs=2, default=(4.0, 6.0), metavar=("MIN", "MAX"),
                      help="teacher guidance, ComfyUI's cfg; 1 1 for none")  # fmt: skip
@@ -72,6 +74,28 @@ def parser() -> argparse.ArgumentParser:
     keep.add_argument("--csv", type=Path, help="loss, gradient norm and learning rate of every step")
     keep.add_argument("--single", action="store_true", help="one process, without Accelerate")
     return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be before anything is loaded, and make the folders that are missing."""
+    if (options.images is None) == (options.latents is None):
+        sys.exit("Give either --images or --latents.")
+    if options.alpha is not None and not 0 < options.alpha < math.inf:
+        refuse(f"--alpha is {options.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
+    for path in (options.model, options.latents, options.vae, *(options.clip or [])):
+        if path is not None and not path.is_file():
+            refuse(f"{path} is not there.", "a file.", "Correct its name.")
+    if options.images is not None and not options.images.is_dir():
+        refuse(f"{options.images} is not there.", "a folder of pictures.", "Correct its name.")
+    for path in (options.out, options.state, options.cache):
+        if path is not None and path.exists() and not path.is_file():
+            refuse(f"{path} is no file.", "the name of one that may be written.", "Give another name.")
+    for path in (options.out, options.state, options.csv, options.cache):
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                refuse(f"{path.parent} cannot be made ({reason(error)}).", "a folder.", "Give another name.")
 
 
 class StopRequest:
@@ -99,67 +123,45 @@ class StopRequest:
             raise KeyboardInterrupt
 
 
-def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
-    """Encode every picture and caption once, and the empty caption; write the cache."""
-    if options.vae is None or not options.clip:
-        sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
-    pictures = sorted(path for path in options.images.iterdir() if path.suffix.lower() in files.PICTURES)
-    if not pictures:
-        sys.exit(f"{options.images} holds no pictures ({', '.join(files.PICTURES)}).")
-    captions = [path.with_suffix(".txt") for path in pictures]
-    if absent := [path.name for path in captions if not path.exists()]:
-        sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")
-    texts = [path.read_text("utf-8").strip() for path in captions]
-    latents = files.encode_pictures(options.vae, pictures, options.size)
-    conditionings = files.encode_texts(options.clip, options.clip_type, ["", *texts])
-    options.latents = options.cache or options.out.with_suffix(".latents.pt")
-    torch.save({"latents": latents, "texts": conditionings[1:], "negative": conditionings[0]}, options.latents)
-
-
-def make_job(options: argparse.Namespace, pack: Pack) -> Any:
-    """The model, the data and the settings, checked by the node's own checks."""
-    training, distill = pack("nodes.training"), pack("pcm_core.distill")
-    cached = torch.load(options.latents, weights_only=True, map_location="cpu")
-    config = distill.DistillConfig(
+def make_config(options: argparse.Namespace, pack: Pack) -> Any:
+    """The settings of the training, checked as the node's are."""
+    config = pack("pcm_core.distill").DistillConfig(
         phases=options.phases, steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=options.lr,
-        warmup=options.warmup, loss=options.loss, cfg=tuple(options.cfg), caption_dropout=options.caption_dropout,
+        warmup=min(100, options.steps // 10) if options.warmup is None else options.warmup,  # as in the node
+        loss=options.loss, cfg=tuple(options.cfg), caption_dropout=options.caption_dropout,
         ema=options.ema, adversarial=options.adversarial,
         adversarial_span=tuple(options.adversarial_span), adversarial_lr=options.adversarial_lr,
         autocast=torch.bfloat16 if options.bf16 else None,
         seed=options.seed,
     )  # fmt: skip
+    return pack("nodes.training").with_matching_grid(config, options.solver_grid)
+
+
+def load_model(path: Path, pack: Pack) -> Any:
+    try:
+        return pack("nodes.host_files").load_model(path)
+    except Exception as error:  # the host's loader raises what it meets in a file that is no model
+        refuse(
+            f"{path} cannot be loaded ({reason(error)}).",
+            "a diffusion model that ComfyUI's UNETLoader loads.",
+            "Give another --model.",
+        )
+
+
+def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
+    """The model and the data, checked by the node's own checks."""
+    training, cached = pack("nodes.training"), read_cache(cache_path(options))
     return training.Job(
-        model=pack("nodes.host_files").load_model(options.model),
+        model=load_model(options.model, pack),
         latents=cached["latents"],
         texts=cached["texts"],
         negative=cached["negative"],
-        config=training.with_matching_grid(config, options.solver_grid),
+        config=config,
         rank=options.rank,
         alpha=options.alpha,
         targets=tuple(part.strip() for part in options.targets.split(",") if part.strip()),
         checkpointing=options.checkpointing,
     )
-
-
-class StepLog:
-    """A CSV with one row per step; one that was cut short goes on after the steps of the checkpoint."""
-
-    HEAD = ("step", "loss", "generator_loss", "discriminator_loss", "grad_norm", "lr")
-
-    def __init__(self, path: Path | None, done: int) -> None:
-        self.path = path
-        if path is not None:
-            kept: list[list[str]] = []
-            if done and path.exists():
-                with path.open(newline="", encoding="utf-8") as file:
-                    kept = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) <= done]
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([self.HEAD, *kept])
-
-    def __call__(self, report: Any) -> None:
-        if self.path is not None:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([getattr(report, name) for name in self.HEAD])
 
 
 def show(report: Any, steps: int, started: float, first: int) -> None:
@@ -169,17 +171,6 @@ def show(report: Any, steps: int, started: float, first: int) -> None:
     left = (steps - report.step) / max(rate, 1e-9)
     line = f"\r[{bar:<30}] {report.step}/{steps}  loss {report.loss:.5f}  {rate:.2f} steps/s  {left:.0f} s left "
     print(line, end="\n" if report.step == steps else "", file=sys.stderr, flush=True)
-
-
-def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
-    partial = path.with_suffix(".part")
-    try:
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
-        partial.unlink(missing_ok=True)
-        sys.exit(f"{path} cannot be written ({error}). The checkpoint before it, if any, is as it was.")
 
 
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
@@ -193,7 +184,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
         trainer = session.trainer
         sessions.append(session)
         if options.state is not None and options.state.exists():
-            trainer.load(torch.load(options.state, weights_only=True, map_location="cpu"))
+            trainer.load(read_state(options.state))
         first, started = trainer.step_number, time.monotonic()
         log = StepLog(options.csv if workers.first else None, done=first)
 
@@ -226,21 +217,17 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    if (options.images is None) == (options.latents is None):
-        sys.exit("Give either --images or --latents.")
-    for path in (options.out, options.state, options.csv, options.cache):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    check(options)
     workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
     pack = load_pack()
     errors = pack("pcm_core.errors")
     try:
+        config = make_config(options, pack)  # before pictures are encoded, which can take hours
         if options.images is not None:
             if workers.first:
                 encode_images(options, pack("nodes.host_files"))
             workers.wait()
-            options.latents = options.cache or options.out.with_suffix(".latents.pt")
-        train(options, pack, workers, make_job(options, pack))
+        train(options, pack, workers, make_job(options, pack, config))
     except errors.PCMError as error:
         sys.exit(str(error))
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "phased_consistency_pack"
 Pack = Callable[[str], ModuleType]
 T = TypeVar("T")
+# The others wait while the first encodes the pictures; torch would give up after 10 minutes, on a CPU after 30.
+PATIENCE = timedelta(hours=12)
 
 
 class Workers:
@@ -36,7 +39,11 @@ class Workers:
             sys.exit(
                 "Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single."
             )
-        return cls() if single else cls(importlib.import_module("accelerate").Accelerator(cpu=on_cpu))
+        if single:
+            return cls()
+        accelerate = importlib.import_module("accelerate")
+        patient = accelerate.InitProcessGroupKwargs(timeout=PATIENCE)
+        return cls(accelerate.Accelerator(cpu=on_cpu, kwargs_handlers=[patient]))
 
     @property
     def first(self) -> bool:
@@ -70,6 +77,8 @@ def load_pack(comfyui: str | None = None) -> Pack:
     comfyui = comfyui or os.environ.get("COMFYUI_PATH")
     if not comfyui:
         sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout.")
+    if not (Path(comfyui) / "comfy" / "sd.py").is_file():
+        sys.exit(f"{comfyui} is no ComfyUI checkout. Point COMFYUI_PATH at one.")
     # The root goes last: this repository has a package "nodes", the host a module of that name.
     others = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
     sys.path[:] = [comfyui, *others, str(ROOT)]

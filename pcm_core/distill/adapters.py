@@ -87,6 +87,9 @@ class Adapters:
         generator: of the initial ``down`` matrices, on the CPU. ``up`` starts at zero: the student begins as the
             teacher.
         device: where the pairs live.
+
+    Raises:
+        PCMError: if the rank is below 1, or alpha is not finite and above 0.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class Adapters:
     ) -> None:
         if rank < 1:
             raise PCMError(f"The rank is {rank}.", "at least 1.", "Use 16 to 64.")
+        self.alpha = float(rank if alpha is None else alpha)
+        if not 0 < self.alpha < math.inf:
+            raise PCMError(f"alpha is {self.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
         self.modules = dict(modules)
         self.mode: Mode = "off"
-        self.alpha = float(rank if alpha is None else alpha)
         self.pairs: dict[str, Pair] = {}
         for name, module in self.modules.items():
             out, columns, *kernel = cast(tuple[int, ...], _shape(module))

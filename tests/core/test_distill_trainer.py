@@ -288,6 +288,12 @@ def test_a_lora_is_continued_whatever_its_alpha():
         torch.testing.assert_close(theirs, mine)
 
 
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan, math.inf])
+def test_an_alpha_that_trains_nothing_is_refused(alpha):
+    with pytest.raises(PCMError, match=rf"alpha is {alpha:g}\. Expected: a finite number above 0"):
+        distill.Adapters(distill.adaptable(nn.Linear(2, 2)), 2, alpha=alpha)
+
+
 def test_a_rank_of_zero_is_refused():
     with pytest.raises(PCMError, match="The rank is 0"):
         distill.Adapters(distill.adaptable(nn.Linear(2, 2), []), 0)

@@ -1,4 +1,4 @@
-"""The command line: one process, resume, two gloo processes that do what one does, and its refusals."""
+"""The command line: one process, resume, two gloo processes that do what one does, its files and its refusals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+
+from scripts import distill, distill_files, processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -125,32 +130,54 @@ def test_a_run_that_was_killed_or_interrupted_goes_on_to_the_same_bits(inputs, t
     assert other.returncode != 0 and "other settings" in other.stderr
 
 
+def write(log: distill.StepLog, *steps: int) -> None:
+    for step in steps:
+        log(SimpleNamespace(step=step, loss=0.5, generator_loss=0.0, discriminator_loss=0.0, grad_norm=1, lr=1e-3))
+
+
 def test_the_log_goes_on_after_the_checkpoint(tmp_path):
     """Rows of steps that will be run again are dropped, an absent log gets its head."""
-    from types import SimpleNamespace
-
-    from scripts.distill import StepLog
-
-    def write(log: StepLog, *steps: int) -> None:
-        for step in steps:
-            log(SimpleNamespace(step=step, loss=0.5, generator_loss=0.0, discriminator_loss=0.0, grad_norm=1, lr=1e-3))
-
     path = tmp_path / "log.csv"
-    write(StepLog(path, done=0), 1, 2, 3, 4)
-    write(StepLog(path, done=2), 3, 4, 5)
+    write(distill.StepLog(path, done=0), 1, 2, 3, 4)
+    write(distill.StepLog(path, done=2), 3, 4, 5)
     assert [row["step"] for row in rows(path)] == ["1", "2", "3", "4", "5"]
     with path.open("a", encoding="utf-8") as file:
         file.write("6,0.")  # cut off while it was written
-    write(StepLog(path, done=5), 6)
+    write(distill.StepLog(path, done=5), 6)
     assert [row["step"] for row in rows(path)] == ["1", "2", "3", "4", "5", "6"]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("7,0.")  # where the run went on without its log
+    write(distill.StepLog(path, done=9), 10)
+    assert [row["step"] for row in rows(path)] == ["1", "2", "3", "4", "5", "6", "10"]
     path.unlink()
-    write(StepLog(path, done=6), 7)
+    write(distill.StepLog(path, done=6), 7)
     assert losses(path) == [0.5]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    from scripts import distill
+def test_the_old_log_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    write(distill.StepLog(path, done=0), 1, 2, 3)
+    before = path.read_bytes()
 
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(distill_files.csv, "writer", lambda file: SimpleNamespace(writerows=full))
+    with pytest.raises(SystemExit, match=r"log\.csv cannot be written .*No space left.* Expected: room"):
+        distill.StepLog(path, done=2)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_log_behind_a_link_stays_there(tmp_path):
+    """As does a device: replacing /dev/stdout by a file would be worse than any log."""
+    (tmp_path / "link.csv").symlink_to(tmp_path / "far.csv")
+    for done in (0, 1):
+        write(distill.StepLog(tmp_path / "link.csv", done=done), done + 1)
+    assert (tmp_path / "link.csv").is_symlink() and len(rows(tmp_path / "far.csv")) == 2
+    assert not distill.StepLog(Path(os.devnull), done=0).path.is_file()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     distill.save_state({"step": 1}, path)
 
@@ -166,15 +193,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_data_must_be_named(tmp_path):
-    from scripts import distill
-
     with pytest.raises(SystemExit, match="either --images or --latents"):
         distill.main(["--model", "m", "--out", "o"])
 
 
 def test_several_processes_need_accelerate(monkeypatch):
-    from scripts import processes
-
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="pip install accelerate"):
@@ -185,8 +208,6 @@ def test_several_processes_need_accelerate(monkeypatch):
 
 
 def test_captions_and_encoders_are_asked_for(tmp_path):
-    from scripts import distill
-
     files = type("Files", (), {"PICTURES": (".png",)})
     options = distill.parser().parse_args(["--model", "m", "--out", "o", "--images", str(tmp_path)])
     with pytest.raises(SystemExit, match="--vae and --clip"):
@@ -197,3 +218,285 @@ def test_captions_and_encoders_are_asked_for(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(SystemExit, match=r"1 captions are missing, a\.txt first"):
         distill.encode_images(options, files)
+
+
+@pytest.fixture
+def run(host, inputs, tmp_path, monkeypatch):
+    """The whole script in this process, with the pack that the host loaded; files are named after "run"."""
+    monkeypatch.setattr(distill, "load_pack", lambda: host.pack)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *more: distill.main(arguments(inputs, tmp_path, "run", *map(str, more))[3:])
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_refusal_is_one_sentence_and_exit_code_1(inputs, tmp_path):
+    (tmp_path / "cache.pt").write_bytes(inputs[1].read_bytes()[:1000])
+    for latents, said in (("absent.pt", "is not there"), ("cache.pt", "cannot be read")):
+        ended = command(inputs, tmp_path, "bad", "--latents", str(tmp_path / latents))
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr
+        last = ended.stderr.splitlines()[-1]
+        assert f"{latents} {said}" in last and " Expected: a " in last, ended.stderr
+
+
+def bad_file(kind: str, inputs, folder: Path) -> Path:
+    """A file that is not what it is given as."""
+    model, cache = inputs
+    path = folder / kind
+    whole = torch.load(cache, weights_only=True)
+    if kind == "cut.safetensors":
+        path.write_bytes(model.read_bytes()[:1000])
+    elif kind == "cut.pt":
+        path.write_bytes(cache.read_bytes()[:1000])
+    elif kind == "text.pt":
+        path.write_text("a text", "utf-8")
+    elif kind == "empty.pt":
+        path.touch()
+    elif kind == "object.pt":
+        torch.save(SimpleNamespace(latents=1), path)
+    elif kind == "list.pt":
+        torch.save([1], path)
+    elif kind == "none.pt":
+        torch.save({**whole, "latents": []}, path)
+    elif kind == "texts.pt":
+        torch.save({**whole, "texts": ["a red circle"]}, path)
+    elif kind == "negative.pt":
+        torch.save({**whole, "negative": torch.zeros(2)}, path)
+    elif kind == "cache.pt":
+        torch.save(whole, path)
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "said"),
+    [
+        ("--model", "absent", "absent is not there. Expected: a file."),
+        ("--model", "cut.safetensors", "cut.safetensors cannot be loaded ("),
+        ("--model", "cache.pt", "cache.pt cannot be loaded ("),
+        ("--model", "text.pt", "text.pt cannot be loaded (it does not hold what is looked for)"),
+        ("--latents", "absent", "absent is not there. Expected: a file."),
+        ("--latents", "cut.pt", "cut.pt cannot be read ("),
+        ("--latents", "text.pt", "text.pt cannot be read (it does not hold what is looked for)"),
+        ("--latents", "empty.pt", "empty.pt cannot be read ("),
+        ("--latents", "object.pt", "object.pt cannot be read (it does not hold what is looked for)"),
+        ("--latents", "list.pt", "list.pt does not hold latents and texts. Expected: a cache"),
+        ("--latents", "none.pt", "none.pt does not hold latents and texts. Expected: a cache"),
+        ("--latents", "texts.pt", "texts.pt does not hold latents and texts. Expected: a cache"),
+        ("--latents", "negative.pt", "negative.pt does not hold latents and texts. Expected: a cache"),
+        ("--state", "cut.pt", "cut.pt cannot be read ("),
+        ("--state", "cache.pt", "cache.pt is no checkpoint. Expected: a checkpoint"),
+        ("--state", "list.pt", "list.pt is no checkpoint. Expected: a checkpoint"),
+        ("--state", "folder", "folder is no file."),
+        ("--out", "folder", "folder is no file."),
+        ("--csv", "folder", "folder cannot be written ("),
+        ("--csv", "text.pt/log.csv", "text.pt cannot be made ("),
+    ],
+)
+def test_a_file_that_is_none_is_refused(run, inputs, tmp_path, option, kind, said):
+    first, *rest = kind.split("/")
+    with pytest.raises(SystemExit) as ended:
+        run(option, bad_file(first, inputs, tmp_path).joinpath(*rest), "--steps", 1)
+    text = str(ended.value.code)
+    assert said in text and " Expected: " in text and "\n" not in text
+    assert not (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "nan", "inf"])
+def test_an_alpha_that_trains_nothing_is_refused_before_anything_is_loaded(alpha):
+    with pytest.raises(SystemExit, match=rf"--alpha is {alpha}\. Expected: a finite number above 0\. Leave it out"):
+        distill.main(["--model", "m", "--out", "o", "--latents", "l", "--alpha", alpha])
+
+
+def test_a_cache_without_a_negative_serves_a_teacher_without_guidance(run, inputs, tmp_path, host):
+    cached = torch.load(inputs[1], weights_only=True)
+    del cached["negative"]
+    torch.save(cached, tmp_path / "positive.pt")
+    run("--latents", tmp_path / "positive.pt", "--steps", 2, "--cfg", 1, 1)
+    run("--steps", 2, "--cfg", 1, 1, "--out", tmp_path / "with.safetensors", "--state", tmp_path / "other.pt")
+    assert same_lora(tmp_path / "run.safetensors", tmp_path / "with.safetensors")
+    with pytest.raises(SystemExit, match="There is no negative conditioning"):
+        run("--latents", tmp_path / "positive.pt", "--steps", 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_begun_ends_the_run(run, tmp_path):
+    (tmp_path / "run.csv").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match=r"run\.csv cannot be written .*No space left.* Expected: room .*another name"):
+        run("--steps", 1)
+    assert (tmp_path / "run.csv").is_symlink() and not (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_run_whose_log_fails_goes_on_and_says_so_once(run, tmp_path, monkeypatch, capsys):
+    log, show = tmp_path / "run.csv", distill.show
+
+    def fill(report, *rest):
+        show(report, *rest)
+        if report.step == 2:
+            log.unlink()
+            log.symlink_to("/dev/full")
+
+    monkeypatch.setattr(distill, "show", fill)
+    run("--steps", 5)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert len(said) == 1 and "at step 3 (" in said[0] and "The run goes on without its log." in said[0]
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 5 and (tmp_path / "run.safetensors").exists()
+
+
+class Encoders:
+    """What ``nodes.host_files`` gives the script, counting pictures and texts."""
+
+    PICTURES, PCMError = (".png",), distill_files.PCMError
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def encode_pictures(self, vae, pictures, size):
+        self.seen.append(len(pictures))
+        return [torch.full((1, 4, 8, 8), float(Image.open(path).getpixel((0, 0))[0])) for path in pictures]
+
+    def encode_texts(self, clip, kind, texts):
+        return [[[torch.full((1, 2, 3), float(len(text))), {}]] for text in texts]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of two pictures with captions, and the words that name it and its encoders."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(2):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a" * (number + 1), "utf-8")
+    for name in ("vae", "clip", "clip2"):
+        (tmp_path / name).write_text(name, "utf-8")
+    return folder, ["--images", folder, "--vae", tmp_path / "vae", "--clip", tmp_path / "clip", "--out", tmp_path / "o"]
+
+
+def encode(words, files=None) -> list[int]:
+    """How many pictures each call of the encoder was given."""
+    files = files or Encoders()
+    options = distill.parser().parse_args(["--model", "m", *map(str, words)])
+    distill.encode_images(options, files)
+    return files.seen
+
+
+def test_pictures_are_encoded_once(pictures, tmp_path, capsys):
+    folder, words = pictures
+    cache = tmp_path / "o.latents.pt"
+    assert encode(words) == [2]
+    assert capsys.readouterr().err == f"{cache} is not there yet: encoding 2 pictures.\n"
+    cached = distill_files.read_cache(cache)
+    assert [float(latent[0, 0, 0, 0]) for latent in cached["latents"]] == [0, 1]
+    assert [float(text[0][0][0, 0, 0]) for text in (cached["negative"], *cached["texts"])] == [0, 1, 2]
+    assert encode(words) == []
+    assert capsys.readouterr().err == f"{cache} holds these 2 pictures: used again.\n"
+    folder = folder.rename(tmp_path / "moved")
+    assert encode(["--images", folder, *words[2:]]) == []
+    assert sorted(path.name for path in tmp_path.iterdir() if "o." in path.name) == ["o.latents.pt"]
+
+
+@pytest.mark.parametrize("change", ["picture", "caption", "new", "gone", "date", "size", "vae", "clip", "type", "cut"])
+def test_pictures_are_encoded_again_when_anything_changed(pictures, tmp_path, change, capsys):
+    folder, words = pictures
+    cache = tmp_path / "o.latents.pt"
+    assert encode(words) == [2]
+    count = 2
+    if change == "picture":
+        Image.new("RGB", (9, 9)).save(folder / "1.png")
+    elif change == "caption":
+        (folder / "1.txt").write_text("another", "utf-8")
+    elif change == "new":
+        Image.new("RGB", (8, 8)).save(folder / "2.png")
+        (folder / "2.txt").touch()
+        count = 3
+    elif change == "gone":
+        (folder / "1.png").unlink()
+        count = 1
+    elif change == "date":
+        os.utime(folder / "0.png", (1, 1))
+    elif change == "vae":
+        (tmp_path / "vae").write_text("another vae", "utf-8")
+    elif change == "cut":
+        cache.write_bytes(cache.read_bytes()[:500])
+    more = {"size": ["--size", 256], "clip": ["--clip", tmp_path / "clip2"], "type": ["--clip-type", "sd3"]}
+    words = [*words, *more.get(change, [])]
+    capsys.readouterr()
+    assert encode(words) == [count]
+    why = "does not say what" if change == "cut" else "was made from other pictures, captions or encoders"
+    said = capsys.readouterr().err
+    assert said.startswith(f"{cache} {why}") and said.endswith(f": encoding {count} pictures.\n")
+    assert encode(words) == []
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_one_before(pictures, tmp_path, monkeypatch):
+    folder, words = pictures
+    encode(words)
+    cache = tmp_path / "o.latents.pt"
+    before = cache.read_bytes()
+    (folder / "1.txt").write_text("another", "utf-8")
+
+    def full(state, where):
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit, match=r"o\.latents\.pt cannot be written .* Expected: room .*The cache before it"):
+        encode(words)
+    assert cache.read_bytes() == before and not list(tmp_path.glob("*.part"))
+
+
+def test_what_cannot_be_encoded_is_named(pictures, tmp_path):
+    folder, words = pictures
+    files = Encoders()
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    with pytest.raises(SystemExit, match=r"1\.png cannot be encoded \(.*Expected: pictures"):
+        encode(words, files)
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    files.encode_texts = lambda *_: 1 / 0
+    with pytest.raises(SystemExit, match=r"clip cannot encode the captions \(division by zero\)\. Expected: text"):
+        encode(words, files)
+    files.encode_pictures = lambda *_: 1 / 0
+    with pytest.raises(SystemExit, match=r"pictures cannot be encoded \(division by zero\).*--vae is "):
+        encode(words, files)
+    (folder / "0.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match=r"0\.txt cannot be read .*Expected: a caption in UTF-8"):
+        encode(words)
+
+
+def test_settings_are_checked_before_pictures_are_encoded(run, host, pictures, inputs, monkeypatch):
+    monkeypatch.setattr(distill, "encode_images", lambda *_: pytest.fail("encoded first"))
+    words = [str(word) for word in (*pictures[1], "--model", inputs[0], "--single", "--lr", "nan")]
+    with pytest.raises(SystemExit, match="lr is nan"):
+        distill.main(words)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 200, 5000])
+def test_the_warm_up_is_that_of_the_node(host, zoo, steps):
+    words = ["--model", "m", "--out", "o", "--steps", str(steps)]
+    ours = distill.make_config(distill.parser().parse_args(words), host.pack)
+    node, given = host.pack("nodes.distill"), zoo["sd3"]
+    schema = node.PCMDistillLora.define_schema().inputs
+    values = {each.id: each.default for each in schema if hasattr(each, "default")}
+    values |= {"model": given.model, "steps": steps, "cfg_min": 1.0, "cfg_max": 1.0}
+    theirs = node._job([given.latent(1)], [given.cond(0)], None, values).config
+    assert ours.warmup == theirs.warmup
+    assert max(ours.learning_rate(step) for step in range(steps)) == pytest.approx(ours.lr)
+    words += ["--warmup", "7"]
+    assert distill.make_config(distill.parser().parse_args(words), host.pack).warmup == 7
+
+
+def test_processes_wait_for_the_first_to_encode(monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    made = []
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **options: made.append(options) or SimpleNamespace(
+        process_index=1, num_processes=2))  # fmt: skip
+    assert processes.Workers.start(single=False, on_cpu=True).rank == 1
+    ((patient,), cpu) = (made[0]["kwargs_handlers"], made[0]["cpu"])
+    assert cpu and patient.to_kwargs() == {"timeout": timedelta(hours=12)}
+
+
+def test_a_folder_without_comfyui_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"is no ComfyUI checkout\. Point COMFYUI_PATH at one"):
+        processes.load_pack(str(tmp_path))

@@ -1,0 +1,102 @@
+"""``--images`` of ``scripts.distill``: pictures and captions to latents and texts, once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .distill_files import reason, refuse, save_state
+
+
+def cache_path(options: argparse.Namespace) -> Path:
+    """Where the latents and texts are: given, or kept."""
+    return options.latents or options.cache or options.out.with_suffix(".latents.pt")
+
+
+def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
+    """Encode every picture and caption, and the empty caption, unless the cache holds the same ones already."""
+    if options.vae is None or not options.clip:
+        sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
+    pictures = sorted(path for path in options.images.iterdir() if path.suffix.lower() in files.PICTURES)
+    if not pictures:
+        sys.exit(f"{options.images} holds no pictures ({', '.join(files.PICTURES)}).")
+    captions = [path.with_suffix(".txt") for path in pictures]
+    if absent := [path.name for path in captions if not path.exists()]:
+        sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")
+    cache, source = cache_path(options), _source(options, pictures, captions)
+    why = _stale(cache, source)
+    does = f"{why}: encoding {len(pictures)} pictures." if why else f"holds these {len(pictures)} pictures: used again."
+    print(f"{cache} {does}", file=sys.stderr, flush=True)
+    if why:
+        save_state({**_encoded(options, files, pictures, captions), "source": source}, cache, "cache")
+
+
+def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Sequence[Path]) -> dict[str, Any]:
+    """What a cache was made from. Names, not folders: the data set may be moved."""
+
+    def dated(path: Path) -> list[str | int]:
+        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+
+    return {
+        "files": [dated(path) for pair in zip(pictures, captions, strict=True) for path in pair],
+        "size": options.size,
+        "encoders": [[path.name, path.stat().st_size] for path in (options.vae, *options.clip)],
+        "clip_type": options.clip_type,
+    }
+
+
+def _stale(cache: Path, source: dict[str, Any]) -> str:
+    """Why a cache cannot be used again; empty if it can."""
+    if not cache.exists():
+        return "is not there yet"
+    try:
+        before = torch.load(cache, weights_only=True, map_location="cpu", mmap=True)["source"]
+    except Exception:  # cut off, made by an older version, or no cache
+        return "does not say what it was made from"
+    return "" if before == source else "was made from other pictures, captions or encoders"
+
+
+def _encoded(
+    options: argparse.Namespace, files: ModuleType, pictures: Sequence[Path], captions: Sequence[Path]
+) -> dict[str, Any]:
+    texts = [_caption(path) for path in captions]
+    try:
+        latents = files.encode_pictures(options.vae, pictures, options.size)
+    except files.PCMError:
+        raise
+    except Exception as error:  # the host's own, from a file that is none or a size that its VAE cannot make
+        what = f"{_broken(pictures) or options.images} cannot be encoded ({reason(error)})."
+        refuse(what, f"pictures, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Correct the one that is not.")
+    try:
+        negative, *positive = files.encode_texts(options.clip, options.clip_type, ["", *texts])
+    except files.PCMError:
+        raise
+    except Exception as error:
+        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({reason(error)})."
+        refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
+    return {"latents": latents, "texts": positive, "negative": negative}
+
+
+def _caption(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(f"{path} cannot be read ({reason(error)}).", "a caption in UTF-8.", "Save it as UTF-8.")
+
+
+def _broken(pictures: Sequence[Path]) -> Path | None:
+    """The first picture that cannot be opened."""
+    for path in pictures:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+        except Exception:
+            return path
+    return None
