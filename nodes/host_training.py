@@ -24,6 +24,7 @@ Conditioning = list[list[Any]]
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _CACHED_TEXTS = 16
+_COPIED = ("ltxv",)
 _ALL_MEMORY = 10**20  # bytes: everything else leaves the device
 
 
@@ -143,17 +144,26 @@ class Backbone:
     ) -> None:
         self.guider, self.extra_args, self.texts, self.negative = guider, extra_args, texts, negative
         self._encoded: dict[tuple[int, torch.Size], dict[str, Any]] = {}
+        self.checkpointable = True
+        # Around every call, and around every step with its backward pass.
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.around_step: Callable[[], AbstractContextManager[Any]] = nullcontext
         guider.cfg = 1.0
 
     @torch.no_grad()
     def write_elsewhere(self, x: Tensor, sigma: Tensor) -> None:
-        """Run inside ``WritingElsewhere`` from now on, if one try gives the same as without."""
+        """Run inside ``WritingElsewhere`` from now on, if one try gives the same as without.
+
+        Of LTXV that leaves a bare ``addcmul_``: what autograd keeps is copied before it is written over. Torch looks at
+        every operation for that and would miss a write to a part of a tensor, so only where gradients were compared.
+        """
         captions = torch.zeros(len(x), dtype=torch.int64)
         plain = self(x, sigma, captions)
         self.around = WritingElsewhere
         if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5):
-            self.around = nullcontext
+            self.around, self.checkpointable = nullcontext, False
+        if host.family_of(self.guider.model_patcher) in _COPIED:
+            self.around_step, self.checkpointable = torch.autograd.graph.allow_mutation_on_saved_tensors, False
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         numbers = [int(number) for number in captions]

@@ -236,10 +236,11 @@ class Session:
             stack.enter_context(distill.differentiable_weights(self.base))
             stack.enter_context(self.adapters.attached())
             if self.job.checkpointing:
+                self._check_checkpointing()
                 stack.enter_context(self.adapters.checkpointed(self.root, self.backbone.around))
             host.check_interrupted()
             try:
-                self.trainer.run(self._tell)
+                self.trainer.run(self._tell, self.backbone.around_step)
             except RuntimeError as error:
                 reasons = [reason for words, reason in _NO_GRADIENT.items() if words in str(error)]
                 if not reasons:
@@ -249,6 +250,14 @@ class Session:
                     "a network that autograd can go through.",
                     "This family cannot be distilled on this ComfyUI.",
                 ) from error
+
+    def _check_checkpointing(self) -> None:
+        if not self.backbone.checkpointable:
+            raise PCMError(
+                f"{type(self.base).__name__} writes over tensors from which checkpointing would start again.",
+                "gradient_checkpointing off.",
+                "Switch it off; a smaller batch_size with grad_accumulation needs less memory too.",
+            )
 
     def _tell(self, report: distill.StepReport) -> None:
         for watcher in self.watchers:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -100,8 +101,14 @@ class Trainer:
             adapters.update_average(0)
         self._remember()
 
-    def run(self, after_step: Callable[[StepReport], None] | None = None) -> list[float]:
-        """Train up to ``config.steps``; whatever ``after_step`` raises ends the run between two steps.
+    def run(
+        self,
+        after_step: Callable[[StepReport], None] | None = None,
+        around_step: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> list[float]:
+        """Train up to ``config.steps``, each inside a new ``around_step()``.
+
+        Whatever ``after_step`` raises ends the run between two steps.
 
         Returns:
             The consistency loss of every step so far, including those before a resume.
@@ -110,7 +117,8 @@ class Trainer:
             Diverged: see there.
         """
         while self.step_number < self.config.steps:
-            report = self.step()
+            with around_step():
+                report = self.step()
             if after_step is not None:
                 after_step(report)
         return self.losses

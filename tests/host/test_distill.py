@@ -66,7 +66,8 @@ def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
         session.trainer.generator.manual_seed(99)
         return sum(float(session.trainer._pass()[0]) for _ in range(4))
 
-    with distill.differentiable_weights(session.base), session.adapters.attached():
+    around = session.backbone.around_step()
+    with distill.differentiable_weights(session.base), session.adapters.attached(), around:
         after = measure()
         with torch.no_grad():
             for pair in session.adapters.pairs.values():
@@ -76,7 +77,7 @@ def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
     return before, after
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *IN_PLACE])
+@pytest.mark.parametrize("family", [*FAMILIES, *IN_PLACE, "ltxv"])
 def test_distil_save_load(host, zoo, distil, family):
     """Loss falls, base bits stay, and the saved file on a fresh model is the student that was in memory."""
     given = zoo[family]
@@ -543,9 +544,59 @@ def test_latents_of_another_rank(host, zoo, distil):
         distil(zoo["sd3"], latents=[{"samples": zoo["sd3"].latent()["samples"].unsqueeze(2)}])
 
 
-def test_a_family_that_autograd_cannot_go_through_is_refused(zoo, distil):
+def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil, monkeypatch):
+    monkeypatch.setattr(host.pack("nodes.host_training"), "_COPIED", ())
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)
+
+
+def test_a_network_that_writes_over_the_input_of_its_blocks_is_not_checkpointed(zoo, distil):
+    with pytest.raises(ValueError, match=r"LTXV writes over .*Expected: gradient_checkpointing off"):
+        distil(zoo["ltxv"], steps=1, gradient_checkpointing=True)
+
+
+def test_gradients_through_what_is_written_over_are_those_of_a_network_that_does_not(host, zoo, distil, monkeypatch):
+    """LTXV's block as it is, and the same without writing over anything."""
+    import comfy.ldm.common_dit
+    from comfy.ldm.lightricks.model import BasicTransformerBlock
+
+    def forward(self, x, context=None, attention_mask=None, timestep=None, pe=None, transformer_options=None, **_):
+        rows = self.scale_shift_table[None, None, :6] + timestep.reshape(len(x), timestep.shape[1], 6, -1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = rows.unbind(dim=2)
+        norm, options = comfy.ldm.common_dit.rms_norm, {"transformer_options": transformer_options}
+        x = x + self.attn1(norm(x) * (1 + scale) + shift, pe=pe, **options) * gate
+        x = x + self.attn2(x, context=context, mask=attention_mask, **options)
+        return x + self.ff(norm(x) * (1 + scale_mlp) + shift_mlp) * gate_mlp
+
+    def gradient():
+        """Of one step with trained adapters."""
+        training, found = host.pack("nodes.training"), []
+        original = training.Session.run
+
+        def probe(session):
+            trainer, generator = session.trainer, torch.Generator().manual_seed(7)
+            with torch.no_grad():
+                for pair in session.adapters.pairs.values():
+                    pair.up.normal_(std=0.05, generator=generator)
+            update = trainer._update
+
+            def look(lr):
+                found.append(torch.cat([part.flatten() for part in trainer._gradients()]))
+                update(lr)
+
+            trainer._update = look
+            original(session)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Session, "run", probe)
+            distil(zoo["ltxv"], steps=1)
+        return found[0]
+
+    ours = gradient()
+    monkeypatch.setattr(BasicTransformerBlock, "forward", forward)
+    plain = gradient()
+    assert plain.abs().max() > 0
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
 
 
 def test_a_kernel_without_a_gradient_is_named(host, zoo, distil, monkeypatch):
