@@ -56,7 +56,6 @@ def test_a_taken_port(taken_port: int, comfyui: Path, tmp_path: Path, monkeypatc
     assert_one_sentence(capsys.readouterr().err, str(taken_port), "--port")
 
 
-@pytest.mark.timeout(600)
 def test_a_port_taken_between_the_choice_and_the_start(comfyui: Path, tmp_path: Path, monkeypatch) -> None:
     """The host says so when it is up, and starts again on another port."""
     (tmp_path / "custom_nodes").mkdir()
