@@ -136,7 +136,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             "--comfyui-version", choices=[*host.SDISTS], help=f"a pinned ComfyUI (default: {host.NEWEST})"
         )
         if function in (demo, serve):
-            command.add_argument("--port", type=int, help="default: 8188 for serve, any free one for demo")
+            command.add_argument("--port", type=int, help="0: any free one (default: 8188 for serve, 0 for demo)")
         if function is test:
             command.add_argument(
                 "--long", action="store_true", help="slow tests too, every supported host, and coverage"

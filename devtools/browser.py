@@ -1,4 +1,4 @@
-"""Find the Chromium that the browser tests drive, and get it on a bare Debian or Ubuntu."""
+"""Find the Chromium that the browser tests drive, get it on a bare Debian or Ubuntu, and know when a page is ready."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ PLACES = (
     r"C:\Program Files\Google\Chrome\Application\chrome.exe",
     r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
 )
+# The nodes are there, and the frontend has loaded the workflow that it begins with: until then its spinner turns.
+READY = """() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler
+    && window.app.vueAppReady && window.app.extensionManager?.spinner === false)"""
 
 
 def find_chromium() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,8 +18,14 @@ from .errors import COLOUR_CODE, DevError, last_line
 from .paths import LOGS
 
 START_TIMEOUT = 300.0
+STARTS = 4  # of a host on any free port
 NEW_PROCESS_GROUP = 0x200  # of Windows; named in subprocess there only
 BAD_IMPORT = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint")
+PORT_TAKEN = re.compile(r"already in use|Errno 10048")
+
+
+class PortTakenError(DevError):
+    """Somebody else has the port."""
 
 
 def free_port() -> int:
@@ -29,18 +36,20 @@ def free_port() -> int:
 
 
 def check_port(port: int) -> None:
-    """Raise DevError if somebody listens on the port."""
+    """Raise PortTakenError if somebody listens on the port."""
     with socket.socket() as probe:
         if os.name != "nt":  # as the host does it: a port in TIME_WAIT is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            raise DevError(f"Port {port} cannot be used ({error}); choose another with --port.") from error
+            raise PortTakenError(f"Port {port} cannot be used ({error}); choose another with --port.") from error
 
 
 class Server:
     """The host as a context manager. ``url`` answers between ``__enter__`` and ``__exit__``.
+
+    Without a port any free one serves: if somebody takes it before the host does, the host starts again on another.
 
     Raises:
         DevError: from ``__enter__``, when the port is taken, the host ends early, is not ready after five minutes, or
@@ -49,12 +58,24 @@ class Server:
 
     def __init__(self, python: Path, host: Path, base: Path, *, port: int | None = None, log: Path | None = None):
         self.python, self.host, self.base = python, host, base
+        self.any_port = not port
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.log = log or LOGS / f"comfyui-{time.strftime('%Y%m%d-%H%M%S')}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def __enter__(self) -> Server:
+        for _ in range(STARTS - 1 if self.any_port else 0):
+            try:
+                return self.start()
+            except PortTakenError:
+                self.port = free_port()
+        return self.start()
+
+    def start(self) -> Server:
         check_port(self.port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [
@@ -90,13 +111,21 @@ class Server:
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 line = last_line(self.log, "Error", "error")
-                raise DevError(f"ComfyUI ended with exit code {code} while starting: {line} (log: {self.log})")
-            try:
-                with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.25)
+                taken = PORT_TAKEN.search(self.log.read_text("utf-8", errors="replace"))
+                kind = PortTakenError if taken else DevError
+                raise kind(f"ComfyUI ended with exit code {code} while starting: {line} (log: {self.log})")
+            if self.answers():
+                return
+            time.sleep(0.25)
         raise DevError(f"ComfyUI did not answer at {self.url} within {START_TIMEOUT:.0f} s (log: {self.log}).")
+
+    def answers(self) -> bool:
+        """Whether it is our host that answers, and no other one that took the port."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as answer:
+                return str(self.base) in json.load(answer)["system"].get("argv", [str(self.base)])
+        except (urllib.error.URLError, OSError, ValueError, LookupError):
+            return False
 
     def check_packs(self) -> None:
         """The host starts happily without a pack that fails to import: read its log."""

@@ -9,9 +9,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page
 
-from devtools.browser import find_chromium
-
-READY = "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)"
+from devtools.browser import READY, find_chromium
 
 
 def open_frontend(playwright: Any, url: str, size: tuple[int, int], scale: float = 1) -> Page:

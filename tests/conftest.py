@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:  # what needs the host is imported by those who ask for it
@@ -21,6 +22,10 @@ if TYPE_CHECKING:  # what needs the host is imported by those who ask for it
     from devtools.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A busy machine may take its time.
+settings.register_profile("pcm", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pcm")
 
 
 def _is_root(entry: str) -> bool:

@@ -16,7 +16,7 @@ from pcm_core.phases import MAX_COUNT, build_schedule, phase_edges
 from pcm_core.sampling import jump, sample_pcm
 
 GRIDS = [n for n in range(1, 1001) if 1000 % n == 0]
-laws = settings(deadline=None, max_examples=200)
+laws = settings(max_examples=200)
 
 # A table whose sigma is its own timestep: what a grid says can be read off.
 TIMESTEPS = torch.arange(1000.0)

@@ -256,7 +256,7 @@ def dress(tmp_path_factory, data):
     survive(tmp_path_factory.getbasetemp() / "dressed.safetensors", save(tensors))
 
 
-QUIET = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+QUIET = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
 @settings(max_examples=250, **QUIET)

@@ -28,7 +28,7 @@ from pcm_core.phases import (
 GRIDS = [n for n in range(1, 1001) if 1000 % n == 0]
 counts = st.integers(1, MAX_COUNT)
 grids = st.sampled_from(GRIDS)
-laws = settings(deadline=None, max_examples=300)
+laws = settings(max_examples=300)
 
 
 def flow_table(shift: float, entries: int = 1000) -> Tensor:

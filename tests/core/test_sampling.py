@@ -18,7 +18,7 @@ from pcm_core.errors import PCMError
 from pcm_core.phases import Spacing, build_schedule
 from pcm_core.sampling import gamma_to_determinism, is_finite, jump, sample_pcm, seeded_noise, stochastic_jump
 
-laws = settings(deadline=None, max_examples=300)
+laws = settings(max_examples=300)
 
 
 def double(*values: float) -> Tensor:

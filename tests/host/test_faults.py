@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
+MNT_DETACH = 2
 WALKS = ("PCM Sampler", "SamplerPCM", "the name pcm", "PCM Video Sampler")
 
 
@@ -189,18 +192,44 @@ def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
 # A full disk
 
 
-@pytest.fixture
-def full_disk(host):
-    """output/loras as a file system of its own, of 64 KB."""
-    folder = host.base / "output" / "loras"
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def small_file_system(folder):
+    """A file system of its own, of 64 KB."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("a small file system can be mounted by root on Linux only")
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=64k"):
         pytest.skip(f"cannot mount a small file system: {os.strerror(ctypes.get_errno())}")
-    yield folder
-    libc.umount(os.fsencode(folder))
+    try:
+        yield
+    finally:
+        failed = libc.umount2(os.fsencode(folder), MNT_DETACH)
+        assert not failed, os.strerror(ctypes.get_errno())
+
+
+@contextmanager
+def small_files(folder):
+    """An empty folder in its place, and no file of this process over 64 KB; Python ignores the signal of that limit."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    aside = folder.rename(folder.with_name("loras aside"))
+    folder.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        shutil.rmtree(folder)
+        aside.rename(folder)
+
+
+@pytest.fixture(params=[small_file_system, small_files], ids=lambda small: small.__name__)
+def full_disk(host, request):
+    """output/loras, where more than 64 KB has no room: really, and in a way that needs no root."""
+    folder = host.base / "output" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    with request.param(folder):
+        yield folder
 
 
 BIG = {"a.lora_up.weight": torch.ones(200, 200), "a.lora_down.weight": torch.ones(200, 200)}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,15 +221,19 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 def launch(*words: object, processes: int) -> subprocess.Popen[str]:
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29653"]
+        command += ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]  # on a free port
+        command += [f"--nproc_per_node={processes}"]
     command += ["-m", "scripts.generate", *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
     """SIGKILL for the launcher and its workers, which have sessions of their own."""
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
+    workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    for one in workers:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.kill()
     process.communicate()
 
 
@@ -247,12 +252,16 @@ def test_two_processes_killed_in_the_middle_and_resumed_make_the_folder_of_one(h
     expected = tmp_path / "one"
     assert finish(launch(prompts, expected, *words, "--single", processes=1)) == [len(tasks)]
 
-    out, halves = tmp_path / "two", (tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :])
-    process = launch(prompts, out, *words, processes=2)
-    while process.poll() is None and not all(any((out / task.file).exists() for task in half) for half in halves):
-        time.sleep(0.005)
-    kill_all(process)
-    there = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    halves = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
+    for attempt in range(3):  # on a busy machine all may be made before the kill
+        out = tmp_path / f"two {attempt}"
+        process = launch(prompts, out, *words, processes=2)
+        while process.poll() is None and not all(any((out / task.file).exists() for task in half) for half in halves):
+            time.sleep(0.005)
+        kill_all(process)
+        there = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+        if len(there) < len(tasks):
+            break
     assert 2 <= len(there) < len(tasks), "killed in the middle, with both processes at work"
     assert len(manifest(out)) == len(tasks)
     for path in there:

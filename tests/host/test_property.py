@@ -22,7 +22,7 @@ FAMILIES = ("eps", "v", "edm", *FLOWS)
 # networks amplify any rounding; there the error has to stay within what one unit in the last place at every step does.
 TOLERANCE = 1e-5
 SHARED = [n for n in range(1, 65) if 1000 % n == 0]  # 1, 2, 4, 5, 8, 10, 20, 25, 40, 50
-OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+OPTIONS = {"suppress_health_check": list(HealthCheck)}
 phases = [Phase.explicit, Phase.reuse, Phase.generate]  # no shrinking: it would run for minutes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from devtools.browser import find_chromium
+from devtools.browser import READY, find_chromium
 from devtools.server import Server
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -33,10 +33,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """The frontend, ready for work; one page for all tests of a module, each of which loads its own workflow."""
+    from playwright.sync_api import expect
+
     opened = browser.new_page(viewport={"width": 1600, "height": 900})
+    opened.set_default_timeout(60_000)  # a busy machine may take its time
+    opened.set_default_navigation_timeout(120_000)
+    expect.set_options(timeout=60_000)
     opened.goto(server.url)
-    opened.wait_for_function(
-        "() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler)", timeout=60_000
-    )
+    opened.wait_for_function(READY)
     yield opened
     opened.close()

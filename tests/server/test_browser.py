@@ -55,12 +55,8 @@ def test_the_browser_would_queue_the_api_form(page: Page, ui: Path, api: Path) -
 def test_run_makes_a_picture(page: Page) -> None:
     load(page, json.loads(WORKFLOW.read_text("utf-8")))
     try:
-        page.get_by_test_id("queue-button").first.click(timeout=10_000)
-        page.wait_for_function(
-            "id => window.app.graph.getNodeById(id).imgs?.length === 1",
-            arg=SAVE,
-            timeout=60_000,
-        )
+        page.get_by_test_id("queue-button").first.click()
+        page.wait_for_function("id => window.app.graph.getNodeById(id).imgs?.length === 1", arg=SAVE)
         page.wait_for_timeout(500)  # let the canvas draw what it has
     except Error as error:
         pytest.fail(f"{error.message}\nOn the page: {page.inner_text('body')[:2000]}")
@@ -74,8 +70,8 @@ def test_run_makes_a_picture(page: Page) -> None:
 def test_run_makes_a_clip(page: Page) -> None:
     load(page, json.loads(VIDEO_WORKFLOW.read_text("utf-8")))
     try:
-        page.get_by_test_id("queue-button").first.click(timeout=10_000)
-        page.wait_for_function("id => window.app.nodeOutputs[id]?.images?.length === 1", arg=SAVE, timeout=60_000)
+        page.get_by_test_id("queue-button").first.click()
+        page.wait_for_function("id => window.app.nodeOutputs[id]?.images?.length === 1", arg=SAVE)
     except Error as error:
         pytest.fail(f"{error.message}\nOn the page: {page.inner_text('body')[:2000]}")
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,6 +54,21 @@ def test_a_taken_port(taken_port: int, comfyui: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(dev, "BASE", tmp_path)
     assert dev.main(["serve", "--port", str(taken_port)]) == 1
     assert_one_sentence(capsys.readouterr().err, str(taken_port), "--port")
+
+
+def test_a_port_taken_between_the_choice_and_the_start(comfyui: Path, tmp_path: Path, monkeypatch) -> None:
+    """The host says so when it is up, and starts again on another port."""
+    (tmp_path / "custom_nodes").mkdir()
+    with socket.socket() as listener:
+
+        def take(port: int) -> None:
+            monkeypatch.undo()
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+
+        monkeypatch.setattr("devtools.server.check_port", take)
+        with Server(Path(sys.executable), comfyui, tmp_path, log=tmp_path / "log") as running:
+            assert running.port != listener.getsockname()[1] and running.answers()
 
 
 def tampered_sdist(folder: Path) -> None:
@@ -141,21 +157,21 @@ def test_a_signal_stops_the_server_too(comfyui: Path, tmp_path: Path, name: str)
         f"dev.prepare = lambda _: pathlib.Path({str(comfyui)!r})\n"
         f"dev.BASE = pathlib.Path({str(tmp_path)!r})\n"
         f"dev.environment.venv_python = lambda: pathlib.Path({sys.executable!r})\n"
-        "sys.exit(dev.main(['serve', '--port', sys.argv[1]]))\n"
+        "sys.exit(dev.main(['serve', '--port', '0']))\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-u", "-c", script, str(port)]
+    command = [sys.executable, "-u", "-c", script]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
-        while "Ctrl-C" not in process.stdout.readline():
-            assert process.poll() is None, process.stderr.read()
+        said = ""
+        while "Ctrl-C" not in said:
+            said += (line := process.stdout.readline())
+            assert line, process.stderr.read()
         process.send_signal(getattr(signal, name))
         assert process.wait(timeout=30) == 130
         assert_one_sentence(process.stderr.read(), "Stopped.")
+    (url,) = re.findall(r"http://\S+", said)
     with pytest.raises((urllib.error.URLError, OSError)):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=2)
+        urllib.request.urlopen(f"{url}/system_stats", timeout=2)
 
 
 def test_a_rejected_workflow(server: Server, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -167,8 +183,10 @@ def test_a_rejected_workflow(server: Server, tmp_path: Path, monkeypatch, capsys
     assert_one_sentence(capsys.readouterr().err, "VAELoader", "no such decoder")
 
 
-def test_no_server_to_talk_to(taken_port: int, tmp_path: Path, monkeypatch, capsys) -> None:
-    url = f"http://127.0.0.1:{taken_port + 1 if taken_port < 65535 else 1}"
-    monkeypatch.setattr(sys, "argv", ["quickstart", "--url", url, "--output", str(tmp_path)])
-    assert quickstart.main() == 1
+def test_no_server_to_talk_to(tmp_path: Path, monkeypatch, capsys) -> None:
+    with socket.socket() as silent:  # bound, so that nobody else gets the port, and not listening
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(sys, "argv", ["quickstart", "--url", url, "--output", str(tmp_path)])
+        assert quickstart.main() == 1
     assert_one_sentence(capsys.readouterr().err, url)

@@ -44,15 +44,17 @@ def watched(page: Page, server: Server) -> Iterator[Page]:
         dialog.dismiss()
 
     page.on("dialog", note)
-    page.evaluate("() => { delete window.pwned; window.ended = [] }")
-    page.evaluate("""() => { for (const kind of ["execution_success", "execution_error"])
-        window.app.api.addEventListener(kind, event => window.ended.push([kind, event.detail])) }""")
-    yield page
-    page.wait_for_timeout(WAIT)
-    assert page.evaluate("() => window.pwned ?? null") is None
-    assert not dialogs
-    page.remove_listener("dialog", note)
-    (server.base / "models" / "loras" / FILE).unlink(missing_ok=True)
+    try:
+        page.evaluate("() => { delete window.pwned; window.ended = [] }")
+        page.evaluate("""() => { for (const kind of ["execution_success", "execution_error"])
+            window.app.api.addEventListener(kind, event => window.ended.push([kind, event.detail])) }""")
+        yield page
+        page.wait_for_timeout(WAIT)
+        assert page.evaluate("() => window.pwned ?? null") is None
+        assert not dialogs
+    finally:
+        page.remove_listener("dialog", note)
+        (server.base / "models" / "loras" / FILE).unlink(missing_ok=True)
 
 
 def lora(server: Server, *, whole: bool) -> None:
@@ -70,7 +72,7 @@ def run(page: Page) -> tuple[str, dict[str, Any]]:
         widgets.find(w => w.name === "lora_name").value = file }""", [LORA, FILE])  # fmt: skip
     page.evaluate("() => window.app.refreshComboInNodes?.()")
     page.get_by_test_id("queue-button").first.click()
-    page.wait_for_function("() => window.ended.length > 0", timeout=60_000)
+    page.wait_for_function("() => window.ended.length > 0")
     return tuple(page.evaluate("() => window.ended[0]"))
 
 
@@ -80,7 +82,7 @@ def test_the_watch_sees_what_runs(page: Page) -> None:
         page.evaluate("() => { delete window.pwned }")
         page.evaluate("""html => { const box = document.createElement("div"); box.id = "trap";
             document.body.append(box); box.innerHTML = html }""", payload)  # fmt: skip
-        page.wait_for_function("() => Boolean(window.pwned)", timeout=10_000)
+        page.wait_for_function("() => Boolean(window.pwned)")
         page.evaluate("() => document.querySelectorAll('#trap').forEach(box => box.remove())")
 
 
@@ -111,7 +113,7 @@ def test_a_hostile_file_name_in_the_report_is_text(watched: Page, server: Server
     assert kind == "execution_success", detail
     watched.wait_for_function("""([id, text]) =>
         window.app.graph.getNodeById(id).widgets.some(w => String(w.value).includes(text))""",
-        arg=[REPORT, f"file: {FILE}"], timeout=10_000)  # fmt: skip
+        arg=[REPORT, f"file: {FILE}"])  # fmt: skip
 
 
 def test_a_hostile_file_name_in_an_error_is_text(watched: Page, server: Server) -> None:
@@ -119,5 +121,5 @@ def test_a_hostile_file_name_in_an_error_is_text(watched: Page, server: Server) 
     kind, detail = run(watched)
     assert kind == "execution_error" and FILE in detail["exception_message"], detail
     watched.get_by_role("button", name="View details").first.click()
-    watched.get_by_text("onerror=window.pwned=1").first.wait_for(timeout=10_000)
+    watched.get_by_text("onerror=window.pwned=1").first.wait_for()
     watched.keyboard.press("Escape")

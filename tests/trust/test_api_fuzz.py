@@ -2,7 +2,8 @@
 
 The cases come from ``/object_info``: wrong types, numbers out of range, NaN, huge integers, missing and circular links,
 links to wrong sockets, unknown inputs and options. The host refuses what it checks itself; what it lets through ends in
-a result or in one sentence of ours, and the server goes on. PCM_FUZZ_SEED repeats a run.
+a result or in one sentence of ours, and the server goes on. PCM_FUZZ_SEED chooses the cases; the long test draws others
+every time.
 """
 
 from __future__ import annotations
@@ -186,10 +187,10 @@ def fault_of_a_run(details: dict[str, Any]) -> str:
     return "" if sound else f"not one sentence: {message[:500]!r}"
 
 
-def fuzz(server: Server, client: Client, per_node: int) -> Counter[str]:
+def fuzz(server: Server, client: Client, per_node: int, seed: int) -> Counter[str]:
     """Send the cases; the counts of how they ended."""
-    seed = int(os.environ.get("PCM_FUZZ_SEED", random.SystemRandom().randrange(2**32)))
-    logging.info("PCM_FUZZ_SEED=%d", seed)
+    seed = int(os.environ.get("PCM_FUZZ_SEED", seed))
+    print(f"PCM_FUZZ_SEED={seed}")
     info = json.loads(client.get("/object_info"))
     assert {name for name, node in info.items() if node["python_module"] == MODULE} == set(BASES)
     found: Counter[str] = Counter()
@@ -215,10 +216,11 @@ def test_every_base_graph_runs(client: Client) -> None:
 
 @pytest.mark.timeout(300)
 def test_some_bad_inputs(server: Server, client: Client) -> None:
-    assert fuzz(server, client, per_node=7).total() == 70
+    assert fuzz(server, client, per_node=7, seed=0).total() == 70
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_bad_inputs(server: Server, client: Client) -> None:
-    assert fuzz(server, client, per_node=120).total() >= 1000
+    seed = random.SystemRandom().randrange(2**32)
+    assert fuzz(server, client, per_node=120, seed=seed).total() >= 1000
