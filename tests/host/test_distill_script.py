@@ -40,7 +40,8 @@ def arguments(inputs, folder: Path, name: str, *more: str, processes: int = 1) -
     model, cache = inputs
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29641"]
+        launch += ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]  # on a free port
+        launch += [f"--nproc_per_node={processes}"]
     return [
         *launch, "-m", "scripts.distill", "--model", str(model), "--latents", str(cache),
         "--out", str(folder / f"{name}.safetensors"), "--csv", str(folder / f"{name}.csv"),
