@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig
+from ..pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, usual_warmup
 from ..pcm_core.phases import MAX_COUNT
 from . import host_lora, host_training
 from .checks import checked
@@ -118,7 +118,7 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         batch=values["batch_size"],
         accumulate=values["grad_accumulation"],
         lr=values["learning_rate"],
-        warmup=min(100, values["steps"] // 10),
+        warmup=usual_warmup(values["steps"]),
         loss=values["loss"],
         cfg=(values["cfg_min"], values["cfg_max"]),
         caption_dropout=values["caption_dropout"],

@@ -24,7 +24,12 @@ Conditioning = list[list[Any]]
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _CACHED_TEXTS = 16
+# Families that write over what autograd keeps, and whose gradients with copies of it a test compares.
 _COPIED = ("ltxv",)
+_WHOLE = (
+    "all of the model there: through layers that come one after the other no gradient is right.",
+    "Use a smaller or quantised model, or start ComfyUI without --novram.",
+)
 _ALL_MEMORY = 10**20  # bytes: everything else leaves the device
 
 
@@ -76,7 +81,8 @@ def _for_training(model: Any) -> Any:
         PCMError: if the host streams this model's weights and has no file to read it from once more.
     """
     try:
-        clone = model.clone(disable_dynamic=True)  # what the host streams is read again, as a model that it loads
+        # What the host streams is read again, as a model that it loads.
+        clone = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
     except RuntimeError as error:
         raise PCMError(
             f"The model cannot be loaded whole ({error}).",
@@ -85,7 +91,11 @@ def _for_training(model: Any) -> Any:
         ) from error
 
     def prepare(executor: Any, patcher: Any, *args: Any, **options: Any) -> Any:
-        comfy.model_management.load_models_gpu([patcher], memory_required=_ALL_MEMORY, force_full_load=True)
+        try:
+            comfy.model_management.load_models_gpu([patcher], memory_required=_ALL_MEMORY, force_full_load=True)
+        except comfy.model_management.OOM_EXCEPTION as error:
+            size = patcher.model_size() / 2**20
+            raise PCMError(f"The {size:.0f} MB of the model do not fit on {patcher.load_device}.", *_WHOLE) from error
         return executor(patcher, *args, **(options | {"force_full_load": True}))
 
     clone.add_wrapper(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, prepare)
@@ -99,8 +109,7 @@ def check_loaded(base: Any, device: torch.device) -> None:
         size = sum(weight.numel() * weight.element_size() for weight in left) / 2**20
         raise PCMError(
             f"{size:.0f} MB of the model's weights are not on {device}.",
-            "all of them there: training goes through every layer twice.",
-            "Use a smaller or quantised model, or start ComfyUI without --novram.",
+            *_WHOLE,
         )
 
 
@@ -130,7 +139,9 @@ class WritingElsewhere(TorchFunctionMode):
     _NEW: ClassVar[dict[Any, Any]] = {Tensor.add_: Tensor.add, Tensor.mul_: Tensor.mul, Tensor.sub_: Tensor.sub}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._NEW.get(func, func)(*args, **(kwargs or {}))
+        if func not in self._NEW:
+            return func(*args, **(kwargs or {}))
+        return self._NEW[func](*args, **(kwargs or {})).to(args[0].dtype)  # in place, the dtype stays
 
 
 class Backbone:
@@ -160,7 +171,7 @@ class Backbone:
         captions = torch.zeros(len(x), dtype=torch.int64)
         plain = self(x, sigma, captions)
         self.around = WritingElsewhere
-        if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5):
+        if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5, equal_nan=True):
             self.around, self.checkpointable = nullcontext, False
         if host.family_of(self.guider.model_patcher) in _COPIED:
             self.around_step, self.checkpointable = torch.autograd.graph.allow_mutation_on_saved_tensors, False
@@ -289,4 +300,4 @@ def _take(folder: Path, name: str, first: int) -> Path:
             continue
         if not path.exists():
             return path
-        part.unlink()  # the other finished between our look and our touch
+        part.unlink(missing_ok=True)  # the other finished between our look and our touch

@@ -40,17 +40,19 @@ def write_lora(
         partial.touch()
         mode = partial.stat().st_mode
         save_file(state, partial, metadata=metadata)
-        partial.chmod(mode)  # safetensors leaves a file that only its owner may read
+        with suppress(OSError):  # safetensors leaves a file that only its owner may read
+            partial.chmod(mode)
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise PCMError(
             f"{path.name} cannot be written ({error}).",
             "room and the right to write.",
             "Free some space and save again.",
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def write_or_rescue(path: Path, lora: TrainedLora) -> None:

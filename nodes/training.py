@@ -90,6 +90,7 @@ def _texts_of_rows(texts: list[Conditioning], latents: list[Tensor]) -> list[Con
     pairs = list(zip(texts, latents, strict=False))
     if len(texts) != len(latents) or not any(1 < len(text) == len(latent) for text, latent in pairs):
         return texts
+    logging.info("Distill PCM LoRA: as many texts as latents in a batch, so each latent has its own.")
     return [[part] for text, latent in pairs for part in (text * len(latent) if len(text) == 1 else text)]
 
 
@@ -208,7 +209,7 @@ class Session:
             self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
             adversary=self._adversary(generator), processes=processes,
         )  # fmt: skip
-        self.watchers: list[Watcher] = [self._after_step]
+        self.watchers: list[Watcher] = []
         self.progress = host_training.Progress(job.config.steps)
         self.decode = host_training.previewer(job.model)
         self.grid: Image.Image | None = None
@@ -254,13 +255,13 @@ class Session:
     def _check_checkpointing(self) -> None:
         if not self.backbone.checkpointable:
             raise PCMError(
-                f"{type(self.base).__name__} writes over tensors from which checkpointing would start again.",
+                f"{type(self.base).__name__} writes over its own tensors, perhaps those where checkpointing starts.",
                 "gradient_checkpointing off.",
                 "Switch it off; a smaller batch_size with grad_accumulation needs less memory too.",
             )
 
     def _tell(self, report: distill.StepReport) -> None:
-        for watcher in self.watchers:
+        for watcher in (self._after_step, *self.watchers):
             watcher(report)
         host.check_interrupted()
 

@@ -92,9 +92,9 @@ def sample_pcm(
             assert noise_sampler is not None
             x = _land(x, denoised, sigma, sigma_next, rates[i], flow=flow)  # before the noise: a latent less at once
             noise = noise_sampler(sigma, sigma_next)
-            noise = noise if noise_scale == 1 else noise * noise_scale
-            x = _add_noise(x, noise, sigma_next, rates[i], flow=flow)
-            del noise  # and while the model runs
+            x = _add_noise(x, noise, sigma_next, rates[i], flow=flow, scale=noise_scale)
+            del noise
+        del denoised  # a latent less while the model runs
     return x
 
 
@@ -118,7 +118,7 @@ def stochastic_jump(
 ) -> Tensor:
     """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
     landing = _land(x, denoised, sigma, sigma_next, determinism, flow=flow)
-    return _add_noise(landing, noise, sigma_next, determinism, flow=flow)
+    return _add_noise(landing, noise, sigma_next, determinism, flow=flow, scale=1.0)
 
 
 def _land(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool) -> Tensor:
@@ -132,11 +132,14 @@ def _land(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, determin
     return (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
 
 
-def _add_noise(landing: Tensor, noise: Tensor, sigma_next: float, determinism: float, *, flow: bool) -> Tensor:
+def _add_noise(
+    landing: Tensor, noise: Tensor, sigma_next: float, determinism: float, *, flow: bool, scale: float
+) -> Tensor:
+    fresh = math.sqrt(1 - determinism) * sigma_next * scale
     if determinism > 0:
-        return landing.add_(noise, alpha=math.sqrt(1 - determinism) * sigma_next)  # landing is nobody else's
-    # The model's own x0 must not be written to. Of a flow model the two shares add up to 1.
-    return torch.lerp(landing, noise, sigma_next) if flow else torch.add(landing, noise, alpha=sigma_next)
+        return landing.add_(noise, alpha=fresh)  # landing is nobody else's
+    # The model's own x0 must not be written to.
+    return (landing * (1 - sigma_next)).add_(noise, alpha=fresh) if flow else torch.add(landing, noise, alpha=fresh)
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:

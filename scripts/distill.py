@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN
+from pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, usual_warmup
 
 from .distill_files import StepLog, read_cache, read_state, reason, refuse, save_state
 from .distill_images import cache_path, encode_images
@@ -127,7 +127,7 @@ def make_config(options: argparse.Namespace, pack: Pack) -> Any:
     """The settings of the training, checked as the node's are."""
     config = pack("pcm_core.distill").DistillConfig(
         phases=options.phases, steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=options.lr,
-        warmup=min(100, options.steps // 10) if options.warmup is None else options.warmup,  # as in the node
+        warmup=usual_warmup(options.steps) if options.warmup is None else options.warmup,
         loss=options.loss, cfg=tuple(options.cfg), caption_dropout=options.caption_dropout,
         ema=options.ema, adversarial=options.adversarial,
         adversarial_span=tuple(options.adversarial_span), adversarial_lr=options.adversarial_lr,

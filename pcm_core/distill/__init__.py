@@ -6,7 +6,7 @@
 
 from .adapters import Adapters, adaptable, blocks, differentiable_weights
 from .adversarial import Adversary, BlockFeatures, Heads, hinge_discriminator, hinge_generator, renoise, renoise_std
-from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata
+from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata, usual_warmup
 from .data import Data, LatentSet
 from .objective import (
     Denoiser,
@@ -58,4 +58,5 @@ __all__ = [
     "pseudo_huber",
     "renoise",
     "renoise_std",
+    "usual_warmup",
 ]

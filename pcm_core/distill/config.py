@@ -17,6 +17,11 @@ ADVERSARIAL_SPAN: tuple[float, float] = (0.0, 0.25)
 ADVERSARIAL_LR = 1e-3
 
 
+def usual_warmup(steps: int) -> int:
+    """A tenth of a run, at most 100 steps."""
+    return min(100, steps // 10)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """What to train.
@@ -99,16 +104,16 @@ def _require(good: bool, name: str, value: object, expected: str) -> None:
 
 
 class Diverged(PCMError):  # noqa: N818
-    """The loss or a gradient was not finite at ``step`` (1 is the first); the adapters are the last good ones.
+    """The loss or a gradient was not finite at ``step`` (1 is the first); the adapters are the last that gave some.
 
-    Those are of the step before the last: what the last update made is what gave no finite number.
+    Where there was an update before, it is taken back: what it made is what gave no finite number.
     """
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(
             f"The {what} became NaN or infinite at step {step}.",
             "finite numbers.",
-            "The adapters of the last good step are kept. Lower the learning rate, or check the latents for NaN.",
+            "The adapters are those of the last good step. Lower the learning rate, or check the latents for NaN.",
         )
         self.step = step
 

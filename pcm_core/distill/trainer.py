@@ -177,10 +177,10 @@ class Trainer:
             self.critic.zero_grad(set_to_none=True)
 
     def _critic_norm(self) -> float:
-        """Of the discriminator's gradient; 0 without one."""
-        if self.adversary is None:
-            return 0.0
-        return float(nn.utils.clip_grad_norm_(self.adversary.heads.parameters(), math.inf))
+        """Sum of the norms of the discriminator's gradients; 0 without one."""
+        heads = self.adversary.heads.parameters() if self.adversary else ()
+        norms: list[Tensor] = [torch.linalg.vector_norm(p.grad) for p in heads if p.grad is not None]
+        return float(torch.stack(norms).sum()) if norms else 0.0
 
     def _gradients(self) -> list[Tensor]:
         parameters = [*self.adapters.parameters(), *(self.adversary.heads.parameters() if self.adversary else ())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -254,21 +255,35 @@ def test_what_the_caller_owns_is_not_written_to(determinism: float, sigmas: Tens
 
 
 @pytest.mark.parametrize("flow", [False, True])
-@pytest.mark.parametrize("determinism", [1.0, 0.5, 0.0])
-def test_memory_is_one_latent_beside_the_state(determinism: float, flow: bool) -> None:
+@pytest.mark.parametrize(("determinism", "scale"), [(1.0, 1.0), (0.5, 1.0), (0.0, 1.0), (0.5, 2.0), (0.0, 2.0)])
+def test_memory_is_one_latent_beside_the_state(determinism: float, scale: float, flow: bool) -> None:
     """The next state, or beside it the noise, drawn once the old state has gone."""
     x0, x = start(torch.ones(()), (1, 4, 64, 64), 1), start(torch.ones(()), (1, 4, 64, 64), 2)
     sigmas = torch.linspace(1, 0, 6)
+    settings: dict[str, Any] = {"determinism": determinism, "flow": flow, "noise_scale": scale}
 
     def held(workspace: int) -> float:
         def model(*_: Any) -> Tensor:
             torch.zeros(workspace, *x.shape)
             return x0
 
-        return peak_bytes(lambda: sample_pcm(model, x, sigmas, determinism=determinism, flow=flow)) / x.nbytes
+        return peak_bytes(lambda: sample_pcm(model, x, sigmas, **settings)) / x.nbytes
 
     assert 2 <= held(0) < 2.01
     assert 1 + 9 <= held(9) < 1 + 9.01, "while the model runs only the state is held"
+
+
+@pytest.mark.parametrize("determinism", [1.0, 0.5, 0.0])
+def test_the_x0_before_has_gone_when_the_model_runs(determinism: float) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        assert not [one for one in seen if one() is not None]
+        seen.append(weakref.ref(x0 := x * 0.5))
+        return x0
+
+    sample_pcm(model, start(torch.ones(())), torch.linspace(1, 0, 6), determinism=determinism)
+    assert len(seen) == 5
 
 
 def test_a_large_latent_needs_one_more_of_its_size() -> None:

@@ -143,11 +143,16 @@ def _everything(comfyui: Path) -> dict[str, Any]:
             if attribute.startswith("__") or isinstance(value, ModuleType):
                 continue
             where = f"{name}.{attribute}"
-            found[where] = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
+            found[where] = _copy(value)
             if isinstance(value, type) and value.__module__ == name:
-                inner = {key: list(item) if isinstance(item, list) else item for key, item in vars(value).items()}
-                found |= {f"{where}.{key}": item for key, item in inner.items() if not key.startswith("__")}
+                made = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__static_attributes__"}
+                found |= {f"{where}.{key}": _copy(item) for key, item in vars(value).items() if key not in made}
     return found
+
+
+def _copy(value: Any) -> Any:
+    """What a container holds now."""
+    return value.copy() if type(value) in (dict, list, set) else value
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -156,6 +161,8 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[A
     def same(old: Any, new: Any) -> bool:
         if isinstance(old, dict) and isinstance(new, dict):
             return old.keys() == new.keys() and all(old[key] is new[key] for key in old)
+        if isinstance(old, set) and isinstance(new, set):
+            return old == new
         if isinstance(old, list) and isinstance(new, list):
             return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
         return old is new

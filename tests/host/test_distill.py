@@ -628,6 +628,17 @@ def test_the_model_is_loaded_whole(zoo, distil, monkeypatch):
     assert given.model.wrappers == wrappers, "the model that came in was changed"
 
 
+def test_a_model_too_big_for_the_device_is_refused(zoo, distil, monkeypatch):
+    import comfy.model_management as management
+
+    def full(*_, **__):
+        raise management.OOM_EXCEPTION("out of memory")
+
+    monkeypatch.setattr(management, "load_models_gpu", full)
+    with pytest.raises(ValueError, match=r"MB of the model do not fit on cpu\. Expected: all of the model there"):
+        distil(zoo["sd3"], steps=1)
+
+
 def test_weights_that_stayed_elsewhere_are_refused(host):
     base = torch.nn.Module()
     base.diffusion_model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(512, 512, device="meta"))
@@ -647,6 +658,7 @@ def test_a_streamed_model_without_a_file_is_refused(zoo, distil, monkeypatch):
         raise RuntimeError("Cannot create non-dynamic delegate")
 
     monkeypatch.setattr(given.model, "clone", clone)
+    monkeypatch.setattr(given.model, "is_dynamic", lambda: True)
     with pytest.raises(ValueError, match=r"cannot be loaded whole .*Load Checkpoint"):
         distil(given, steps=1)
 
@@ -705,6 +717,14 @@ def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, ba
         training.Session.run = original
         hook.remove()
     assert (seen == [host_training.WritingElsewhere]) is not bare
+
+
+def test_writing_elsewhere_keeps_the_dtype(host):
+    half, full = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
+    with host.pack("nodes.host_training").WritingElsewhere():
+        before = half
+        half += full
+    assert half.dtype == torch.bfloat16 and half is not before and float(before[0]) == 1
 
 
 def test_more_phases_than_usual_grids_hold_are_trained_on_a_grid_that_is_named(host):

@@ -33,6 +33,7 @@ def test_loading_the_pack_changes_nothing_else_of_the_host(host):
     for name, (before, after) in host.changed.items():
         if isinstance(before, (list, dict)):
             assert list(after)[: len(before)] == list(before), name
+            assert isinstance(before, list) or all(after[key] is before[key] for key in before), name
             added[name] = set(list(after)[len(before) :])
         else:
             assert before is None, f"{name} was replaced"
