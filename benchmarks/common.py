@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tomllib
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -28,7 +27,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pack_label(folder: Path) -> str:
-    """Name and version of another node pack, as its own pyproject.toml has it."""
+    """The folder of another node pack, and the version in its pyproject.toml."""
+    import tomllib  # not in Python 3.10, on which pcm_core and its tests run too
+
     source = folder / "pyproject.toml"
     project = tomllib.loads(source.read_text(encoding="utf-8")).get("project", {}) if source.is_file() else {}
     return " ".join([folder.name, *([project["version"]] if "version" in project else [])])

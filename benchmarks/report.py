@@ -65,12 +65,13 @@ def run(name: str, arguments: Sequence[str]) -> str:
     """
     command = ["python", "-m", f"benchmarks.{name}", *arguments]
     load = f", load {os.getloadavg()[0]:.1f} before it began" if hasattr(os, "getloadavg") else ""
+    source = commit()
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed; its message is above.")
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     shown = shlex.join(Path(word).name if Path(word).is_absolute() else word for word in command)
-    return f"`{shown}`, {when}, commit {commit()}. {machine()}{load}.\n\n{done.stdout.strip()}"
+    return f"`{shown}`, {when}, {source}. {machine()}{load}.\n\n{done.stdout.strip()}"
 
 
 def machine() -> str:

@@ -20,6 +20,8 @@ PLACES = (
 # The nodes are there, and the frontend has loaded the workflow that it begins with: until then its spinner turns.
 READY = """() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler
     && window.app.vueAppReady && window.app.extensionManager?.spinner === false)"""
+# Two frames: the canvas has drawn what was set, and the mouse finds it there.
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def find_chromium() -> str | None:

@@ -16,7 +16,7 @@ from .paths import LOGS, ROOT
 PAGE = ROOT / "docs" / "hosts.md"
 HEAD = """# Which tests ran on which ComfyUI
 
-Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long` on commit {commit}. Every
+Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long` on {commit}. Every
 figure counts tests in `tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and
 browser tests run on the newest version only, and so do the slow ones among these: it counts more.
 """
@@ -79,12 +79,13 @@ def _cell(report: dict[tuple[str, str], str], file: str | None = None) -> str:
 def main() -> None:
     paths = {version: report_path(version) for version in SDISTS if report_path(version).exists()}
     commits = {version: commit_of(path) for version, path in paths.items()}
-    if len(set(commits.values())) != 1:
+    known = {commit for commit in commits.values() if commit.startswith("commit ")}
+    if len(known) != 1 or len(set(commits.values())) != 1:
         found = ", ".join(f"{version} on {commit}" for version, commit in commits.items()) or "none"
         raise SystemExit(f"Expected reports of one commit, found {found}. Run python dev.py test --long.")
     reports = {version: outcomes(path) for version, path in paths.items()}
     PAGE.write_text(page(reports, date.today(), next(iter(commits.values()))), encoding="utf-8")
-    print(f"{PAGE.name}: {', '.join(reports) or 'no reports found'}")
+    print(f"{PAGE.name}: {', '.join(reports)}")
 
 
 if __name__ == "__main__":

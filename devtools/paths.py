@@ -16,11 +16,15 @@ SOURCES = (".", ":!benchmarks/results.md", ":!docs/hosts.md")
 
 
 def commit() -> str:
-    """The commit of the working tree, ``-dirty`` where more than its reports differs; "no commit" without git."""
-    here = ["git", "-C", str(ROOT)]
+    """``commit <hash>`` of the working tree, ``-dirty`` if more than its reports differs, or ``no commit``."""
     try:
-        found = subprocess.run([*here, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
-        clean = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", *SOURCES], check=False)
-    except OSError:
+        top, head = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "--short=9", "HEAD")
+        changed = _git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
         return "no commit"
-    return found.stdout.strip() + "-dirty" * (clean.returncode != 0) if found.returncode == 0 else "no commit"
+    return f"commit {head}" + "-dirty" * bool(changed) if Path(top).resolve() == ROOT else "no commit"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -124,7 +125,7 @@ class Server:
         try:
             with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as answer:
                 return str(self.base) in json.load(answer)["system"].get("argv", [str(self.base)])
-        except (urllib.error.URLError, OSError, ValueError, LookupError):
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError):
             return False
 
     def check_packs(self) -> None:

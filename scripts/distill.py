@@ -218,7 +218,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     check(options)
-    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
+    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available(), patient=options.images is not None)
     pack = load_pack()
     errors = pack("pcm_core.errors")
     try:

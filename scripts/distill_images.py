@@ -45,10 +45,10 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
         return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
     return {
-        "files": [dated(path) for pair in zip(pictures, captions, strict=True) for path in pair],
+        "pictures or captions": [dated(path) for pair in zip(pictures, captions, strict=True) for path in pair],
         "size": options.size,
-        "encoders": [[path.name, path.stat().st_size] for path in (options.vae, *options.clip)],
-        "clip_type": options.clip_type,
+        "encoders": [dated(path) for path in (options.vae, *options.clip)],
+        "clip type": options.clip_type,
     }
 
 
@@ -60,7 +60,8 @@ def _stale(cache: Path, source: dict[str, Any]) -> str:
         before = torch.load(cache, weights_only=True, map_location="cpu", mmap=True)["source"]
     except Exception:  # cut off, made by an older version, or no cache
         return "does not say what it was made from"
-    return "" if before == source else "was made from other pictures, captions or encoders"
+    other = [what for what, value in source.items() if before.get(what) != value]
+    return f"was made with another state of: {', '.join(other)}" if other else ""
 
 
 def _encoded(
@@ -72,14 +73,14 @@ def _encoded(
     except files.PCMError:
         raise
     except Exception as error:  # the host's own, from a file that is none or a size that its VAE cannot make
-        what = f"{_broken(pictures) or options.images} cannot be encoded ({reason(error)})."
+        what = f"{_broken(pictures) or options.images} cannot be encoded ({_cause(error)})."
         refuse(what, f"pictures, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Correct the one that is not.")
     try:
         negative, *positive = files.encode_texts(options.clip, options.clip_type, ["", *texts])
     except files.PCMError:
         raise
     except Exception as error:
-        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({reason(error)})."
+        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({_cause(error)})."
         refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
     return {"latents": latents, "texts": positive, "negative": negative}
 
@@ -89,6 +90,11 @@ def _caption(path: Path) -> str:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         refuse(f"{path} cannot be read ({reason(error)}).", "a caption in UTF-8.", "Save it as UTF-8.")
+
+
+def _cause(error: Exception) -> str:
+    """``reason``, but a lookup that fails in an encoder says nothing of a file."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else reason(error)
 
 
 def _broken(pictures: Sequence[Path]) -> Path | None:

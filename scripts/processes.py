@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "phased_consistency_pack"
 Pack = Callable[[str], ModuleType]
 T = TypeVar("T")
-# The others wait while the first encodes the pictures; torch would give up after 10 minutes, on a CPU after 30.
+# Of processes that wait while the first encodes pictures; torch would give up after 10 minutes, on a CPU after 30.
 PATIENCE = timedelta(hours=12)
 
 
@@ -32,7 +32,7 @@ class Workers:
         self.count = accelerator.num_processes if accelerator else 1
 
     @classmethod
-    def start(cls, single: bool, on_cpu: bool) -> Workers:
+    def start(cls, single: bool, on_cpu: bool, *, patient: bool = False) -> Workers:
         if importlib.util.find_spec("accelerate") is None:
             if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 return cls()
@@ -42,8 +42,8 @@ class Workers:
         if single:
             return cls()
         accelerate = importlib.import_module("accelerate")
-        patient = accelerate.InitProcessGroupKwargs(timeout=PATIENCE)
-        return cls(accelerate.Accelerator(cpu=on_cpu, kwargs_handlers=[patient]))
+        handlers = [accelerate.InitProcessGroupKwargs(timeout=PATIENCE)] if patient else []
+        return cls(accelerate.Accelerator(cpu=on_cpu, kwargs_handlers=handlers))
 
     @property
     def first(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from devtools import host_table
 from devtools.host_table import commit_of, outcomes, page
 
-REPORT = """<testsuites><testsuite name="abc123">
+REPORT = """<testsuites><testsuite name="commit abc123">
 <testcase classname="tests.host.test_a" name="one"/>
 <testcase classname="tests.host.test_a" name="two"><failure message="no"/></testcase>
 <testcase classname="tests.host.test_b" name="one[x]"><skipped message="no such node here"/></testcase>
@@ -41,7 +41,7 @@ def test_reports_of_different_commits_make_no_table(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit, match="found none"):
         host_table.main()
     for number, path in enumerate(list(paths.values())[:2]):
-        path.write_text(REPORT.replace("abc123", f"commit{number}"))
-    with pytest.raises(SystemExit, match=r"one commit.*on commit0.*on commit1"):
+        path.write_text(REPORT.replace("abc123", f"number{number}"))
+    with pytest.raises(SystemExit, match=r"one commit.*on commit number0.*on commit number1"):
         host_table.main()
     assert not (tmp_path / "hosts.md").exists()

@@ -423,14 +423,16 @@ def test_pictures_are_encoded_again_when_anything_changed(pictures, tmp_path, ch
     elif change == "date":
         os.utime(folder / "0.png", (1, 1))
     elif change == "vae":
-        (tmp_path / "vae").write_text("another vae", "utf-8")
+        (tmp_path / "vae").write_text("eav", "utf-8")  # as many bytes
     elif change == "cut":
         cache.write_bytes(cache.read_bytes()[:500])
     more = {"size": ["--size", 256], "clip": ["--clip", tmp_path / "clip2"], "type": ["--clip-type", "sd3"]}
     words = [*words, *more.get(change, [])]
     capsys.readouterr()
     assert encode(words) == [count]
-    why = "does not say what" if change == "cut" else "was made from other pictures, captions or encoders"
+    parts = {"size": "size", "clip": "encoders", "vae": "encoders", "type": "clip type"}
+    what = parts.get(change, "pictures or captions")
+    why = "does not say what" if change == "cut" else f"was made with another state of: {what}"
     said = capsys.readouterr().err
     assert said.startswith(f"{cache} {why}") and said.endswith(f": encoding {count} pictures.\n")
     assert encode(words) == []
@@ -498,9 +500,12 @@ def test_processes_wait_for_the_first_to_encode(monkeypatch):
     made = []
     monkeypatch.setattr(accelerate, "Accelerator", lambda **options: made.append(options) or SimpleNamespace(
         process_index=1, num_processes=2))  # fmt: skip
-    assert processes.Workers.start(single=False, on_cpu=True).rank == 1
-    ((patient,), cpu) = (made[0]["kwargs_handlers"], made[0]["cpu"])
-    assert cpu and patient.to_kwargs() == {"timeout": timedelta(hours=12)}
+    for waits in (True, False):
+        assert processes.Workers.start(single=False, on_cpu=True, patient=waits).rank == 1
+    assert [options["cpu"] for options in made] == [True, True]
+    (patient,) = made[0]["kwargs_handlers"]
+    assert patient.to_kwargs() == {"timeout": timedelta(hours=12)}
+    assert not made[1]["kwargs_handlers"], "in training a peer that hangs is noticed as soon as ever"
 
 
 def test_a_folder_without_comfyui_is_refused(tmp_path):

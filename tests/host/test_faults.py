@@ -225,11 +225,16 @@ def small_files(folder):
 
 @pytest.fixture(params=[small_file_system, small_files], ids=lambda small: small.__name__)
 def full_disk(host, request):
-    """output/loras, where more than 64 KB has no room: really, and in a way that needs no root."""
+    """To enter around what writes: output/loras, where more than 64 KB has no room, really or in a way without root."""
     folder = host.base / "output" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    with request.param(folder):
-        yield folder
+
+    @contextmanager
+    def enter():
+        with request.param(folder):  # not around the whole test: pytest writes its own report to a file, perhaps
+            yield folder
+
+    return enter
 
 
 BIG = {"a.lora_up.weight": torch.ones(200, 200), "a.lora_down.weight": torch.ones(200, 200)}
@@ -238,14 +243,15 @@ SMALL = {"a.lora_up.weight": torch.ones(4, 4), "a.lora_down.weight": torch.ones(
 
 def test_a_disk_that_is_really_full(host, full_disk):
     error = host.pack("pcm_core.errors").PCMError
-    (first,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
-    with pytest.raises(error, match=r"lora_00002_\.safetensors cannot be written .*Free some space"):
-        host.call("PCMSaveLora", lora=BIG, prefix="lora")
-    assert [path.name for path in full_disk.iterdir()] == ["lora_00001_.safetensors"]
-    (second,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
-    for name in (first, second):
-        tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
-        assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
+    with full_disk() as folder:
+        (first,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
+        with pytest.raises(error, match=r"lora_00002_\.safetensors cannot be written .*Free some space"):
+            host.call("PCMSaveLora", lora=BIG, prefix="lora")
+        assert [path.name for path in folder.iterdir()] == ["lora_00001_.safetensors"]
+        (second,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
+        for name in (first, second):
+            tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
+            assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
 
 
 def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_path):
@@ -261,12 +267,13 @@ def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_pat
 def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
     from scripts import distill
 
-    path = full_disk / "state.pt"
-    distill.save_state({"step": 1}, path)
-    with pytest.raises(SystemExit, match=r"state\.pt cannot be written .*The checkpoint before it"):
-        distill.save_state({"step": 2, **BIG}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert [file.name for file in full_disk.iterdir()] == ["state.pt"]
+    with full_disk() as folder:
+        path = folder / "state.pt"
+        distill.save_state({"step": 1}, path)
+        with pytest.raises(SystemExit, match=r"state\.pt cannot be written .*The checkpoint before it"):
+            distill.save_state({"step": 2, **BIG}, path)
+        assert torch.load(path, weights_only=True) == {"step": 1}
+        assert [file.name for file in folder.iterdir()] == ["state.pt"]
 
 
 def test_two_that_save_at_once_take_two_names(host):
@@ -286,12 +293,13 @@ def test_two_that_save_at_once_take_two_names(host):
 def test_a_disk_full_while_the_rest_is_rescued(host, zoo, full_disk, caplog):
     """What ended the training stays the error, for the host to see; the log says that nothing was saved."""
     given = zoo["sd3"]
-    (full_disk / "filler").write_bytes(b"x" * 60_000)
     inputs = defaults(host, "PCMDistillLora")
     faulty = Faulty(given.model, 7, OUT_OF_MEMORY["the CPU"])
     inputs |= {"model": faulty.model, "rank": 32, **{k: v for k, v in RUNS["PCMDistillLora"].items() if k != "rank"}}
     lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
-    with pytest.raises(RuntimeError, match="not enough memory"), torch.inference_mode():
-        host.node("PCMDistillLora").execute(latents=[given.latent(1, seed=1)], positive=[given.positive], **lists)
-    assert [file.name for file in full_disk.iterdir()] == ["filler"]
+    with full_disk() as folder:
+        (folder / "filler").write_bytes(b"x" * 60_000)
+        with pytest.raises(RuntimeError, match="not enough memory"), torch.inference_mode():
+            host.node("PCMDistillLora").execute(latents=[given.latent(1, seed=1)], positive=[given.positive], **lists)
+        assert [file.name for file in folder.iterdir()] == ["filler"]
     assert "could not be saved: pcm_interrupted_00001_.safetensors cannot be written" in caplog.text

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from demo.quickstart import SAMPLER
 from devtools.base import WORKFLOW
-from devtools.browser import READY
+from devtools.browser import DRAWN, READY
 
 pytestmark = pytest.mark.browser
 
@@ -36,8 +36,6 @@ DROP = """([name, text]) => {
     const canvas = document.querySelector("#graph-canvas");
     for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, options));
 }"""
-# Two frames: the canvas has drawn what was set, and the mouse finds it there.
-DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 WATCH = """() => {
     window.seen = [];
     const kinds = ["b_preview_with_metadata", "progress", "execution_success", "execution_error"];

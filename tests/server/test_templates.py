@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from demo.client import Client
+from devtools.browser import DRAWN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
@@ -18,7 +19,6 @@ BLUEPRINT = ROOT / "subgraphs" / "PCM text to image.json"
 PACK = "phased-consistency"
 TITLE_BAR = 30
 TOAST = ".p-toast-message"
-DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"  # two frames
 # Rectangles as they are drawn, the title bar above included, and the size that the widgets need.
 RECTANGLES = """() => window.app.graph._nodes.map(node => ({
     name: node.title, box: [node.pos[0], node.pos[1], node.size[0], node.size[1]], needs: [...node.computeSize()],
