@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from .errors import PCMError
 
+_MOST = 1e38  # about what float32 holds
+
 
 def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
     """One CFG value per phase, noisiest phase first.
@@ -20,7 +22,7 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
         phases: phases of the model.
 
     Raises:
-        PCMError: if an entry is no finite number of at least 0, or there are neither one nor ``phases`` of them.
+        PCMError: if an entry is no number from 0 to 1e38, or there are neither one nor ``phases`` of them.
     """
     values = [_value(entry, phases) for entry in guidance_entries(guidance)]
     if len(values) == 1:
@@ -53,10 +55,10 @@ def _value(entry: str | float, phases: int) -> float:
         value = float(entry)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value <= _MOST:
         raise PCMError(
             f'cfg contains "{entry.strip() if isinstance(entry, str) else entry}".',
-            "finite numbers of at least 0, separated by commas.",
+            "numbers from 0 to 1e38, separated by commas.",
             f'Write "1", or one per phase: "{_example(phases)}".',
         )
     return value
