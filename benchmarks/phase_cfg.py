@@ -48,7 +48,8 @@ def main() -> None:
                 kept = partly if 1 in cfg else whole
                 kept[evaluations(cfg)] = min(distance, kept.get(evaluations(cfg), distance))
             rows.append([name, str(steps), text, str(evaluations(cfg)), f"{distance:.2f}", f"{right:.3f}"])
-    print(f"{options.pictures} pictures, one seed; distance to the teacher's {REFERENCE_STEPS} steps at cfg {CFG:g}.\n")
+    print(f"{options.pictures} pictures, one seed; distance to the teacher's {REFERENCE_STEPS} steps at cfg {CFG:g}.")
+    print("Fewer pictures make every distance larger: compare within this table, not with demo/results.md.\n")
     print(markdown(["model", "steps", "cfg, one value or one per step", "evaluations", "distance", "accuracy"], rows))
     for count, distance in sorted(partly.items(), reverse=True):
         print(f"\nTeacher at {count} evaluations: {distance:.2f} at best with guidance in some of 8 steps,")
