@@ -127,11 +127,13 @@ def check(host, zoo, graph):
     rounding = float((stock - exact).abs().max())
     allowed = TOLERANCE * max(1.0, float(stock.abs().max())) * cfg + 2 * rounding
     found = max(float((ours - stock).abs().max()), float((ours - exact).abs().max()))
-    if found > allowed:
+    if found > allowed:  # a network that makes much of a little: how much, in 16 draws
         for i in range(16):
             sampler = KSAMPLER(partial(euler_in_double, shaken=torch.Generator().manual_seed(i)))
             other = custom(host, sampler, sigmas, cfg=cfg, **shared)["samples"]
-            allowed = max(allowed, float((other - exact).abs().max()) + rounding)
+            # Ours is one draw more and may well be the largest: where they are normal, one passes three times the
+            # largest of 16 once in 30,000.
+            allowed = max(allowed, 3 * float((other - exact).abs().max()) + rounding)
     assert found <= allowed
 
 
