@@ -16,9 +16,9 @@ from .paths import LOGS, ROOT
 PAGE = ROOT / "docs" / "hosts.md"
 HEAD = """# Which tests ran on which ComfyUI
 
-Written by `python -m devtools.host_table` on {date}, from `python dev.py test --long` on {commit}. Every
-figure counts tests in `tests/host`: the real ComfyUI in one process, tiny models through its own loaders. Server and
-browser tests run on the newest version only, and so do the slow ones among these: it counts more.
+Written by `python -m devtools.host_table` on {date}, from the reports that `python dev.py test --long`, or a part of
+it, left on {commit}. Every figure counts tests in `tests/host`: the real ComfyUI in one process, tiny models through
+its own loaders. Server, browser and slow tests run on the newest version only.
 """
 
 
