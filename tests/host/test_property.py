@@ -74,20 +74,15 @@ def conditioning_of(host, tiny, graph, seed):
 def euler_in_double(model, x, sigmas, extra_args=None, callback=None, disable=None, *, shaken=None):
     """The host's euler, without its rounding; the model stays in float32.
 
-    ``shaken`` is a generator that moves as float32 may: every value after every step by up to two units in the last
-    place (a difference, a product, a sum and what is shown to the model are rounded), and the weight of the step by
-    half of one, which moves all values together.
+    ``shaken`` is a generator that moves every value by up to one unit in the last place of float32 after every step.
     """
     x, levels = x.double(), sigmas.double()
     for i in range(len(sigmas) - 1):
         denoised = model(x.float(), sigmas[i] * torch.ones(len(x)), **extra_args).double()
-        weight = levels[i + 1] / levels[i]
-        if shaken is not None:
-            weight = weight * (1 + torch.randint(-1, 2, (), generator=shaken) * torch.finfo(torch.float32).eps / 2)
-        x = denoised + weight * (x - denoised)
+        x = x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i])
         if shaken is not None:
             unit = torch.nextafter(x.float(), torch.tensor(torch.inf)) - x.float()
-            x = x + unit.double() * torch.randint(-2, 3, x.shape, generator=shaken)
+            x = x + unit.double() * torch.randint(-1, 2, x.shape, generator=shaken)
     return x.float()
 
 
@@ -127,13 +122,11 @@ def check(host, zoo, graph):
     rounding = float((stock - exact).abs().max())
     allowed = TOLERANCE * max(1.0, float(stock.abs().max())) * cfg + 2 * rounding
     found = max(float((ours - stock).abs().max()), float((ours - exact).abs().max()))
-    if found > allowed:  # a network that makes much of a little: how much, in 16 draws
+    if found > allowed:
         for i in range(16):
             sampler = KSAMPLER(partial(euler_in_double, shaken=torch.Generator().manual_seed(i)))
             other = custom(host, sampler, sigmas, cfg=cfg, **shared)["samples"]
-            # Ours is one draw more and may well be the largest: where they are normal, one passes three times the
-            # largest of 16 once in 30,000.
-            allowed = max(allowed, 3 * float((other - exact).abs().max()) + rounding)
+            allowed = max(allowed, float((other - exact).abs().max()) + rounding)
     assert found <= allowed
 
 
