@@ -3,10 +3,10 @@
 The model is free (it returns a tensor made beforehand), so what is left is the sampler's own arithmetic and Python.
 Samplers take turns within a round, in shuffled order, and run twice in a turn, of which the second is timed. A row is
 the median over rounds, a ratio the median of the ratios within a round. Times are CPU times, which the load of a
-machine disturbs least. Memory is counted in live tensors, beside the caller's latent and the model's x0. Needs
-COMFYUI_PATH.
+machine disturbs least; on another device the time until it has finished. Memory is counted in live tensors, beside the
+caller's latent and the model's x0. Needs COMFYUI_PATH.
 
-    python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--peer PACK ...]
+    python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--device cuda] [--peer PACK ...]
 
 ``--peer`` adds the samplers of another node pack: every node of it that turns its default inputs, and a model, into a
 SAMPLER. They are run on the same sigmas, one per node.
@@ -111,6 +111,14 @@ def _inputs(node: Any, steps: int) -> dict[str, Any]:
     return values
 
 
+def now(device: torch.device) -> float:
+    """Seconds of the CPU, or of the clock once everything queued on another device is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
 def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds: int) -> dict[str, list[float]]:
     """Microseconds per step of every run in every round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -119,9 +127,9 @@ def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds:
         shuffle.shuffle(order)
         for name in order:
             runs[name](model, x, sigmas)  # so that the caches hold this sampler's code and tensors, not the last one's
-            began = time.process_time()
+            began = now(x.device)
             runs[name](model, x, sigmas)
-            times[name].append((time.process_time() - began) / (len(sigmas) - 1) * 1e6)
+            times[name].append((now(x.device) - began) / (len(sigmas) - 1) * 1e6)
     return times
 
 
@@ -129,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", type=torch.device, default="cpu", help="where the latents are, e.g. cuda")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="folder of another node pack")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -147,12 +156,12 @@ def main() -> None:
     runs |= {name: hosted(comfy.samplers.sampler_object(name)) for name in STOCK}
     runs |= {name: run for pack in options.peer for name, run in peers(pack, options.steps)}
     sampling = Sampling()
-    sigmas = build_schedule(options.steps).sigmas(sampling.sigmas)
+    sigmas = build_schedule(options.steps).sigmas(sampling.sigmas).to(options.device)
     rows: list[list[str]] = []
     reached: list[str] = []
     most = 0.0
     for latent, shape in SHAPES.items():
-        x0 = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        x0 = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(options.device)
         model, x = FreeModel(x0, sampling), x0 * sigmas[0]
         rounds = options.rounds if x.numel() < LARGE else max(options.rounds // 4, 2)
         times = measure(runs, model, x, sigmas, rounds)
@@ -166,8 +175,10 @@ def main() -> None:
                 most = max(most, held)
             if name == "pcm":
                 reached.append(f"{middle:.2f} at {latent}{'' if middle <= TARGET else ' (missed)'}")
-    print(f"float32 on the CPU, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
-    print(markdown(["latent", "sampler", "CPU us per step", "x euler", "quartiles", "latents held"], rows))
+    cpu = options.device.type == "cpu"
+    where = "the CPU" if cpu else torch.cuda.get_device_name(options.device)
+    print(f"float32 on {where}, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
+    print(markdown(["latent", "sampler", f"{'CPU ' if cpu else ''}us per step", "x euler", "quartiles", "latents held"], rows))
     print(f"\nTarget: {TARGET} x euler. Reached: {', '.join(reached)}. *Latents held*: the most alive at once beside")
     print("the caller's and the model's x0; 2 are the current one and the next, 1 is one that is written over. Target:")
     print(

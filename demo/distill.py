@@ -88,6 +88,7 @@ def distil(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train one LoRA, or ``start`` for another cycle, with the library's own trainer. Returns the averaged LoRA.
 
+    Runs where the latents of the pool are; the teacher has to be there too.
     ``phases=1`` is the consistency model that plays LCM. ``on_step`` is called after every update.
     """
     config = DistillConfig(
@@ -96,7 +97,8 @@ def distil(
     if critic:
         config = replace(config, adversarial=critic.weight, adversarial_lr=critic.rate, adversarial_span=critic.span)
     matrices = {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
-    adapters = Adapters(matrices, rank, generator=torch.Generator().manual_seed(seed))
+    device = pool.latents.device
+    adapters = Adapters(matrices, rank, generator=torch.Generator().manual_seed(seed), device=device)
     if start is not None:
         adapters.load_lora(start)
 
@@ -106,8 +108,9 @@ def distil(
     def adversary(depth: int) -> Adversary:
         features = BlockFeatures(backbone, list(blocks(teacher))[-depth:])
         with torch.no_grad():
-            seen = features(pool.latents[:1], torch.ones(1), pool.prompt_ids[:1])
-        return Adversary(features, Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed)))
+            seen = features(pool.latents[:1], torch.ones(1, device=device), pool.prompt_ids[:1])
+        heads = Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed))
+        return Adversary(features, heads.to(device))
 
     started = time.monotonic()
 

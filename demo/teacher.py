@@ -20,21 +20,22 @@ CAPTION_DROPOUT = 0.12
 
 
 class LatentPool:
-    """Encoded pictures with their prompts, drawn once and sampled from in training."""
+    """Encoded pictures with their prompts, drawn once and sampled from in training; on the autoencoder's device."""
 
     def __init__(self, vae: Autoencoder, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
+        device = next(vae.parameters()).device
         latents, labels = [], []
         with torch.no_grad():
             for _ in range(count // 250):
                 scene = sample_scene(250, generator)
-                latents.append(vae.encode(render(scene)))
+                latents.append(vae.encode(render(scene).to(device)))
                 labels += [Prompt(*row) for row in zip(scene.shape.tolist(), scene.colour.tolist(),
                                                        scene.background.tolist(), strict=True)]  # fmt: skip
         self.latents = torch.cat(latents)
         index = {prompt: i for i, prompt in enumerate(all_prompts())}
         self.prompt_ids = torch.tensor([index[prompt] for prompt in labels])
-        self.context, self.pooled = embed([*all_prompts(), None])
+        self.context, self.pooled = (text.to(device) for text in embed([*all_prompts(), None]))
 
     def text(self, prompt_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Context and pooled text of prompt numbers; number -1 is the null prompt."""

@@ -1,4 +1,8 @@
-"""Start the real ComfyUI server on the CPU, know when it is ready, and stop it without fail."""
+"""Start the real ComfyUI server, know when it is ready, and stop it without fail.
+
+It runs on the CPU, which every machine has and where a seed gives the same picture; PCM_DEVICE=cuda leaves the choice to
+the host.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,11 @@ STARTS = 4  # of a host on any free port
 NEW_PROCESS_GROUP = 0x200  # of Windows; named in subprocess there only
 BAD_IMPORT = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint")
 PORT_TAKEN = re.compile(r"already in use|Errno 10048")
+
+
+def on_cpu() -> bool:
+    """Whether the host is to leave a GPU alone."""
+    return os.environ.get("PCM_DEVICE", "cpu") == "cpu"
 
 
 class PortTakenError(DevError):
@@ -80,7 +89,8 @@ class Server:
         check_port(self.port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [
-            str(self.python), str(self.host / "main.py"), "--cpu", "--base-directory", str(self.base),
+            str(self.python), str(self.host / "main.py"), *(["--cpu"] if on_cpu() else []),
+            "--base-directory", str(self.base),
             "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
             "--listen", "127.0.0.1", "--port", str(self.port),
         ]  # fmt: skip

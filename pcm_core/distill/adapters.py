@@ -283,9 +283,9 @@ def _add(module: nn.Module, x: Tensor, output: Tensor, down: Tensor, up: Tensor,
 def differentiable_weights(root: nn.Module) -> Iterator[None]:
     """Freeze a module and let autograd run through it, even if it was loaded in inference mode.
 
-    Tensors made there cannot be saved for backward. Inside the block each is replaced by an ordinary tensor on the same
-    memory; afterwards the very same objects are back. Where the memory cannot be shared (a quantised subclass), by a
-    copy. Must run outside inference mode.
+    Tensors made there cannot be saved for backward, not even after they were moved to another device. Inside the block
+    each is replaced by an ordinary tensor on the same memory; afterwards the very same objects are back. Where the
+    memory cannot be shared (a quantised subclass), by a copy. Must run outside inference mode.
     """
     with ExitStack() as stack:
         for parameter in root.parameters():
@@ -297,10 +297,22 @@ def differentiable_weights(root: nn.Module) -> Iterator[None]:
             stores = cast("tuple[dict[str, Any], ...]", (module._parameters, module._buffers))  # pyright: ignore[reportPrivateUsage]
             for store in stores:
                 for name, tensor in store.items():
-                    if tensor is not None and tensor.is_inference():
+                    if tensor is not None and not _can_be_saved(tensor):
                         stack.callback(store.__setitem__, name, tensor)
                         store[name] = _ordinary(tensor)
         yield
+
+
+def _can_be_saved(tensor: Tensor) -> bool:
+    """Whether autograd may keep it.
+
+    ``module.to(device)`` writes to ``parameter.data``: of a parameter made in inference mode all becomes ordinary but
+    its version, and for that autograd asks.
+    """
+    try:
+        return not tensor.is_inference() and tensor._version >= 0  # pyright: ignore[reportPrivateUsage]
+    except RuntimeError:
+        return False
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

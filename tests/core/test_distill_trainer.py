@@ -369,9 +369,13 @@ def test_checkpointing_changes_memory_not_gradients(adversarial):
         torch.testing.assert_close(found, expected)
 
 
-def test_models_loaded_in_inference_mode_can_be_trained_and_are_given_back():
+@pytest.mark.parametrize("moved", [False, True])
+def test_models_loaded_in_inference_mode_can_be_trained_and_are_given_back(moved):
     with torch.inference_mode():
         network = Velocity()
+    if moved:  # to a GPU, outside inference mode
+        for parameter in network.parameters():
+            parameter.data = parameter.data.clone()
     adapters = distill.Adapters(distill.adaptable(network, ["enter"]), 2)
     inputs = points()
     originals = dict(network.named_parameters())

@@ -1,6 +1,7 @@
 """Boots the real ComfyUI in this process, loads the pack through the host's own loader and runs prompts in it.
 
-COMFYUI_PATH names the checkout (0.16.3 to 0.30.0). Without it every test here is skipped.
+COMFYUI_PATH names the checkout (0.16.3 to 0.30.0). Without it every test here is skipped. PCM_DEVICE=cuda runs the host
+on its GPU instead of the CPU.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _boot(comfyui: Path, base: Path) -> Host:
     comfy.options.enable_args_parsing(False)
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True  # before comfy.model_management
+    comfy.cli_args.args.cpu = os.environ.get("PCM_DEVICE", "cpu") == "cpu"  # before comfy.model_management
+    comfy.cli_args.args.force_fp32 = True  # what a CPU does anyway
     comfy.cli_args.args.use_pytorch_cross_attention = True
     comfy.cli_args.args.base_directory = str(base)
     comfy.cli_args.args.disable_api_nodes = True
@@ -113,6 +115,7 @@ def _boot(comfyui: Path, base: Path) -> Host:
     import torch
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     assert Path(nodes.__file__).parent == comfyui, f"import nodes found {nodes.__file__}"
     fake = FakeServer()
     server.PromptServer.instance = fake

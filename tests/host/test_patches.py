@@ -132,8 +132,9 @@ def control_net(host):
     """A tiny ControlNet of the host's own class, for the tiny eps UNet."""
     import comfy.cldm.cldm
     import comfy.controlnet
+    import comfy.model_management
     import comfy.ops
-    from tiny import CPU, fill
+    from tiny import fill
 
     network = comfy.cldm.cldm.ControlNet(
         image_size=32, in_channels=4, hint_channels=3, model_channels=32, num_res_blocks=[1], channel_mult=[1],
@@ -141,7 +142,7 @@ def control_net(host):
         use_linear_in_transformer=False, num_heads=8, num_head_channels=-1, legacy=False, use_checkpoint=False,
         dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    return comfy.controlnet.ControlNet(fill(network, 3), load_device=CPU)
+    return comfy.controlnet.ControlNet(fill(network, 3), load_device=comfy.model_management.get_torch_device())
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.3, 0.8)])

@@ -106,7 +106,7 @@ def save(module: nn.Module, path: Path, config: dict[str, Any] | None = None, pr
 
 
 def load(path: Path) -> Any:
-    """Through ``comfy.sd.load_diffusion_model``, which is what UNETLoader calls; fp32 weights on the CPU."""
+    """Through ``comfy.sd.load_diffusion_model``, which is what UNETLoader calls; computes in fp32."""
     import comfy.sd
 
     return comfy.sd.load_diffusion_model(str(path))
@@ -258,6 +258,7 @@ def _direct(
     config_class: Any, unet: dict[str, Any], sampling: dict[str, Any] | None = None, model_type: str | None = None
 ) -> Any:
     import comfy.model_base
+    import comfy.model_management
     import comfy.model_patcher
 
     config = config_class(dict(unet))
@@ -267,7 +268,7 @@ def _direct(
         config.model_type = lambda state, prefix="": comfy.model_base.ModelType[model_type]
     model = config.get_model({}, "", device=CPU)
     fill(model.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload_device=CPU)
 
 
 def _unet(
