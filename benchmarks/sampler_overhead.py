@@ -178,7 +178,11 @@ def main() -> None:
     cpu = options.device.type == "cpu"
     where = "the CPU" if cpu else torch.cuda.get_device_name(options.device)
     print(f"float32 on {where}, one thread, {options.steps} steps, {options.rounds} rounds; the model costs nothing.\n")
-    print(markdown(["latent", "sampler", f"{'CPU ' if cpu else ''}us per step", "x euler", "quartiles", "latents held"], rows))
+    print(
+        markdown(
+            ["latent", "sampler", f"{'CPU ' if cpu else ''}us per step", "x euler", "quartiles", "latents held"], rows
+        )
+    )
     print(f"\nTarget: {TARGET} x euler. Reached: {', '.join(reached)}. *Latents held*: the most alive at once beside")
     print("the caller's and the model's x0; 2 are the current one and the next, 1 is one that is written over. Target:")
     print(

@@ -22,7 +22,9 @@ GRID = 4  # 64 pixels / 8 / PATCH
 
 def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
     """Sinusoidal features [B, dim] of the model time t = 1000 sigma, cosines first."""
-    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2)
+    )
     angles = t[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -1,7 +1,7 @@
 """Start the real ComfyUI server, know when it is ready, and stop it without fail.
 
-It runs on the CPU, which every machine has and where a seed gives the same picture; PCM_DEVICE=cuda leaves the choice to
-the host.
+It runs on the CPU, which every machine has and where a seed gives the same picture. PCM_DEVICE=cuda leaves the choice
+to the host.
 """
 
 from __future__ import annotations

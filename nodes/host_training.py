@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..pcm_core import distill
 from ..pcm_core.errors import PCMError
 from . import host
 from .host import comfy, folder_paths, latent_preview
@@ -43,14 +44,15 @@ class _Body(comfy.samplers.Sampler):
         self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any, **__: Any
     ) -> Tensor:
         check_loaded(guider.inner_model, guider.model_patcher.load_device)
-        self.body(guider, extra_args)
+        with distill.differentiable_weights(guider.inner_model):
+            self.body(guider, extra_args)
         return torch.zeros_like(noise)
 
 
 def with_model(
     model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None]
 ) -> None:
-    """Call ``body(guider, extra_args)`` with the model loaded, outside inference mode, gradients on.
+    """Call ``body(guider, extra_args)`` with the model loaded and frozen, outside inference mode, gradients on.
 
     Args:
         conditioning: one that fits the model; the host estimates memory with it.
@@ -90,9 +92,12 @@ def _for_training(model: Any) -> Any:
             "Load it with Load Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram.",
         ) from error
 
+    inference = torch.is_inference_mode_enabled()
+
     def prepare(executor: Any, patcher: Any, *args: Any, **options: Any) -> Any:
         try:
-            comfy.model_management.load_models_gpu([patcher], memory_required=_ALL_MEMORY, force_full_load=True)
+            with torch.inference_mode(inference):  # a weight moved outside of it is half an inference tensor for good
+                comfy.model_management.load_models_gpu([patcher], memory_required=_ALL_MEMORY, force_full_load=True)
         except comfy.model_management.OOM_EXCEPTION as error:
             size = patcher.model_size() / 2**20
             raise PCMError(f"The {size:.0f} MB of the model do not fit on {patcher.load_device}.", *_WHOLE) from error

@@ -234,7 +234,6 @@ class Session:
 
     def run(self) -> None:
         with ExitStack() as stack:
-            stack.enter_context(distill.differentiable_weights(self.base))
             stack.enter_context(self.adapters.attached())
             if self.job.checkpointing:
                 self._check_checkpointing()

@@ -614,10 +614,11 @@ def test_the_model_is_loaded_whole(zoo, distil, monkeypatch):
     """Layers that come to the device one by one share a buffer, and a gradient would find another layer's weights."""
     import comfy.model_management as management
 
-    asked, original = [], management.load_models_gpu
+    asked, modes, original = [], [], management.load_models_gpu
 
     def load(models, **options):
         asked.append(options.get("force_full_load", False))
+        modes.append(torch.is_inference_mode_enabled())
         original(models, **options)
 
     monkeypatch.setattr(management, "load_models_gpu", load)
@@ -625,7 +626,27 @@ def test_the_model_is_loaded_whole(zoo, distil, monkeypatch):
     wrappers = {name: dict(found) for name, found in given.model.wrappers.items()}
     distil(given, steps=1)
     assert asked and all(asked)
+    assert modes[0], "moved in another mode than it was made in"
     assert given.model.wrappers == wrappers, "the model that came in was changed"
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "wan"])
+def test_weights_that_went_to_a_gpu_after_inference_mode(zoo, distil, family):
+    """A loader node makes them in inference mode, the way to the device writes to ``.data``: no version is left.
+
+    Then even a view cannot be made of them outside inference mode, with gradients or without.
+    """
+    given = zoo[family]
+    with torch.inference_mode():
+        model = tiny.load(given.path)
+    for parameter in model.model.parameters():
+        parameter.data = parameter.data.clone()
+    with pytest.raises(RuntimeError, match="do not track version counter"), torch.no_grad():
+        next(parameter for parameter in model.model.parameters() if parameter.ndim == 2).t()
+    before = [(name, id(weight)) for name, weight in model.model.named_parameters()]
+    _, losses, steps = distil(replace(given, model=model), steps=2).args
+    assert steps == 2 and all(loss > 0 for loss in losses["loss"])
+    assert [(name, id(weight)) for name, weight in model.model.named_parameters()] == before
 
 
 def test_a_model_too_big_for_the_device_is_refused(zoo, distil, monkeypatch):
