@@ -1,4 +1,6 @@
-"""The same latents in another process, with other threads and on other versions of ComfyUI, each in its own process."""
+"""The same latents in another process, with other threads, on other versions of ComfyUI and on a GPU, each in its own
+process.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from devtools.host import SDISTS
 from devtools.paths import HOSTS
+from devtools.server import on_cpu
 
 pytestmark = [pytest.mark.host, pytest.mark.long]
 
@@ -21,16 +24,17 @@ Latents = dict[str, Tensor]
 # Two threads split a sum of a matrix product in two, so its last bits differ; the networks pass them on.
 THREADS = 1e-5
 VERSIONS = 1e-5  # hosts may order their operations otherwise
+DEVICES = 1e-4  # and a GPU all of them
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Latents]:
-    """Latents of a host, made in a process with so many threads."""
+    """Latents of a host, made in a process with so many threads; on the device of PCM_DEVICE."""
 
-    def run(comfyui: Path, threads: int = 1) -> Latents:
+    def run(comfyui: Path, threads: int = 1, **environment: str) -> Latents:
         out = tmp_path_factory.mktemp("latents") / "out.safetensors"
         script = Path(__file__).with_name("latents.py")
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} | environment
         command = [sys.executable, str(script), str(comfyui), str(out), str(threads)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -64,6 +68,11 @@ def test_another_process(sample: Callable[..., Latents], comfyui: Path, first: L
 @pytest.mark.parametrize("threads", [2, 4])
 def test_more_threads(sample: Callable[..., Latents], comfyui: Path, first: Latents, threads: int) -> None:
     assert report(f"{threads} threads", distances(first, sample(comfyui, threads=threads))) <= THREADS
+
+
+@pytest.mark.skipif(on_cpu(), reason="PCM_DEVICE=cuda is not set")
+def test_a_gpu(sample: Callable[..., Latents], comfyui: Path, first: Latents) -> None:
+    assert report("CPU against GPU", distances(sample(comfyui, PCM_DEVICE="cpu"), first)) <= DEVICES
 
 
 @pytest.mark.parametrize("version", list(SDISTS))
