@@ -71,7 +71,7 @@ def sample_pcm(
     if noise_sampler is None and min(rates[:-1] if final else rates, default=1.0) < 1:
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
     # A sigma per sample for every step at once, in memory of its own.
-    inputs = sigmas.to(x).unsqueeze(1).expand(-1, x.shape[0]).clone().unbind()
+    inputs = x.new_empty(len(levels), x.shape[0]).copy_(sigmas.unsqueeze(1)).unbind()
     entries = sigmas.unbind()
     large = x.numel() >= _LARGE
     for i in progress(steps):
@@ -81,13 +81,14 @@ def sample_pcm(
         if callback is not None:
             callback({"x": shown, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
         del shown  # whoever kept it keeps the memory from being written to
-        if sigma_next == 0:
+        if sigma_next == 0.0:
             x = denoised
-        elif rates[i] == 1 or (final and i + 1 == steps):
+        elif rates[i] == 1.0 or (final and i + 1 == steps):
+            weight = sigma_next / sigma  # of the jump
             if large and i > 0 and _unshared(x):
-                torch.lerp(denoised, x, sigma_next / sigma, out=x)  # the jump, landing in the memory of x
+                torch.lerp(denoised, x, weight, out=x)  # landing in the memory of x
             else:
-                x = jump(x, denoised, sigma, sigma_next)
+                x = torch.lerp(denoised, x, weight)
         else:
             assert noise_sampler is not None
             x = _land(x, denoised, sigma, sigma_next, rates[i], flow=flow)  # before the noise: a latent less at once
@@ -223,7 +224,7 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
     Raises:
         PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
     """
-    levels = cast(list[float], sigmas.detach().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
+    levels = cast(list[float], sigmas.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
     if len(levels) > 1 and math.isfinite(levels[0]) and all(map(operator.gt, levels, levels[1:])) and levels[-1] >= 0:
         return levels
     if len(levels) == 1:
