@@ -5,6 +5,7 @@ The second half of ``host``: it reaches ComfyUI through that file, which alone i
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -62,16 +63,40 @@ def with_model(
     Raises:
         PCMError: if not all of its weights can lie on the device.
     """
-    model = _for_training(model)
+    whole = _for_training(model)
     before = comfy.model_management.in_training
+    comfy.model_management.in_training = True  # the host's switch to layers that can be differentiated
+    try:
+        _run(whole, conditioning, shape, body)
+    finally:
+        comfy.model_management.in_training = before
+        if whole.model is not model.model:  # read again for this run
+            _forget(whole)
+            del whole
+            gc.collect()  # a session's parts refer to each other, and to the model
+
+
+def _run(
+    model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None]
+) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         guider = host.CFGGuider(model)
         guider.inner_set_conds({"positive": conditioning})
-        comfy.model_management.in_training = True  # the host's switch to layers that can be differentiated
-        try:
-            guider.sample(torch.zeros(shape), torch.zeros(shape), _Body(body), torch.tensor([1.0, 0.0]), seed=0)
-        finally:
-            comfy.model_management.in_training = before
+        guider.sample(torch.zeros(shape), torch.zeros(shape), _Body(body), torch.tensor([1.0, 0.0]), seed=0)
+
+
+def _forget(model: Any) -> None:
+    """Take a model off the host's list of what is loaded.
+
+    The host drops an entry when its model has been collected, even while it walks the list, which it does not survive;
+    and it hands the entry of a clone that is gone to the model that was cloned.
+    """
+    entries = comfy.model_management.current_loaded_models
+    for entry in [entry for entry in entries if entry.model is model]:
+        model.detach(unpatch_all=False)
+        assert entry.model_finalizer is not None  # what is listed has been loaded
+        entry.model_finalizer.detach()
+        entries.remove(entry)
 
 
 def _for_training(model: Any) -> Any:

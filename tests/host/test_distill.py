@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -682,6 +684,39 @@ def test_a_streamed_model_without_a_file_is_refused(zoo, distil, monkeypatch):
     monkeypatch.setattr(given.model, "is_dynamic", lambda: True)
     with pytest.raises(ValueError, match=r"cannot be loaded whole .*Load Checkpoint"):
         distil(given, steps=1)
+
+
+@pytest.mark.parametrize("ending", ["done", "cancelled"])
+def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, ending):
+    """No entry in the host's list, which would become the streamed model's, and after a whole run no memory either."""
+    import comfy.model_management as management
+
+    given, sessions = zoo["sd3"], host.pack("nodes.training").Session
+    again, original = [], sessions.run
+
+    def clone(disable_dynamic=False):
+        assert disable_dynamic
+        copy = type(given.model).clone(tiny.load(given.path))
+        copy.parent = given.model
+        again.append(weakref.ref(copy.model))
+        return copy
+
+    def run(session):
+        assert any(entry.model.model is session.base for entry in management.current_loaded_models)
+        original(session)
+        if ending == "cancelled":
+            raise management.InterruptProcessingException
+
+    monkeypatch.setattr(given.model, "clone", clone)
+    monkeypatch.setattr(given.model, "is_dynamic", lambda: True)
+    monkeypatch.setattr(sessions, "run", run)
+    before = [entry.model for entry in management.current_loaded_models]
+    with nullcontext() if ending == "done" else pytest.raises(management.InterruptProcessingException):
+        distil(given, steps=2)
+    (found,) = again
+    assert [entry.model for entry in management.current_loaded_models if entry.model not in before] == []
+    if ending == "done":
+        assert found() is None, "the model is still in memory"
 
 
 def test_what_resolution_bucket_delivers(host, zoo, distil, monkeypatch):
