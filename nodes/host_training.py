@@ -272,16 +272,19 @@ def latent_rank(model: Any) -> int:
 
 
 def previewer(model: Any) -> Callable[[Tensor], Image.Image] | None:
-    """``latent [1, ...] -> picture``: the user's preview method, else the rough colours of the latent format."""
+    """``latent [1, ...] -> picture``: the user's preview method, else the rough colours of the latent format.
+
+    On the CPU: from a GPU the host copies a preview without waiting for it, and here nothing else would.
+    """
     latent_format = model.get_model_object("latent_format")
-    chosen = latent_preview.get_previewer(model.load_device, latent_format)
+    chosen = latent_preview.get_previewer(torch.device("cpu"), latent_format)
     if chosen is None and latent_format.latent_rgb_factors is not None:
         chosen = latent_preview.Latent2RGBPreviewer(
             latent_format.latent_rgb_factors,
             latent_format.latent_rgb_factors_bias,
             latent_format.latent_rgb_factors_reshape,
         )
-    return None if chosen is None else chosen.decode_latent_to_preview
+    return None if chosen is None else lambda latent: chosen.decode_latent_to_preview(latent.cpu())
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from devices import ON_CPU
 from safetensors.torch import load_file
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
@@ -41,7 +43,7 @@ def distil(host):
 
 
 def predict(host, model, given: tiny.Tiny, sigma: float = 0.7) -> torch.Tensor:
-    """x0 of one fixed point through the host's guider."""
+    """x0 of one fixed point through the host's guider, on the CPU."""
     import comfy.samplers
 
     found = []
@@ -57,7 +59,14 @@ def predict(host, model, given: tiny.Tiny, sigma: float = 0.7) -> torch.Tensor:
         guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(probe), torch.tensor([sigma, 0.0]), seed=0
         )
-    return found[0].clone()
+    return found[0].cpu().clone()
+
+
+def with_random_ups(session, generator: torch.Generator) -> None:
+    """Adapters as trained ones are: at zero, half of all gradients are zero."""
+    with torch.no_grad():
+        for pair in session.adapters.pairs.values():
+            pair.up.copy_(0.05 * torch.randn(pair.up.shape, generator=generator))
 
 
 def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
@@ -92,11 +101,12 @@ def test_distil_save_load(host, zoo, distil, family):
     def run_and_probe(session):
         original(session)
         seen["loss"] = loss_on_fixed_batches(host.pack("pcm_core.distill"), session)
-        x = torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
+        x = 0.7 * torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
+        x, sigma, captions = x.to(session.device), torch.full((1,), 0.7, device=session.device), torch.tensor([0])
         with session.adapters.attached(), torch.no_grad():
             for mode in ("off", "student"):
                 with session.adapters.use(mode):
-                    seen[mode] = session.backbone(0.7 * x, torch.full((1,), 0.7), torch.zeros(1, dtype=torch.int64))
+                    seen[mode] = session.backbone(x, sigma, captions).cpu()
 
     training.Session.run = run_and_probe
     try:
@@ -114,7 +124,8 @@ def test_distil_save_load(host, zoo, distil, family):
     loaded, report = host.call("PCMLoraLoader", model=given.model, lora_name=name)
     after = predict(host, loaded, given)
     scale = float(after.abs().max())
-    torch.testing.assert_close(after, seen["student"], rtol=0, atol=1e-6 * scale)
+    same = 1e-6 if ON_CPU else 4e-6  # fp32 arithmetic in another order; 7e-7 was seen on the CPU
+    torch.testing.assert_close(after, seen["student"], rtol=0, atol=same * scale)
     assert float((after - before).abs().max()) > 1e-3 * scale, "the LoRA changes nothing"
     profile = host.pack("nodes.host").profile_of(loaded)
     assert (profile.phases, profile.steps, profile.cfg, profile.grid) == (2, 2, 1.0, 4), report
@@ -489,14 +500,11 @@ def test_the_loss_plot_never_divides_by_zero(host, losses):
 
 @pytest.mark.parametrize("family", ["sd3", *IN_PLACE])
 def test_checkpointing_changes_no_gradient(host, zoo, distil, family):
-    """Compared with trained adapters: at zero, half of all gradients are zero."""
     training, gradients = host.pack("nodes.training"), []
     original = training.Session.run
 
     def probe(session):
-        with torch.no_grad():
-            for pair in session.adapters.pairs.values():
-                pair.up.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        with_random_ups(session, torch.Generator().manual_seed(1))
         step, trainer = session.trainer.step, session.trainer
 
         def look():
@@ -576,10 +584,8 @@ def test_gradients_through_what_is_written_over_are_those_of_a_network_that_does
         original = training.Session.run
 
         def probe(session):
-            trainer, generator = session.trainer, torch.Generator().manual_seed(7)
-            with torch.no_grad():
-                for pair in session.adapters.pairs.values():
-                    pair.up.normal_(std=0.05, generator=generator)
+            with_random_ups(session, torch.Generator().manual_seed(7))
+            trainer = session.trainer
             update = trainer._update
 
             def look(lr):
@@ -658,7 +664,8 @@ def test_a_model_too_big_for_the_device_is_refused(zoo, distil, monkeypatch):
         raise management.OOM_EXCEPTION("out of memory")
 
     monkeypatch.setattr(management, "load_models_gpu", full)
-    with pytest.raises(ValueError, match=r"MB of the model do not fit on cpu\. Expected: all of the model there"):
+    device = re.escape(str(zoo["sd3"].model.load_device))
+    with pytest.raises(ValueError, match=rf"MB of the model do not fit on {device}\. Expected: all of the model there"):
         distil(zoo["sd3"], steps=1)
 
 
@@ -762,7 +769,8 @@ def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, ba
         original(session)
 
     def write(module, inputs, output):
-        written = output.add_(torch.linspace(-1, 1, output.shape[-1]))  # not the same everywhere: a norm follows
+        slope = torch.linspace(-1, 1, output.shape[-1], device=output.device)
+        written = output.add_(slope)  # not the same everywhere: a norm follows
         return None if bare else written
 
     hook = given.model.model.diffusion_model.x_embedder.register_forward_hook(write)

@@ -70,10 +70,10 @@ def delta(down, up, shape, scale):
 
 
 def patched_weight(host, model, key):
-    """The weight after the host's own patching, fp32."""
+    """The weight after the host's own patching, and before it, fp32 on the CPU."""
     import comfy.lora
 
-    weight = model.model.state_dict()[key].float()
+    weight = model.model.state_dict()[key].float().cpu()
     return comfy.lora.calculate_weight(model.patches.get(key, []), weight.clone(), key), weight
 
 

@@ -82,7 +82,7 @@ def euler_in_double(model, x, sigmas, extra_args=None, callback=None, disable=No
     """The host's euler, without its rounding; the model stays in float32."""
     x, levels = x.double(), sigmas.double()
     for i in range(len(sigmas) - 1):
-        denoised = model(x.float(), sigmas[i] * torch.ones(len(x)), **extra_args).double()
+        denoised = model(x.float(), sigmas[i].expand(len(x)), **extra_args).double()
         x = x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i])
     return x.float()
 
@@ -189,7 +189,7 @@ def test_where_simple_rounds_down(host, zoo, name):
 
     model = zoo[name].model
     sampling = model.get_model_object("model_sampling")
-    table = sampling.sigmas
+    table = sampling.sigmas.cpu()
     same = []
     for steps in range(1, 65):
         (ours,) = host.call("PCMPhaseScheduler", model=model, steps=steps, spacing="trailing")

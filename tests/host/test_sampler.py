@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from devices import hosts_noise
 from tiny import fingerprint
 
 FAMILIES = ["eps", "v", "edm", "sd3", "flux", "wan", "hunyuan_video", "ltxv"]
@@ -43,22 +44,27 @@ def with_profile(host, tiny, **values):
 
 
 class Recorder:
-    """A clone of a model that remembers each call: rows in the batch, and the x0 after guidance."""
+    """A clone of a model that remembers each call: rows in the batch, and the x0 after guidance, on the CPU.
+
+    The clone does not refer to the recorder: a host with a GPU fails where the collector frees a ring of models while
+    the host makes room for the next.
+    """
 
     def __init__(self, model):
-        self.rows, self.sigmas, self.denoised = [], [], []
+        rows, sigmas, denoised = self.rows, self.sigmas, self.denoised = [], [], []
+
+        def call(apply, options):
+            rows.append(len(options["cond_or_uncond"]))
+            return apply(options["input"], options["timestep"], **options["c"])
+
+        def keep(args):
+            sigmas.append(float(args["sigma"].flatten()[0]))
+            denoised.append(args["denoised"].clone().cpu())
+            return args["denoised"]
+
         self.model = model.clone()
-        self.model.set_model_unet_function_wrapper(self._call)
-        self.model.set_model_sampler_post_cfg_function(self._keep)
-
-    def _call(self, apply, options):
-        self.rows.append(len(options["cond_or_uncond"]))
-        return apply(options["input"], options["timestep"], **options["c"])
-
-    def _keep(self, args):
-        self.sigmas.append(float(args["sigma"].flatten()[0]))
-        self.denoised.append(args["denoised"].clone())
-        return args["denoised"]
+        self.model.set_model_unet_function_wrapper(call)
+        self.model.set_model_sampler_post_cfg_function(keep)
 
 
 def close(a, b, tolerance=1e-5):
@@ -276,6 +282,7 @@ class TestProfile:
         assert recorder.rows == [2] * 4
         close(auto, stock(host, zoo["eps"], steps=4, cfg=3.0))
 
+    @hosts_noise
     def test_an_lcm_like_file_renoises(self, host, zoo):
         tiny = zoo["eps"]
         model = with_profile(host, tiny, family="LCM", sampling_class="R", determinism=0.0, steps=4)
