@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .errors import PCMError
 
-_MOST = 1e38  # about what float32 holds
+_MOST = 100  # as in the host's own nodes
 
 
 def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
@@ -22,7 +22,7 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
         phases: phases of the model.
 
     Raises:
-        PCMError: if an entry is no number from 0 to 1e38, or there are neither one nor ``phases`` of them.
+        PCMError: if an entry is no number from 0 to 100, or there are neither one nor ``phases`` of them.
     """
     values = [_value(entry, phases) for entry in guidance_entries(guidance)]
     if len(values) == 1:
@@ -58,7 +58,7 @@ def _value(entry: str | float, phases: int) -> float:
     if not 0 <= value <= _MOST:
         raise PCMError(
             f'cfg contains "{entry.strip() if isinstance(entry, str) else entry}".',
-            "numbers from 0 to 1e38, separated by commas.",
+            "numbers from 0 to 100, separated by commas.",
             f'Write "1", or one per phase: "{_example(phases)}".',
         )
     return value

@@ -196,6 +196,14 @@ def zoo(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny.Zoo(tmp_path_factory.mktemp("tiny"), tiny_image.FACTORIES | tiny_video.FACTORIES)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_dead_models() -> None:
+    """Forget models whose patcher is gone: for each the host collects garbage whenever it loads a model."""
+    if (management := sys.modules.get("comfy.model_management")) is not None:
+        entries = management.current_loaded_models
+        entries[:] = [entry for entry in entries if entry.real_model is None or not entry.is_dead()]
+
+
 @pytest.fixture
 def stand_ins(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Put nodes for the ends of a prompt into the host: ``stand_ins(GiveModel=("MODEL", model))``, and ``Take``.

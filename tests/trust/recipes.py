@@ -23,7 +23,7 @@ from demo.quickstart_video import WORKFLOW as VIDEO_WORKFLOW
 
 Recipe = Callable[[str], Graph]
 NEGATIVE, LATENT, VAE, DECODE = "4", "5", "7", "8"
-KEEP, OTHER, WEIGHTS = "90", "91", "92"  # nodes that the recipes add
+KEEP, OTHER, WEIGHTS, BROKEN = "90", "91", "92", "93"  # nodes that the recipes add
 LORAS = ("demo_pcm_2phase", "demo_pcm_4phase", "demo_pcm_8phase", "demo_lcm")
 
 
@@ -39,6 +39,14 @@ def picture(text: str, lora: str = LORAS[1], *, batch: int = 1, strength: float 
     graph[SAMPLER]["inputs"] |= sampler
     graph[LATENT]["inputs"]["batch_size"] = batch
     graph[KEEP] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="latents/trust")
+    return graph
+
+
+def broken(text: str) -> Graph:
+    """A model that returns NaN at the third step."""
+    graph = picture(text)
+    graph[BROKEN] = node("TestBrokenModel", model=[LORA, 0], calls=2)
+    graph[SAMPLER]["inputs"]["model"] = [BROKEN, 0]
     return graph
 
 
@@ -146,7 +154,8 @@ BAD: dict[str, tuple[Recipe, str]] = {
     "a video LoRA": (partial(picture, lora="demo_wan_pcm_4phase"), "demo_wan_pcm_4phase"),
     "cfg nan": (partial(picture, cfg="nan"), "(?i)cfg.*nan"),
     "denoise nan": (partial(picture, denoise=math.nan), "denoise is nan"),
-    "cfg overflows": (partial(picture, cfg="1e38"), "NaN or infinity at step"),
+    "cfg too large": (partial(picture, cfg="1e30"), "cfg contains .1e30"),
+    "not a number": (broken, "NaN or infinity at step 3"),
     "50 sigmas": (lcm_table, "50 entries"),
 }
 # Seconds inside one node, so that an interrupt at a step comes while it runs.

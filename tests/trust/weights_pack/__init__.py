@@ -1,4 +1,7 @@
-"""A node for the tests' server: a hash of the weights a model has in memory, once its LoRAs are taken off again."""
+"""Nodes for the tests' server.
+
+A hash of the weights that a model has in memory, once its LoRAs are taken off again; and a model that breaks.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +31,27 @@ class ModelWeights:
         return {"ui": {"weights": [found.hexdigest()]}}
 
 
-NODE_CLASS_MAPPINGS = {"TestModelWeights": ModelWeights}
+class BrokenModel:
+    CATEGORY = "tests"
+    FUNCTION = "run"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"model": ("MODEL",), "calls": ("INT",)}}
+
+    def run(self, model: Any, calls: int) -> tuple[Any]:
+        """A clone whose prediction is NaN after so many calls of a run."""
+        counted = []
+
+        def call(apply: Any, options: dict[str, Any]) -> Any:
+            counted.append(options)
+            output = apply(options["input"], options["timestep"], **options["c"])
+            return output * float("nan") if len(counted) > calls else output
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(call)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"TestModelWeights": ModelWeights, "TestBrokenModel": BrokenModel}
