@@ -72,8 +72,8 @@ def with_model(
         comfy.model_management.in_training = before
         if whole.model is not model.model:  # read again for this run
             _forget(whole)
-            del whole
-            gc.collect()  # a session's parts refer to each other, and to the model
+        del whole
+        gc.collect()  # a session's parts refer to each other, to the optimiser and to the model
 
 
 def _run(

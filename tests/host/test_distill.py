@@ -693,6 +693,20 @@ def test_a_streamed_model_without_a_file_is_refused(zoo, distil, monkeypatch):
         distil(given, steps=1)
 
 
+def test_a_session_dies_with_its_run(host, zoo, distil, monkeypatch):
+    """With the optimiser and all that lies on the device beside the model."""
+    session, found = host.pack("nodes.training").Session, []
+    original = session.run
+
+    def run(self):
+        found.append(weakref.ref(self))
+        original(self)
+
+    monkeypatch.setattr(session, "run", run)
+    distil(zoo["sd3"], steps=1)
+    assert [reference() for reference in found] == [None]
+
+
 @pytest.mark.parametrize("ending", ["done", "cancelled"])
 def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, ending):
     """No entry in the host's list, which would become the streamed model's, and after a whole run no memory either."""
