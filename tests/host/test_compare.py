@@ -6,17 +6,9 @@ import json
 
 import pytest
 import torch
-from tiny import fill, fingerprint
+from tiny import fill, fingerprint, make_vae
 
 CELL = 64  # what a latent of 8 x 8 decodes to: pictures go on the sheet unscaled
-
-
-def make_vae(channels):
-    import comfy.sd
-    from comfy.taesd.taesd import TAESD
-
-    state = fill(TAESD(latent_channels=channels)).state_dict()
-    return comfy.sd.VAE(sd={**state, "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 import tiny
 import torch
-from test_compare import make_vae
 from test_lora_node import put
 
 
@@ -42,7 +41,7 @@ def custom(host, given, sampler="pcm", **guidance):
 
 def compare(host, given):
     columns = "1, 2, euler/simple@2 cfg 2"
-    host.call("PCMCompare", **given, columns=columns, vae=make_vae(16), cell_size=64)
+    host.call("PCMCompare", **given, columns=columns, vae=tiny.make_vae(16), cell_size=64)
 
 
 def with_lora(host, given):

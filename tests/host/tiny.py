@@ -112,6 +112,15 @@ def load(path: Path) -> Any:
     return comfy.sd.load_diffusion_model(str(path))
 
 
+def make_vae(channels: int) -> Any:
+    """A random TAESD as the host's VAE, for latents of so many channels."""
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    state = fill(TAESD(latent_channels=channels)).state_dict()
+    return comfy.sd.VAE(sd={**state, "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)})
+
+
 def known(params: Any, **values: Any) -> dict[str, Any]:
     """The values this host's params class or constructor knows: they grow from release to release."""
     if dataclasses.is_dataclass(params):
