@@ -45,7 +45,7 @@ def picture(text: str, lora: str = LORAS[1], *, batch: int = 1, strength: float 
 def broken(text: str) -> Graph:
     """A model that returns NaN at the third step."""
     graph = picture(text)
-    graph[BROKEN] = node("TestBrokenModel", model=[LORA, 0], calls=2)
+    graph[BROKEN] = node("TestBrokenModel", model=[LORA, 0], below=0.8)
     graph[SAMPLER]["inputs"]["model"] = [BROKEN, 0]
     return graph
 

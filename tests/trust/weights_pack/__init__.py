@@ -38,16 +38,14 @@ class BrokenModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {"required": {"model": ("MODEL",), "calls": ("INT",)}}
+        return {"required": {"model": ("MODEL",), "below": ("FLOAT",)}}
 
-    def run(self, model: Any, calls: int) -> tuple[Any]:
-        """A clone whose prediction is NaN after so many calls of a run."""
-        counted = []
+    def run(self, model: Any, below: float) -> tuple[Any]:
+        """A clone whose prediction is NaN below a noise level."""
 
         def call(apply: Any, options: dict[str, Any]) -> Any:
-            counted.append(options)
             output = apply(options["input"], options["timestep"], **options["c"])
-            return output * float("nan") if len(counted) > calls else output
+            return output * float("nan") if float(options["timestep"].max()) < below else output
 
         model = model.clone()
         model.set_model_unet_function_wrapper(call)
