@@ -13,13 +13,16 @@ import json
 import logging
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import recipes
+from websocket import WebSocketTimeoutException
 
 from demo.client import Client, Graph, PromptError
 from demo.quickstart import LORA, MODEL, PROMPT, SAMPLER
@@ -40,6 +43,10 @@ BASES: dict[str, tuple[Callable[[], Graph], str]] = {
     "PCMSaveLora": (lambda: recipes.distil("", steps=1), "31"),
 }
 GROWN = {"models": ["models.model_b", "models.nobody"], "prompts": ["prompts.positive_2", "prompts.positive_99"]}
+# Inputs that no schema declares. The host does not check their links, and one that leads nowhere ends its worker,
+# whichever node it is on. These are not sent; the last test shows the host dying of them without our nodes.
+UNDECLARED = {"models.nobody", "prompts.positive_99"}
+DEADLY = {"link to nobody", "link to no output"}
 # Their upper ends are allowed, and take hours or all of the memory.
 DEAR = {"steps", "batch_size", "grad_accumulation", "rank"}
 JUNK: dict[str, Any] = {
@@ -133,7 +140,8 @@ def cases_of(node: str, name: str, kind: str, options: dict[str, Any]) -> Iterat
     yield Case(node, name, "missing", lambda graph, own: graph[own]["inputs"].pop(name, None))
     yield Case(node, name, "link to itself", lambda graph, own: graph[own]["inputs"].update({name: [own, 0]}))
     for what, value in JUNK.items():
-        yield Case(node, name, what, put(name, value))
+        if name not in UNDECLARED or what not in DEADLY:
+            yield Case(node, name, what, put(name, value))
     for what, value in PASSED.items():
         yield Case(node, name, f"{what}, passed on", pass_on(name, value))
     for end, beyond in (("min", -1), ("max", 1)):
@@ -196,7 +204,10 @@ def fuzz(server: Server, client: Client, per_node: int, seed: int) -> Counter[st
     found: Counter[str] = Counter()
     wrong: list[str] = []
     for number, case in enumerate(drawn(list(sweep(info)), per_node, seed)):
-        how, fault = ends(client, case.graph())
+        try:
+            how, fault = ends(client, case.graph())
+        except WebSocketTimeoutException as error:
+            raise AssertionError(f"no answer to {case}; see {server.log}") from error
         found[how] += 1
         if fault:
             wrong.append(f"{case}: {fault}")
@@ -224,3 +235,18 @@ def test_some_bad_inputs(server: Server, client: Client) -> None:
 def test_many_bad_inputs(server: Server, client: Client) -> None:
     seed = random.SystemRandom().randrange(2**32)
     assert fuzz(server, client, per_node=120, seed=seed).total() >= 1000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("link", [["nowhere", 0], ["1", 99]], ids=str)
+def test_the_host_dies_of_an_undeclared_link_to_nowhere(comfyui: Path, tmp_path: Path, link: list[Any]) -> None:
+    """With nodes of its own. Where it does not any more, DEADLY can go, and its sentence in SECURITY.md."""
+    (tmp_path / "custom_nodes").mkdir()
+    image = recipes.node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+    graph = {"1": image, "2": recipes.node("PreviewImage", images=["1", 0])}
+    with Server(Path(sys.executable), comfyui, tmp_path) as server, Client(server.url, timeout=10) as client:
+        client.run(graph)
+        graph["2"]["inputs"]["unknown"] = link
+        with pytest.raises(WebSocketTimeoutException):
+            client.run(graph)
+        assert "Exception in thread" in server.log.read_text(errors="replace")
