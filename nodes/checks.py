@@ -77,7 +77,8 @@ def _check(entry: io.Input, value: Any) -> None:
 
 def _in_range(value: Any, entry: io.Int.Input | io.Float.Input) -> bool:
     assert entry.min is not None and entry.max is not None, "every number of this pack has its limits"
-    return isinstance(value, _NUMBERS[entry.get_io_type()][0]) and entry.min <= value <= entry.max  # never for NaN
+    number = isinstance(value, _NUMBERS[entry.get_io_type()][0]) and not isinstance(value, bool)
+    return number and entry.min <= value <= entry.max  # never for NaN
 
 
 def _shown(value: Any) -> str:

@@ -289,10 +289,13 @@ class PCMCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, columns: str | None, models: Any = None, prompts: Any = None) -> bool | str:
-        """Inputs that grow always come; taking ``**kwargs`` would switch the host's own checks off."""
+    def validate_inputs(cls, columns: Any, models: Any = None, prompts: Any = None) -> bool | str:
+        """Inputs that grow always come; taking ``**kwargs`` would switch the host's own checks off.
+
+        ``columns`` is None where it is linked, and a list where the host has refused it already.
+        """
         try:
-            parse_columns(columns or "auto")
+            parse_columns(columns if isinstance(columns, str) else "auto")
         except PCMError as error:
             return str(error)
         return True

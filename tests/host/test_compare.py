@@ -236,3 +236,5 @@ def test_columns_are_checked_before_anything_runs(host):
     assert node.validate_inputs(columns="1, 2") is True
     assert node.validate_inputs(columns=None) is True, "linked: not known yet"
     assert '"four"' in node.validate_inputs(columns="four")
+    assert node.validate_inputs(columns=[1, 2, 3]) is True, "the host has refused it already"
+    assert "empty" in node.validate_inputs(columns="")

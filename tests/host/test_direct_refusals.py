@@ -120,6 +120,7 @@ def test_an_unknown_input_is_named(host, error):
         ("SamplerPCM", {"gamma": math.inf}, "gamma is inf"),
         ("PCMPhaseScheduler", {"model": {"a": 1}}, "model is a dict. Expected: a MODEL."),
         ("PCMPhaseScheduler", {"steps": 2.5}, "steps is 2.5. Expected: a whole number from 0 to 64."),
+        ("PCMPhaseScheduler", {"steps": True}, "steps is True. Expected: a whole number from 0 to 64."),
         ("PCMPhaseScheduler", {"steps": []}, "steps is a list"),
         ("PCMPhaseScheduler", {"spacing": "karras"}, "Expected: one of auto, trailing, aligned, tcd."),
         ("PCMPhaseScheduler", {"spend_extra_steps": "no"}, "Expected: true or false."),
