@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from devtools.server import on_cpu
+
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
 # The stock nodes that the tests compare with or send through.
@@ -105,7 +107,7 @@ def _boot(comfyui: Path, base: Path) -> Host:
     comfy.options.enable_args_parsing(False)
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = os.environ.get("PCM_DEVICE", "cpu") == "cpu"  # before comfy.model_management
+    comfy.cli_args.args.cpu = on_cpu()  # before comfy.model_management
     comfy.cli_args.args.force_fp32 = True  # what a CPU does anyway
     comfy.cli_args.args.use_pytorch_cross_attention = True
     comfy.cli_args.args.base_directory = str(base)
