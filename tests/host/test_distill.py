@@ -713,12 +713,13 @@ def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, endin
     import comfy.model_management as management
 
     given, sessions = zoo["sd3"], host.pack("nodes.training").Session
+    streamed = given.model.clone()  # never loaded: the host would look for what only a streamed model has
     again, original = [], sessions.run
 
     def clone(disable_dynamic=False):
         assert disable_dynamic
-        copy = type(given.model).clone(tiny.load(given.path))
-        copy.parent = given.model
+        copy = tiny.load(given.path).clone()
+        copy.parent = streamed
         again.append(weakref.ref(copy.model))
         return copy
 
@@ -728,12 +729,12 @@ def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, endin
         if ending == "cancelled":
             raise management.InterruptProcessingException
 
-    monkeypatch.setattr(given.model, "clone", clone)
-    monkeypatch.setattr(given.model, "is_dynamic", lambda: True)
+    monkeypatch.setattr(streamed, "clone", clone)
+    monkeypatch.setattr(streamed, "is_dynamic", lambda: True)
     monkeypatch.setattr(sessions, "run", run)
     before = [entry.model for entry in management.current_loaded_models]
     with nullcontext() if ending == "done" else pytest.raises(management.InterruptProcessingException):
-        distil(given, steps=2)
+        distil(given, model=streamed, steps=2)
     (found,) = again
     assert [entry.model for entry in management.current_loaded_models if entry.model not in before] == []
     if ending == "done":
