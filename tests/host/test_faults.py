@@ -254,6 +254,23 @@ def test_a_disk_that_is_really_full(host, full_disk):
             assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
 
 
+def test_a_save_that_is_interrupted_leaves_no_half_of_a_file(host, tmp_path, monkeypatch):
+    """And the interrupt goes on: it says nothing about the disk."""
+    training = host.pack("nodes.lora_file")
+    path = tmp_path / "mine.safetensors"
+    training.write_lora(path, SMALL, {"format": "pt"})
+    before = path.read_bytes()
+
+    def half(state, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        training.write_lora(path, BIG, {"format": "pt"})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_path):
     training = host.pack("nodes.lora_file")
     with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"cannot be written .*Saved as pcm_interrupted"):
