@@ -16,6 +16,7 @@ NOISES = {"deterministic": 1.0, "stochastic": 0.5}
 
 
 def main() -> None:
+    sys.path.append(str(ROOT))  # as tests/conftest.py does
     comfyui, out, threads = Path(sys.argv[1]).resolve(), Path(sys.argv[2]), int(sys.argv[3])
     spec = importlib.util.spec_from_file_location("host_conftest", ROOT / "tests" / "host" / "conftest.py")
     assert spec is not None and spec.loader is not None
