@@ -2,8 +2,8 @@
 
 The cases come from ``/object_info``: wrong types, numbers out of range, NaN, huge integers, missing and circular links,
 links to wrong sockets, unknown inputs and options. The host refuses what it checks itself; what it lets through ends in
-a result or in one sentence of ours, and the server goes on. PCM_FUZZ_SEED chooses the cases of the default run; the long
-one sends all of them, in another order every time.
+a result or in one sentence of ours, and the server goes on. PCM_FUZZ_SEED chooses the cases of the default run; the
+long one sends all of them, in another order every time.
 """
 
 from __future__ import annotations
