@@ -44,7 +44,7 @@ BASES: dict[str, tuple[Callable[[], Graph], str]] = {
 }
 GROWN = {"models": ["models.model_b", "models.nobody"], "prompts": ["prompts.positive_2", "prompts.positive_99"]}
 # Inputs that no schema declares. The host does not check their links, and one that leads nowhere ends its worker,
-# whichever node it is on. These are not sent; the last test shows the host dying of them without our nodes.
+# whichever node it is on. Such links are not sent; the last test shows the host dying of them without our nodes.
 UNDECLARED = {"models.nobody", "prompts.positive_99"}
 DEADLY = {"link to nobody", "link to no output"}
 # Their upper ends are allowed, and take hours or all of the memory.
