@@ -4,7 +4,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    from .nodes import PhasedConsistencyExtension
+    from .nodes.extension import PhasedConsistencyExtension
 
     return PhasedConsistencyExtension()
 

@@ -73,7 +73,7 @@ class Maker:
         if system.lora:
             path = WEIGHTS / f"{system.lora.format(n=steps)}.safetensors"
             model = self.pack("nodes.lora").load_lora(model, path, 1.0)[0]
-        (column,) = self.pack("pcm_core.compare").parse_columns(system.column.format(n=steps))
+        (column,) = self.pack("nodes.sampling.columns").parse_columns(system.column.format(n=steps))
         sampling = self.pack("nodes.compare").Sampling(column, model, name="benchmark")
         if system.gamma is not None:
             sampling.sampler = self.host.ksampler(self.pack("nodes.sampler").sample_phased, gamma=system.gamma)

@@ -13,14 +13,15 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pcm_core.compare import Column, check_label, cosine, mean, parse_columns, psnr, ssim
 from ..pcm_core.errors import PCMError, one_line
+from ..pcm_core.metrics import cosine, mean, psnr, ssim
 from ..pcm_core.sampling import is_finite
 from . import grid, host, widgets
 from .checks import checked
 from .guider import phase_guider
 from .plan import AUTO, make_plan
 from .sampler import sample_phased
+from .sampling.columns import Column, check_label, parse_columns
 
 _MODELS = "bcdefgh"
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora_keys import CLASS_FAMILIES, UNET_FAMILIES
+from ..pcm_core.lora.keys import CLASS_FAMILIES, UNET_FAMILIES
 from ..pcm_core.phases import table_scale
 from ..pcm_core.profiles import PCMProfile
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora_keys import Target
-from ..pcm_core.profile_checks import ModelFacts
+from ..pcm_core.lora.keys import Target
+from ..pcm_core.profiles.advice import ModelFacts
 from .host import comfy, family_of, folder_paths, model_sampling
 
 
@@ -65,7 +65,7 @@ def patch_lora(model: Any, tensors: dict[str, Tensor], weights: Iterable[str], s
 
     Args:
         model: a ModelPatcher.
-        tensors: as ``lora.normalise`` returns them.
+        tensors: as ``lora.normalize`` returns them.
         weights: names of the model's weights.
         strength: of the update.
 

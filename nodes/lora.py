@@ -15,9 +15,9 @@ from comfy_api.latest import io
 
 from ..pcm_core import lora
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora_report import LoraReport
-from ..pcm_core.profile_checks import loading_mistakes
+from ..pcm_core.lora import LoraReport
 from ..pcm_core.profiles import PCMProfile, profile_for
+from ..pcm_core.profiles.advice import loading_mistakes
 from . import host, host_lora
 from .checks import checked
 
@@ -71,7 +71,7 @@ def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = 
     profile = profile_for(path, metadata)
     _refuse(model, path.name, profile)
     targets, shapes = host_lora.lora_targets(model)
-    tensors, report = lora.normalise(
+    tensors, report = lora.normalize(
         tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
         profile=profile, allow_partial=allow_partial,
     )  # fmt: skip

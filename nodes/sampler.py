@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 from ..pcm_core.phases import bottom_sigma
-from ..pcm_core.profile_checks import sampling_mistakes
 from ..pcm_core.profiles import PCMProfile
+from ..pcm_core.profiles.advice import sampling_mistakes
 from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, is_finite, sample_pcm
 from . import host, widgets
 from .checks import checked

@@ -306,7 +306,7 @@ def _existing(model: Any, name: str) -> dict[str, Tensor]:
     tensors, metadata = lora.read_lora(host_lora.lora_path(name))
     targets, shapes = host_lora.lora_targets(model)
     family = host.family_of(model)
-    return lora.normalise(tensors, targets, shapes, metadata=metadata, name=name, model_family=family)[0]
+    return lora.normalize(tensors, targets, shapes, metadata=metadata, name=name, model_family=family)[0]
 
 
 def metadata_for(model: Any, config: distill.DistillConfig, existing: str | None) -> Callable[[int], dict[str, str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..pcm_core import video
 from ..pcm_core.errors import PCMError
 from ..pcm_core.sampling import NoiseSampler, seeded_noise
-from ..pcm_core.video_noise import WINDOW_NOISES, ClipNoise
+from ..pcm_core.video.noise import WINDOW_NOISES, ClipNoise
 from . import host, widgets
 from .checks import checked
 from .guider import phase_guider

@@ -9,7 +9,7 @@ from typing import Any
 from ..pcm_core import video
 from ..pcm_core.errors import PCMError
 from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.video_noise import WINDOW_NOISES, Windows
+from ..pcm_core.video.noise import WINDOW_NOISES, Windows
 from . import host
 from .plan import AUTO
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcm_core.compare import cosine, mean, psnr, ssim
+from pcm_core.metrics import cosine, mean, psnr, ssim
 
 from .pictures import Item, SourceError, read
 

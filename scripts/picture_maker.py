@@ -139,7 +139,7 @@ def digest(path: Path) -> str:
 
 def _column(options: argparse.Namespace, pack: Pack) -> Any:
     """The one way to sample that --sampling names."""
-    columns = pack("pcm_core.compare").parse_columns(options.sampling)
+    columns = pack("nodes.sampling.columns").parse_columns(options.sampling)
     if len(columns) > 1 or columns[0].model != "a":
         sys.exit(f'--sampling is "{options.sampling}". Name one way: auto, 4, or euler/simple@25 cfg 3.')
     return columns[0]
@@ -180,7 +180,7 @@ def _with_shift(host: Any, model: Any, shift: float) -> Any:
 
 def _clips(setup: Any, sampling: Any, latent: Any, pack: Pack) -> Sample:
     """As the PCM Video Sampler does it, with its defaults."""
-    video, noise = pack("nodes.video"), pack("pcm_core.video_noise").ClipNoise
+    video, noise = pack("nodes.video"), pack("pcm_core.video.noise").ClipNoise
 
     def sample(positive: Any, negative: Any, seed: int) -> Any:
         ready, positive, negative = video.condition(setup, positive, negative, latent["samples"].shape, -1.0)

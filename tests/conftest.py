@@ -6,6 +6,7 @@ still finds the host's ``nodes.py`` once ``tests/host/conftest.py`` has put COMF
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ def _is_root(entry: str) -> bool:
 
 
 sys.path[:] = [entry for entry in sys.path if not _is_root(entry)] + [str(ROOT)]
+pack = importlib.import_module("scripts.pack")  # needs the path above
+pack.install()
 
 
 @pytest.fixture(scope="session")

@@ -59,13 +59,13 @@ def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
 
 
 class Heads:
-    """One small residual head per feature map: project, normalise, activate, twice, then one score per token.
+    """One small residual head per feature map: project, normalize, activate, twice, then one score per token.
 
     Pointwise, as the official SDXL and SD3 heads, so that any number of tokens and any latent rank will do.
 
     Args:
         widths: channels of each feature map.
-        hidden: channels inside the heads, a multiple of 8 and at least 16: one channel per group would normalise a
+        hidden: channels inside the heads, a multiple of 8 and at least 16: one channel per group would normalize a
             single token to zero.
         generator: of the initial weights, on the CPU.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pcm_core.lora_keys import Target
+from pcm_core.lora.keys import Target
 
 WIDTH = 6
 SHAPES = {

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pcm_core import families, video
-from pcm_core.profiles import profile_from_name
+from pcm_core import video
+from pcm_core.errors import PCMError
+from pcm_core.profiles import lookup, profile_from_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "docs" / "contributing.md").read_text("utf-8")
@@ -28,9 +29,9 @@ def test_the_row_of_the_worked_example_configures_its_files(monkeypatch: pytest.
     names = re.findall(r"`(acme_turbo_\w+\.safetensors)`", PAGE)
     assert len(names) == 2 and [profile_from_name(name) for name in names] == [None, None]
     row = example("Add a LoRA family")
-    real = families.table()
+    real = lookup.table()
     assert set(row) <= {entry for known in real["families"] for entry in known}, "an entry no other row has"
-    monkeypatch.setattr(families, "table", lambda: {**real, "families": [*real["families"], row]})
+    monkeypatch.setattr(lookup, "table", lambda: {**real, "families": [*real["families"], row]})
     for name, steps in zip(names, (4, 8), strict=True):
         profile = profile_from_name(name)
         assert profile is not None
@@ -43,12 +44,12 @@ def test_the_preset_of_the_worked_example_is_refused_until_its_file_is_known(mon
     ((name, file),) = example("Add a video preset").items()
     wan = video.families()["Wan"]
     monkeypatch.setitem(wan.presets, name, file)  # type: ignore[arg-type]
-    with pytest.raises(video.PCMError, match=f"{name} is not for Wan"):
+    with pytest.raises(PCMError, match=f"{name} is not for Wan"):
         wan.preset(name)
     row = {"match": "acme_wan_(?P<n>4)step", "family": "Acme-Wan", "base": "wan", "class": "D", "steps": "name",
            "shift": 5, "cfg": 1, "source": "none", "verified": False}  # fmt: skip
-    real = families.table()
-    monkeypatch.setattr(families, "table", lambda: {**real, "families": [row, *real["families"]]})
+    real = lookup.table()
+    monkeypatch.setattr(lookup, "table", lambda: {**real, "families": [row, *real["families"]]})
     assert wan.preset(name).steps == 4
 
 

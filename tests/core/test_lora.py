@@ -1,4 +1,4 @@
-"""normalise: names, scales, fused weights, accounting and refusals; no host."""
+"""normalize: names, scales, fused weights, accounting and refusals; no host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pcm_core import lora
 from pcm_core.errors import PCMError
-from pcm_core.lora import normalise
-from pcm_core.lora_fuse import fits
-from pcm_core.lora_keys import Module, canonical, detect_family, key_format, split_keys
+from pcm_core.lora import normalize
+from pcm_core.lora.keys import Module, canonical, detect_family, key_format, split_keys
+from pcm_core.lora.tensors import fits
 from pcm_core.profiles import PCMProfile, profile_for
 
 NATIVE = [name for name in files.key_map() if name.startswith("diffusion_model.")]
@@ -23,7 +23,7 @@ THEIRS = [name for name in files.key_map() if name.startswith("transformer.")]
 
 
 def run(tensors, **options):
-    return normalise(tensors, files.key_map(), files.SHAPES, model_family="sd3", **options)
+    return normalize(tensors, files.key_map(), files.SHAPES, model_family="sd3", **options)
 
 
 def test_native_names_pass_through_unchanged():
@@ -152,14 +152,14 @@ def raw_unet(prefix: str, rank: int = 64):
 
 @pytest.mark.parametrize("prefix", ["base_model.model.", "unet.base_model.model."])
 def test_raw_unet_peft_gets_alpha_8(prefix):
-    output, report = normalise(raw_unet(prefix))
+    output, report = normalize(raw_unet(prefix))
     assert [float(v) for k, v in output.items() if k.endswith(".alpha")] == [8.0]
     assert report.scales == {0.125: 1} and not report.alpha_missing
     assert any("alpha/rank 0.125" in note for note in report.notes)
 
 
 def test_other_files_without_alpha_stay_at_scale_one():
-    output, report = normalise(raw_unet("unet."))
+    output, report = normalize(raw_unet("unet."))
     assert not any(key.endswith(".alpha") for key in output)
     assert report.scales == {1.0: 1} and report.alpha_missing and not report.notes
 
@@ -171,7 +171,7 @@ def sd3_file(dtype, rank=32, extra=None):
 
 
 def test_raw_sd3_training_output_is_scaled_to_a_quarter():
-    _, report = normalise(sd3_file(torch.float32))
+    _, report = normalize(sd3_file(torch.float32))
     assert report.scales == {0.25: 2}
 
 
@@ -184,7 +184,7 @@ def test_raw_sd3_training_output_is_scaled_to_a_quarter():
     ],
 )
 def test_other_sd3_files_are_left_alone(tensors):
-    _, report = normalise(tensors)
+    _, report = normalize(tensors)
     assert set(report.scales) == {1.0} and not report.notes
 
 
@@ -192,7 +192,7 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
     tensors = raw_unet("base_model.model.")
     stem = next(iter(tensors)).removesuffix(".lora_A.weight")
     for alpha, notes in ((8.0, 0), (64.0, 1)):
-        _, report = normalise(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(family="PCM"))
+        _, report = normalize(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(family="PCM"))
         assert report.scales == {alpha / 64: 1}
         assert len(report.notes) == notes
 
@@ -201,13 +201,13 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
     "config", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": null}', '{"lora_alpha": -1}', "[" * 10**5]
 )
 def test_broken_peft_metadata_says_nothing(config):
-    _, report = normalise(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
+    _, report = normalize(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
     assert report.scales == {1.0: 2} and report.alpha_missing
 
 
 def test_alpha_from_peft_metadata():
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.r": 32, "transformer.lora_alpha": 16})}
-    _, report = normalise(sd3_file(torch.float16), metadata=metadata)
+    _, report = normalize(sd3_file(torch.float16), metadata=metadata)
     assert report.scales == {0.5: 2}
 
 
@@ -251,7 +251,7 @@ def test_image_keys_on_a_text_model_are_harmless():
     stems = {"blocks.0.cross_attn.k": True, "blocks.0.cross_attn.k_img": False, "img_emb.proj.1": False}
     tensors = {f"diffusion_model.{s}.lora_{side}.weight": torch.ones(4, 4) for s in stems for side in ("up", "down")}
     targets = {"diffusion_model.blocks.0.cross_attn.k": files.Target("diffusion_model.blocks.0.cross_attn.k.weight")}
-    _, report = normalise(tensors, targets, shapes, model_family="wan")
+    _, report = normalize(tensors, targets, shapes, model_family="wan")
     assert report.complete and len(report.harmless) == 4 and report.matched == 2
     assert "left out: 4 tensors for an image input" in report.text()
 
@@ -292,7 +292,7 @@ def test_norms_are_those_of_the_update():
 )  # fmt: skip
 def test_what_is_no_lora_is_refused(tensors, message):
     with pytest.raises(PCMError, match=message):
-        normalise(tensors)
+        normalize(tensors)
 
 
 # Updates of other kinds: which fit a weight
@@ -381,7 +381,7 @@ def test_report_and_convert(tmp_path, capsys):
     assert set(written) == {f"{stem}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
     profile = profile_for(out)
     assert (profile.family, profile.phases, profile.sources["phases"]) == ("PCM", 4, "metadata")
-    assert normalise(written)[1].scales == {0.125: 1}
+    assert normalize(written)[1].scales == {0.125: 1}
     assert lora.main([str(source), "--convert", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from pcm_core.errors import PCMError
-from pcm_core.lora import normalise, read_lora
-from pcm_core.safetensors_header import MAX_TENSORS, read_header
+from pcm_core.lora import normalize, read_lora
+from pcm_core.safetensors_file import MAX_TENSORS, read_header
 
 LIMIT_SECONDS = 1.0
 SPARE_BYTES = 32 * 2**20
@@ -37,7 +37,7 @@ def peak_memory(*, reset: bool = False) -> int:
 
 
 def survive(path, content: bytes) -> bool:
-    """Read and normalise; True for a load, False for a PCMError.
+    """Read and normalize; True for a load, False for a PCMError.
 
     Anything else, a second gone, or memory of more than twice the file and 32 MB fails the test. The second is this
     thread's own: other work on the machine does not count.
@@ -46,7 +46,7 @@ def survive(path, content: bytes) -> bool:
     before, started = peak_memory(reset=True), time.thread_time()
     try:
         tensors, metadata = read_lora(path)
-        normalise(tensors, files.key_map(), files.SHAPES, metadata=metadata, model_family="sd3")
+        normalize(tensors, files.key_map(), files.SHAPES, metadata=metadata, model_family="sd3")
         loaded = True
     except PCMError:
         loaded = False

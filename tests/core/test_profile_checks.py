@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_core.profile_checks import ModelFacts, loading_mistakes, sampling_mistakes
 from pcm_core.profiles import profile_from_metadata, profile_from_name, profile_to_metadata
+from pcm_core.profiles.advice import ModelFacts, loading_mistakes, sampling_mistakes
 
 HIGH = ModelFacts(file="wan2.2_t2v_high_noise_14B_fp8.safetensors", image_input=False)
 IMAGE = ModelFacts(file="wan2.1_i2v_480p.safetensors", image_input=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pcm_core import families
 from pcm_core.errors import PCMError
 from pcm_core.profiles import (
     PCMProfile,
+    lookup,
     profile_for,
     profile_from_metadata,
     profile_from_name,
@@ -77,28 +77,28 @@ SHA = {
 
 def test_released_files_by_checksum():
     for prefix, name in SHA.items():
-        assert families.released_name(prefix + "0" * 56) == name
+        assert lookup.released_name(prefix + "0" * 56) == name
         assert profile_from_name(name) is not None
-    assert families.released_name("00" * 32) is None
-    assert len(families.table()["files"]) == len(SHA)
+    assert lookup.released_name("00" * 32) is None
+    assert len(lookup.table()["files"]) == len(SHA)
 
 
 def test_a_released_file_under_another_name_is_hashed_once(tmp_path, monkeypatch):
     path = tmp_path / "my_favourite.safetensors"
     save_file({"a.lora_up.weight": torch.ones(2, 2)}, path)
     digest, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
-    table = dict(families.table()) | {
+    table = dict(lookup.table()) | {
         "files": [{"sha256": digest[:8], "name": "pcm_sdxl_smallcfg_8step_converted"}], "sizes": {"sdxl": [size, size]}
     }  # fmt: skip
-    monkeypatch.setattr(families, "table", lambda: table)
-    families._checksum_name.cache_clear()
+    monkeypatch.setattr(lookup, "table", lambda: table)
+    lookup._checksum_name.cache_clear()
     profile = profile_for(path)
     assert (profile.phases, profile.base, profile.sources["phases"]) == (8, "sdxl", "sha256")
-    assert profile_for(path) == profile and families._checksum_name.cache_info().misses == 1
+    assert profile_for(path) == profile and lookup._checksum_name.cache_info().misses == 1
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert not profile_for(path).known
     table["sizes"] = {}
-    assert not profile_for(path).known and families._checksum_name.cache_info().misses == 2
+    assert not profile_for(path).known and lookup._checksum_name.cache_info().misses == 2
 
 
 # fewstep.md 6.3
@@ -219,7 +219,7 @@ def test_refused_families_say_why():
 
 
 def test_the_table_is_whole():
-    for row in families.table()["families"]:
+    for row in lookup.table()["families"]:
         assert row["source"] and isinstance(row["verified"], bool)
         assert row["class"] in ("P", "D", "R", "A", "1", "X")
         assert row["class"] == "X" or {"steps", "sigmas", "timesteps"} & set(row)

@@ -14,7 +14,7 @@ from pcm_core import video
 from pcm_core.errors import PCMError
 from pcm_core.phases import sigma_at
 from pcm_core.profiles import PCMProfile, profile_from_name
-from pcm_core.video_noise import ClipNoise, Windows, window_order
+from pcm_core.video.noise import ClipNoise, Windows, window_order
 
 FAST_HUNYUAN = (1, 0.988372, 0.971429, 0.944444, 0.894737, 0.772727, 0)
 FAST_MOCHI = (1, 0.983333, 0.966667, 0.95, 0.933333, 0.916667, 0.9, 0.666667, 0)

@@ -83,7 +83,7 @@ class Host:
 
     def pack(self, module: str) -> ModuleType:
         """A module of the pack as the host loaded it, e.g. ``nodes.host`` or ``pcm_core.errors``."""
-        return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{module}")
+        return importlib.import_module(f"phased_consistency.{module}")
 
     def run_prompt(self, prompt: dict[str, Any]) -> Any:
         """Validate and execute an API prompt; returns the PromptExecutor with its history and messages."""

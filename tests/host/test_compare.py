@@ -72,7 +72,7 @@ def test_every_cell_is_what_the_sampler_nodes_make(host, zoo, vae):
     spots = [place(sheet, picture) for picture in shown]
     assert [x for _, x in spots] == sorted({x for _, x in spots}), "columns in order"
     assert len({y for y, _ in spots}) == 1, "one row"
-    core = host.pack("pcm_core.compare")
+    core = host.pack("pcm_core.metrics")
     figures = table(text)
     assert list(figures) == ["1 step", "4 steps", "teacher (beta)"]
     for (_, values), latent, picture in zip(figures.items(), latents, shown, strict=True):
@@ -163,7 +163,7 @@ def test_every_few_step_system_and_the_stock_samplers_in_one_run(host, zoo):
     for column, (sampler, scheduler, steps, cfg) in STOCK.items():
         alone += host.call("KSampler", model=models[column[0]], seed=3, steps=steps, cfg=cfg, sampler_name=sampler,
                            scheduler=scheduler, denoise=1.0, **given)  # fmt: skip
-    cosine = host.pack("pcm_core.compare").cosine
+    cosine = host.pack("pcm_core.metrics").cosine
     expected = [cosine(latent["samples"], alone[-1]["samples"]) for latent in alone]
     assert [float(values[2]) for values in figures.values()] == pytest.approx(expected, abs=1e-4)
     assert len(figures) == len(alone) == 9 and len(set(expected)) == 9, "no two are one sampler"

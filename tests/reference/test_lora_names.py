@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_core.lora_keys import canonical
-from pcm_core.lora_names import extra_targets
+from pcm_core.lora.diffusers_names import extra_targets
+from pcm_core.lora.keys import canonical
 
 utils = pytest.importorskip("diffusers.loaders.single_file_utils")
 

@@ -198,13 +198,13 @@ def test_hostile_metadata_reaches_nobody(client: Client, loras: Path) -> None:
 
 def test_tensor_names_are_only_text(tmp_path: Path) -> None:
     """The names of a file that is no LoRA end up in the sentence that says so."""
-    from pcm_core.lora import normalise
+    from pcm_core.lora import normalize
 
     path = tmp_path / "model.safetensors"
     save_file({"a\nb\x1b[2J%s{0}.weight": torch.ones(1)}, path)
     tensors, _ = read_lora(path)
     with pytest.raises(PCMError, match="is a whole model") as error:
-        normalise(tensors)
+        normalize(tensors)
     assert str(error.value).isprintable()
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import PCMError
-from .lora_keys import FAMILY_NAMES
-from .profiles import PCMProfile
+from ..errors import PCMError
+from ..lora.keys import FAMILY_NAMES
+from .profile import PCMProfile
 
 # Relative difference above which two noise levels are not the same one rounded.
 TOLERANCE = 0.02

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .lora_keys import Target, canonical
+from .keys import Target, canonical
 
 _QKV = ("to_q", "to_k", "to_v")
 _ATTN_QKV = tuple(f"attn.{name}" for name in _QKV)
@@ -30,7 +30,6 @@ _EMBEDDERS = {
     "txt_in.t_embedder": "context_embedder.time_text_embed.timestep_embedder",
     "txt_in.c_embedder": "context_embedder.time_text_embed.text_embedder",
 }
-
 _WAN: dict[str, tuple[str, ...]] = {
     **{f"blocks.#.self_attn.{n}": (f"blocks.#.attn1.to_{n}",) for n in "qkv"},
     **{f"blocks.#.cross_attn.{n}": (f"blocks.#.attn2.to_{n}",) for n in "qkv"},
@@ -53,7 +52,6 @@ _WAN: dict[str, tuple[str, ...]] = {
     "img_emb.proj.3": ("condition_embedder.image_embedder.ff.net.2",),
     "head.head": ("proj_out",),
 }  # fmt: skip
-
 _HUNYUAN: dict[str, tuple[str, ...]] = {
     "double_blocks.#.img_mod.lin": ("transformer_blocks.#.norm1.linear",),
     "double_blocks.#.txt_mod.lin": ("transformer_blocks.#.norm1_context.linear",),
@@ -90,7 +88,6 @@ _HUNYUAN: dict[str, tuple[str, ...]] = {
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("~norm_out.linear",),
 }  # fmt: skip
-
 _MOCHI: dict[str, tuple[str, ...]] = {
     "blocks.#.mod_x": ("transformer_blocks.#.norm1.linear",),
     "blocks.#.mod_y": ("transformer_blocks.#.norm1_context.linear|transformer_blocks.#.norm1_context.linear_1",),
@@ -116,7 +113,6 @@ _MOCHI: dict[str, tuple[str, ...]] = {
     "final_layer.linear": ("proj_out",),
     "final_layer.mod": ("~norm_out.linear",),
 }  # fmt: skip
-
 _LTXV_WORDS = {"patchify_proj": "proj_in", "adaln_single": "time_embed", "q_norm": "norm_q", "k_norm": "norm_k"}
 _TABLES = {"wan": _WAN, "hunyuan-video": _HUNYUAN, "mochi": _MOCHI}
 

@@ -9,9 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
+
+from ..safetensors_file import read_header
+from .metadata import profile_from_metadata
+from .profile import PCMProfile
 
 _TABLE = Path(__file__).with_name("families.json")
 # Folders that say nothing about the files in them.
@@ -111,3 +116,35 @@ def _group(match: re.Match[str], name: str) -> str:
     """A named group of the match, or its twin in another alternative (``n2``); empty if neither took part."""
     groups = match.groupdict()
     return groups.get(name) or groups.get(f"{name}2") or ""
+
+
+def profile_from_name(name: str | Path) -> PCMProfile | None:
+    """Read the settings a file name carries, with its folder where that says something; ``None`` if nothing does."""
+    values = values_by_name(search_text(name))
+    return None if values is None else PCMProfile(**values, sources=dict.fromkeys(values, "file name"))
+
+
+def profile_from_checksum(path: str | Path) -> PCMProfile | None:
+    """The settings of a released PCM file under any name; ``None`` for every other file.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    name = name_by_checksum(path)
+    profile = None if name is None else profile_from_name(name)
+    return profile and replace(profile, sources=dict.fromkeys(profile.sources, "sha256"))
+
+
+def profile_for(path: str | Path, metadata: Mapping[str, str] | None = None) -> PCMProfile:
+    """The profile of a LoRA file: metadata first, then the name, then the checksum, else ``unknown``.
+
+    Args:
+        path: the file.
+        metadata: of the file, if it was read already.
+
+    Raises:
+        PCMError: if the file is not a sound safetensors file, or its pcm_ metadata contradicts itself.
+    """
+    if metadata is None:
+        metadata = read_header(path).metadata
+    return profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()

@@ -1,54 +1,33 @@
-"""Read a LoRA in any of its spellings and hand the host a complete, correctly scaled one, or say why not.
-
-    >>> tensors, metadata = read_lora("pcm_sdxl_smallcfg_4step_converted.safetensors")
-    >>> loadable, report = normalise(tensors, key_map, shapes, metadata=metadata)
-
-``python -m pcm_core.lora FILE`` prints the report; ``--convert OUT`` writes a file that other tools load.
-"""
+"""From the tensors of a file to the keys the host loads: place every module, repair alpha, account for every tensor."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from . import lora_fuse
-from .errors import PCMError
-from .lora_keys import HARMLESS, Module, Target, canonical, detect_family, key_format, split_keys, wrapper
-from .lora_names import extra_targets, native_name
-from .lora_report import LoraReport, blocks, family_name
-from .profiles import PCMProfile, profile_for, profile_to_metadata
-from .safetensors_header import read_tensors
+from ..errors import PCMError
+from ..profiles import PCMProfile
+from . import tensors as lora_tensors
+from .diffusers_names import extra_targets, native_name
+from .keys import HARMLESS, Module, Target, canonical, detect_family, key_format, split_keys, wrapper
+from .report import LoraReport, blocks, family_name
 
 Shapes = Mapping[str, Sequence[int]]
-
 # PEFT's default, which the authors' training scripts leave untouched (pcm.md 4.2, 4.3; issue 33 of their repository).
 PEFT_ALPHA = 8.0
 PCM_SCALE = 0.125
-_PEFT_METADATA = "lora_adapter_metadata"
+PEFT_METADATA = "lora_adapter_metadata"
 _PCM_SD3 = ("to_q", "to_k", "to_v", "to_out", "to_add_out", "net_0_proj", "net_2", "linear", "linear_1", "linear_2",
             "proj", "proj_out", "context_embedder")  # fmt: skip
 
 
-def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (memory mapped) and metadata of a LoRA file.
-
-    Raises:
-        PCMError: if the file is not a sound safetensors file (``safetensors_header.read_header``).
-    """
-    return read_tensors(path)
-
-
-def normalise(
+def normalize(
     tensors: Mapping[str, Tensor],
     key_map: Mapping[str, Target] | None = None,
     shapes: Shapes | None = None,
@@ -83,26 +62,26 @@ def normalise(
     listed = list(modules.values())
     _refuse_no_lora(name, listed, text, foreign)
     for module in listed:
-        lora_fuse.check_values(name, module)
+        lora_tensors.check_values(name, module)
     family, profile = detect_family(listed), profile or PCMProfile()
     alphas, note = _alphas(listed, family, metadata or {}, profile)
     match = _portable(listed, family) if key_map is None else _place(listed, key_map, shapes or {}, model_family)
-    pairs = [module for module in listed if lora_fuse.rank_of(module)]
+    pairs = [module for module in listed if lora_tensors.rank_of(module)]
     report = LoraReport(
         name=name, format=key_format(listed), family=family, profile=profile, notes=(note,) if note else (),
-        ranks=Counter(lora_fuse.rank_of(module) for module in pairs),
-        scales=Counter(round(lora_fuse.scale_of(module, alphas), 6) for module in pairs),
+        ranks=Counter(lora_tensors.rank_of(module) for module in pairs),
+        scales=Counter(round(lora_tensors.scale_of(module, alphas), 6) for module in pairs),
         alpha_missing=bool(pairs) and not alphas,
         offered=len(tensors) - len(text), text_encoder=len(text),
         matched=sum(len(module.keys) for entries in match.placed.values() for module, _ in entries),
         mismatched=tuple(match.mismatched), unknown=(*match.unknown, *foreign), harmless=tuple(match.harmless),
-        norms=lora_fuse.group_norms(lora_fuse.module_norms(name, listed, alphas), match.placed),
+        norms=lora_tensors.group_norms(lora_tensors.module_norms(name, listed, alphas), match.placed),
     )  # fmt: skip
     if key_map is not None:
         _refuse_incomplete(report, model_family, allow_partial)
     output: dict[str, Tensor] = {}
     for weight, entries in match.placed.items():
-        output |= lora_fuse.emit(name, weight, entries, alphas, (shapes or {}).get(weight))
+        output |= lora_tensors.emit(name, weight, entries, alphas, (shapes or {}).get(weight))
     return output, report
 
 
@@ -117,7 +96,7 @@ class _Match:
 
 
 def _refuse_no_lora(name: str, modules: list[Module], text: list[str], foreign: list[str]) -> None:
-    if any(set(module.parts) - lora_fuse.HELPERS for module in modules):
+    if any(set(module.parts) - lora_tensors.HELPERS for module in modules):
         return
     foreign = [*(key for module in modules for key in module.keys.values()), *foreign]
     if text and not foreign:
@@ -145,7 +124,7 @@ def _alphas(
 ) -> tuple[dict[str, float], str]:
     """Alpha by module stem, and what was repaired or is unusual."""
     alphas = {module.stem: float(module.parts["alpha"]) for module in modules if "alpha" in module.parts}
-    pairs = [module for module in modules if lora_fuse.rank_of(module)]
+    pairs = [module for module in modules if lora_tensors.rank_of(module)]
     if alphas:
         return alphas, _unusual_scale(pairs, alphas, family, profile)
     given, source = _peft_alpha(metadata), "the file's PEFT metadata"
@@ -153,13 +132,13 @@ def _alphas(
         given, source = PEFT_ALPHA, "PEFT's default, which the PCM training scripts use"
     if given is None or not pairs:
         return {}, ""
-    scale = given / lora_fuse.rank_of(pairs[0])
+    scale = given / lora_tensors.rank_of(pairs[0])
     note = f"The file has no alpha; {given:g} was added from {source}: alpha/rank {scale:g}."
     return dict.fromkeys((module.stem for module in pairs), given), note
 
 
 def _unusual_scale(pairs: list[Module], alphas: Mapping[str, float], family: str, profile: PCMProfile) -> str:
-    scales = sorted({round(lora_fuse.scale_of(module, alphas), 4) for module in pairs})
+    scales = sorted({round(lora_tensors.scale_of(module, alphas), 4) for module in pairs})
     if profile.family != "PCM" or family not in ("sd15", "sdxl") or scales == [PCM_SCALE]:
         return ""
     shown = ", ".join(f"{scale:g}" for scale in scales[:3])
@@ -169,7 +148,7 @@ def _unusual_scale(pairs: list[Module], alphas: Mapping[str, float], family: str
 def _peft_alpha(metadata: Mapping[str, str]) -> float | None:
     """``lora_alpha`` of the adapter configuration that diffusers stores as JSON."""
     try:
-        config = json.loads(metadata.get(_PEFT_METADATA, "{}"))
+        config = json.loads(metadata.get(PEFT_METADATA, "{}"))
         found = [float(value) for key, value in config.items() if key.split(".")[-1] == "lora_alpha"]
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
@@ -188,7 +167,7 @@ def _is_raw_peft(pairs: list[Module], family: str) -> bool:
         return False
     return all(
         module.parts["down"].dtype == torch.float32
-        and lora_fuse.rank_of(module) == 32
+        and lora_tensors.rank_of(module) == 32
         and module.name.endswith(_PCM_SD3)
         and wrapper(module.stem) in ("transformer.", "base_model.model.")
         for module in pairs
@@ -208,7 +187,7 @@ def _place(modules: list[Module], key_map: Mapping[str, Target], shapes: Shapes,
         if target is None:
             optional = model_family == "wan" and HARMLESS.search(module.name)
             (match.harmless if optional else match.unknown).extend(keys)
-        elif not lora_fuse.fits(module, target, shapes):
+        elif not lora_tensors.fits(module, target, shapes):
             match.mismatched.extend(keys)
         else:
             match.placed.setdefault(target.weight, []).append((module, target))
@@ -263,51 +242,3 @@ def _related(family: str, model_family: str) -> bool:
 def with_profile(report: LoraReport, profile: PCMProfile, notes: Sequence[str]) -> LoraReport:
     """The report with the profile as it was attached, and more notes."""
     return replace(report, profile=profile, notes=(*report.notes, *notes))
-
-
-def convert(path: str | Path, out: str | Path) -> LoraReport:
-    """Write ``path`` under names that other tools load, alpha and ``pcm_*`` metadata included.
-
-    Text encoder tensors and keys that are no LoRA are copied as they are.
-
-    Raises:
-        PCMError: as ``read_lora`` and ``normalise``, or if ``out`` is not a new .safetensors file.
-    """
-    path, out = Path(path), Path(out)
-    if out.suffix.lower() not in (".safetensors", ".sft") or out.exists():
-        state = "exists already" if out.exists() else "is no .safetensors file"
-        raise PCMError(f"{out.name} {state}.", "a new .safetensors file to write.", "Choose another name.")
-    tensors, metadata = read_lora(path)
-    profile = profile_for(path, metadata)
-    loadable, report = normalise(tensors, metadata=metadata, name=path.name, profile=profile)
-    _, text, foreign = split_keys(tensors)
-    loadable |= {key: tensors[key] for key in (*text, *foreign)}
-    metadata = {key: value for key, value in metadata.items() if key != _PEFT_METADATA}
-    metadata |= profile_to_metadata(profile) if profile.known else {}
-    whole = {key: tensor.contiguous() for key, tensor in loadable.items()}
-    safetensors_torch.save_file(whole, out, metadata=metadata | {"format": "pt"})  # pyright: ignore[reportUnknownMemberType]
-    return report
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: report on a file, or convert it. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pcm_core.lora", description="Report on a few-step LoRA file.")
-    parser.add_argument("file", help="a .safetensors file")
-    parser.add_argument("--convert", metavar="OUT", help="write it under names that other tools load")
-    options = parser.parse_args(arguments)
-    try:
-        if options.convert:
-            report = convert(options.file, options.convert)
-        else:
-            tensors, metadata = read_lora(options.file)
-            profile = profile_for(options.file, metadata)
-            _, report = normalise(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
-    except PCMError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(report.text() + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

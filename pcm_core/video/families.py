@@ -1,7 +1,7 @@
 """Few-step video: which family a model is, what its releases want, how two experts share one schedule.
 
-The families are data, in ``video_presets.json``; what their presets want is in ``families.json`` beside every other
-few-step release. Noise of clips is in ``video_noise``.
+The families are data, in ``presets.json``; what their presets want is in ``families.json`` beside every other
+few-step release. Noise of clips is in ``noise``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from .errors import PCMError
-from .phases import MAX_COUNT, sigma_at
-from .profiles import PCMProfile, profile_from_name
+from ..errors import PCMError
+from ..phases import MAX_COUNT, sigma_at
+from ..profiles import PCMProfile, profile_from_name
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFamily:
-    """A family of video models; the attributes are explained in ``video_presets.json``."""
+    """A family of video models; the attributes are explained in ``presets.json``."""
 
     name: str
     bases: Sequence[str]
@@ -90,7 +90,7 @@ class VideoFamily:
 @cache
 def families() -> Mapping[str, VideoFamily]:
     """Every family by name."""
-    text = Path(__file__).with_name("video_presets.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("presets.json").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = json.loads(text)["families"]
     return {row["name"]: VideoFamily(**row) for row in rows}
 

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from .errors import PCMError
+from ..errors import PCMError
 
 WindowNoise = Literal["shuffled", "tiled", "independent"]
 WINDOW_NOISES = cast(tuple[WindowNoise, ...], get_args(WindowNoise))

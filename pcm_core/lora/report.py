@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import cast
 
-from .errors import one_line
-from .lora_keys import FAMILY_NAMES
-from .profiles import PCMProfile
+from ..errors import one_line
+from ..profiles import PCMProfile
+from .keys import FAMILY_NAMES
 
 _SHOWN = 12
 _PROFILE_LINES = (
@@ -35,7 +35,7 @@ class LoraReport:
         unknown: keys the model has no weight for.
         harmless: image-input keys left out on a model without image input.
         text_encoder: tensors for text encoders; the node leaves those alone.
-        norms: block group to the size of its update at strength 1, see ``lora_fuse.module_norms``.
+        norms: block group to the size of its update at strength 1, see ``tensors.module_norms``.
         notes: repairs and oddities, one sentence each.
         profile: sampling settings, each with its source.
     """

@@ -11,8 +11,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .errors import PCMError
-from .lora_keys import Module, Target
+from ..errors import PCMError
+from .keys import Module, Target
 
 _SUFFIX = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
 _WHOLE = ("diff", "set_weight", "w_norm")

@@ -1,0 +1,37 @@
+"""The extension: which nodes there are, and what is registered beside them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class PhasedConsistencyExtension(ComfyExtension):
+    """Phased Consistency for ComfyUI."""
+
+    async def on_load(self) -> None:
+        from .dropdowns import register
+
+        register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .compare import PCMCompare
+        from .distill import PCMDistillLora, PCMSaveLora
+        from .guider import PCMGuider
+        from .lora import PCMLoraLoader
+        from .plot import PCMPhasePlot
+        from .sampler import PCMSampler, SamplerPCM
+        from .scheduler import PCMPhaseScheduler
+        from .video import PCMVideoSampler
+
+        return [
+            PCMCompare,
+            PCMDistillLora,
+            PCMGuider,
+            PCMLoraLoader,
+            PCMPhasePlot,
+            PCMPhaseScheduler,
+            PCMSampler,
+            PCMSaveLora,
+            PCMVideoSampler,
+            SamplerPCM,
+        ]

@@ -1,0 +1,10 @@
+"""How few-step files want to be sampled: ``families.json`` as data, found by name, checksum or metadata."""
+
+from .lookup import profile_for as profile_for
+from .lookup import profile_from_checksum as profile_from_checksum
+from .lookup import profile_from_name as profile_from_name
+from .metadata import profile_from_metadata as profile_from_metadata
+from .metadata import profile_to_metadata as profile_to_metadata
+from .profile import PCMProfile as PCMProfile
+from .profile import SamplingClass as SamplingClass
+from .profile import Source as Source
