@@ -23,7 +23,7 @@ from torch import Tensor
 from demo.score import BATCH, World, grade, prompts_for, teacher_reference
 from demo.train_vae import WEIGHTS
 from demo.world import Prompt, embed
-from scripts.processes import Pack, load_pack
+from scripts.workers import Pack, load_pack
 
 TABLE = Path(__file__).resolve().parent / "results" / "demo_systems.md"
 STEPS = (4, 8)

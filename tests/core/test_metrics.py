@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts import metrics, pictures
+from scripts.metrics import command as metrics
+from scripts.metrics import sources as pictures
 
 SIZE = 48
 

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from scripts import distill, distill_files, processes
+from scripts import workers as processes
+from scripts.distill import command as distill
+from scripts.distill import files as distill_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -229,7 +231,7 @@ def test_captions_and_encoders_are_asked_for(tmp_path):
 @pytest.fixture
 def run(host, inputs, tmp_path, monkeypatch):
     """The whole script in this process, with the pack that the host loaded; files are named after "run"."""
-    monkeypatch.setattr(distill, "load_pack", lambda: host.pack)
+    monkeypatch.setattr(distill, "load_pack", lambda _: host.pack)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield lambda *more: distill.main(arguments(inputs, tmp_path, "run", *map(str, more))[3:])
     for number, handler in before.items():
@@ -336,15 +338,15 @@ def test_a_log_that_cannot_be_begun_ends_the_run(run, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_run_whose_log_fails_goes_on_and_says_so_once(run, tmp_path, monkeypatch, capsys):
-    log, show = tmp_path / "run.csv", distill.show
+    log, write_row = tmp_path / "run.csv", distill.StepLog.__call__
 
-    def fill(report, *rest):
-        show(report, *rest)
+    def fill(step_log, report):
+        write_row(step_log, report)
         if report.step == 2:
             log.unlink()
             log.symlink_to("/dev/full")
 
-    monkeypatch.setattr(distill, "show", fill)
+    monkeypatch.setattr(distill.StepLog, "__call__", fill)
     run("--steps", 5)
     said = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
     assert len(said) == 1 and "at step 3 (" in said[0] and "The run goes on without its log." in said[0]
@@ -509,5 +511,5 @@ def test_processes_wait_for_the_first_to_encode(monkeypatch):
 
 
 def test_a_folder_without_comfyui_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"is no ComfyUI checkout\. Point COMFYUI_PATH at one"):
+    with pytest.raises(SystemExit, match=r"is no ComfyUI checkout\. Point --comfyui or COMFYUI_PATH at one"):
         processes.load_pack(str(tmp_path))

@@ -282,7 +282,7 @@ def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_pat
 
 
 def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
-    from scripts import distill
+    from scripts.distill import command as distill
 
     with full_disk() as folder:
         path = folder / "state.pt"

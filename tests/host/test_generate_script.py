@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from demo.video_world import embed_video, parse_video_prompt
 from demo.world import all_prompts, embed, parse_prompt
 from devtools.base import link_file, model_folder
-from scripts import generate, metrics, pictures
-from scripts.processes import Workers
+from scripts.generate import command as generate
+from scripts.metrics import command as metrics
+from scripts.metrics import sources as pictures
+from scripts.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = ROOT / "demo" / "weights"

@@ -74,7 +74,7 @@ def _from_folder(folder: Path) -> Iterator[Item]:
 
 
 def read_prompts(folder: Path) -> dict[str, str]:
-    """Prompts by item, from the manifest of ``scripts.generate`` and the .txt files beside the pictures."""
+    """Prompts by item, from the manifest of ``pcm generate`` and the .txt files beside the pictures."""
     manifest = folder / "manifest.jsonl"
     rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()] if manifest.exists() else []
     prompts = {Path(row["file"]).stem: row["prompt"] for row in rows}

@@ -1,12 +1,12 @@
 """Measure a folder of pictures or clips, alone or against another.
 
-    python -m scripts.metrics A B               likeness of items of one name: PSNR, SSIM
-    python -m scripts.metrics A B --inception weights-inception-2015-12-05-6726825d.pth      and FID
-    python -m scripts.metrics A B --clip clip-vit-large-patch14       and consistency and CLIP score
-    python -m scripts.metrics A                 of clips: optical flow, change between frames
+    pcm metrics A B               likeness of items of one name: PSNR, SSIM
+    pcm metrics A B --inception weights-inception-2015-12-05-6726825d.pth      and FID
+    pcm metrics A B --clip clip-vit-large-patch14       and consistency and CLIP score
+    pcm metrics A                 of clips: optical flow, change between frames
 
 A is measured, B is the reference. Both are folders, or
-``http://HOST:PORT/history/PROMPT_ID`` for what a running ComfyUI made; ``scripts.generate`` makes a folder of any size.
+``http://HOST:PORT/history/PROMPT_ID`` for what a running ComfyUI made; ``pcm generate`` makes a folder of any size.
 Nothing is downloaded without ``--download``.
 FID and optical flow need ``pip install ".[metrics]"``; CLIP needs transformers, which ComfyUI has.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pcm_core.metrics import cosine, mean, psnr, ssim
 
-from .pictures import Item, SourceError, read
+from .sources import Item, SourceError, read
 
 EXTRA = 'pip install ".[metrics]"'
 CLIP = "openai/clip-vit-large-patch14"
@@ -155,7 +155,7 @@ class Clip:
             from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
         except ImportError as error:
             raise MissingError("it needs transformers: pip install transformers") from error
-        options = {"local_files_only": not download}
+        options: Any = {"local_files_only": not download}
         try:
             self.model: Any = CLIPModel.from_pretrained(name, **options).eval()
             self.processor: Any = CLIPImageProcessor.from_pretrained(name, **options)
@@ -315,7 +315,8 @@ def measure_clip(report: Report, a: Sequence[Item], b: Sequence[Item], options: 
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure a folder of pictures or clips, alone or against another.")
+    description = "Measure a folder of pictures or clips, alone or against another."
+    parser = argparse.ArgumentParser(prog="pcm metrics", description=description)
     parser.add_argument("a", metavar="A", help="a folder, or http://HOST:PORT/history/PROMPT_ID")
     parser.add_argument("b", metavar="B", nargs="?", help="the reference, likewise")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for FID")
@@ -340,7 +341,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in report.figures.items()}
         content = {"a": options.a, "b": options.b, "figures": finite, "not measured": report.absent}
         options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-
-
-if __name__ == "__main__":
-    main()

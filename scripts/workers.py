@@ -1,10 +1,12 @@
-"""One process or many, and the pack inside them: what ``scripts.distill`` and ``scripts.generate`` share."""
+"""One process or many, and the pack inside them: what ``pcm distill`` and ``pcm generate`` share."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -37,7 +39,8 @@ class Workers:
             if single or int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 return cls()
             sys.exit(
-                "Several processes need Hugging Face Accelerate: pip install accelerate. Or run one, with --single."
+                "Several processes need Hugging Face Accelerate (pip install accelerate, or the extra [distill]). "
+                "Or run one, with --single."
             )
         if single:
             return cls()
@@ -68,6 +71,36 @@ class Workers:
             self.accelerator.wait_for_everyone()
 
 
+def pack_root(comfyui: Path) -> Path:
+    """The folder of the pack: this clone, or, for commands that pip installed, the copy in ComfyUI's custom_nodes."""
+    if _is_pack(ROOT):
+        return ROOT
+    found = [folder for folder in sorted((comfyui / "custom_nodes").glob("*")) if _is_pack(folder)]
+    if not found:
+        sys.exit(
+            "This command runs the nodes of the pack, which pip does not install, and there are none in "
+            f"{comfyui / 'custom_nodes'}. Clone the pack there, or install from a clone with pip install -e ."
+        )
+    ours, theirs = importlib.metadata.version("phased-consistency"), _version(found[0])
+    if ours != theirs:
+        sys.exit(f"{found[0]} is version {theirs} of the pack, this command {ours}. Install one version of both.")
+    return found[0]
+
+
+def _is_pack(folder: Path) -> bool:
+    return _version(folder) is not None
+
+
+def _version(folder: Path) -> str | None:
+    """The version in the pyproject.toml of a copy of this pack; ``None`` for any other folder."""
+    project = folder / "pyproject.toml"
+    text = project.read_text("utf-8", errors="replace") if project.is_file() else ""
+    if not re.search(r'^name = "phased-consistency"$', text, re.MULTILINE):
+        return None
+    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def load_pack(comfyui: str | None = None) -> Pack:
     """Import the pack as the host would, and give its modules by name.
 
@@ -76,15 +109,16 @@ def load_pack(comfyui: str | None = None) -> Pack:
     """
     comfyui = comfyui or os.environ.get("COMFYUI_PATH")
     if not comfyui:
-        sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout.")
+        sys.exit("This command runs inside ComfyUI: give a checkout of it with --comfyui PATH, or in COMFYUI_PATH.")
     if not (Path(comfyui) / "comfy" / "sd.py").is_file():
-        sys.exit(f"{comfyui} is no ComfyUI checkout. Point COMFYUI_PATH at one.")
+        sys.exit(f"{comfyui} is no ComfyUI checkout. Point --comfyui or COMFYUI_PATH at one.")
+    root = pack_root(Path(comfyui))
     # The root goes last: this repository has a package "nodes", the host a module of that name.
-    others = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
-    sys.path[:] = [comfyui, *others, str(ROOT)]
+    others = [entry for entry in sys.path if entry and Path(entry).resolve() != root]
+    sys.path[:] = [comfyui, *others, str(root)]
     if not torch.cuda.is_available():
         importlib.import_module("comfy.cli_args").args.cpu = True  # before comfy.model_management
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None
     sys.modules[PACKAGE] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The files of ``scripts.distill``: read, or refused in one sentence; written whole or not at all."""
+"""The files of ``pcm distill``: read, or refused in one sentence; written whole or not at all."""
 
 from __future__ import annotations
 

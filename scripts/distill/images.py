@@ -1,4 +1,4 @@
-"""``--images`` of ``scripts.distill``: pictures and captions to latents and texts, once."""
+"""``--images`` of ``pcm distill``: pictures and captions to latents and texts, once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .distill_files import reason, refuse, save_state
+from .files import reason, refuse, save_state
 
 
 def cache_path(options: argparse.Namespace) -> Path:

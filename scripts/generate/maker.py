@@ -1,4 +1,4 @@
-"""One model made ready on the host, and a picture or clip for every prompt and seed: the work of ``scripts.generate``.
+"""One model made ready on the host, and a picture or clip for every prompt and seed: the work of ``pcm generate``.
 
 The sampling is that of the nodes: PCM Sampler and PCM Compare for pictures, PCM Video Sampler for clips. A picture is
 made alone, so its bits depend on its own prompt, seed and settings and on nothing made before or beside it.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .processes import ROOT, Pack
+from ..workers import ROOT, Pack
 
 WEIGHTS = ROOT / "demo" / "weights"
 # What --demo stands for: the files, and the size of what they make.
@@ -148,6 +148,7 @@ def _column(options: argparse.Namespace, pack: Pack) -> Any:
 def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
     """The sampling that was asked for, and what it comes to in the settings."""
     host, column, frames = pack("nodes.host"), _column(options, pack), None
+    setup: Any = None
     if options.length:
         setup = pack("nodes.video_setup").set_up(model, "auto", column.steps, options.shift)
         model, frames = setup.model, setup.family.latent_frames(options.length, "length")
@@ -162,7 +163,7 @@ def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: P
         "shift": host.flow_shift(model),
         "sigmas": [float(f"{sigma:.6g}") for sigma in sampling.sigmas.tolist()],
     }
-    if options.length and not column.sampler:
+    if setup and not column.sampler:
         return _clips(setup, sampling, latent, pack)
 
     def sample(positive: Any, negative: Any, seed: int) -> Any:

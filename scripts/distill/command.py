@@ -1,7 +1,7 @@
 """Distil a PCM LoRA from the command line, on one CPU, one GPU or many.
 
-    COMFYUI_PATH=... python -m scripts.distill --model sd3.safetensors --latents cache.pt --out pcm.safetensors
-    COMFYUI_PATH=... accelerate launch -m scripts.distill --model sd3.safetensors --images folder \\
+    pcm distill --comfyui ComfyUI --model sd3.safetensors --latents cache.pt --out pcm.safetensors
+    accelerate launch -m scripts.distill --comfyui ComfyUI --model sd3.safetensors --images folder \\
         --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
 Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
@@ -17,7 +17,6 @@ import argparse
 import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,15 @@ import torch
 
 from pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, usual_warmup
 
-from .distill_files import StepLog, read_cache, read_state, reason, refuse, save_state
-from .distill_images import cache_path, encode_images
-from .processes import Pack, Workers, load_pack
+from ..progress import bar
+from ..workers import Pack, Workers, load_pack
+from .files import StepLog, read_cache, read_state, reason, refuse, save_state
+from .images import cache_path, encode_images
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Distil a PCM LoRA.")
+    parser = argparse.ArgumentParser(prog="pcm distill", description="Distil a PCM LoRA.")
+    parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout; default: COMFYUI_PATH")
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
     data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
@@ -164,15 +165,6 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
     )
 
 
-def show(report: Any, steps: int, started: float, first: int) -> None:
-    """One line on the terminal, rewritten at every step."""
-    rate = (report.step - first) / max(time.monotonic() - started, 1e-9)
-    bar = "#" * (30 * report.step // steps)
-    left = (steps - report.step) / max(rate, 1e-9)
-    line = f"\r[{bar:<30}] {report.step}/{steps}  loss {report.loss:.5f}  {rate:.2f} steps/s  {left:.0f} s left "
-    print(line, end="\n" if report.step == steps else "", file=sys.stderr, flush=True)
-
-
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
     training = pack("nodes.training")
@@ -185,13 +177,15 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
         sessions.append(session)
         if options.state is not None and options.state.exists():
             trainer.load(read_state(options.state))
-        first, started = trainer.step_number, time.monotonic()
+        first = trainer.step_number
         log = StepLog(options.csv if workers.first else None, done=first)
+        shown = bar(job.config.steps, "distill", done=first, unit="steps", show=workers.first, delay=0)
 
         def after_step(report: Any) -> None:
             if workers.first:
                 log(report)
-                show(report, job.config.steps, started, first)
+                shown.set_postfix_str(f"loss {report.loss:.5f}", refresh=False)
+                shown.update()
                 due = report.step == job.config.steps or (options.save_every and report.step % options.save_every == 0)
                 if options.state and due:
                     save_state(trainer.state(), options.state)
@@ -219,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     check(options)
     workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available(), patient=options.images is not None)
-    pack = load_pack()
+    pack = load_pack(options.comfyui)
     errors = pack("pcm_core.errors")
     try:
         config = make_config(options, pack)  # before pictures are encoded, which can take hours
@@ -230,7 +224,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(options, pack, workers, make_job(options, pack, config))
     except errors.PCMError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

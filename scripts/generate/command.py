@@ -1,10 +1,10 @@
-"""Make a folder of pictures or clips from a file of prompts, for ``scripts.metrics``; on one process or many.
+"""Make a folder of pictures or clips from a file of prompts, for ``pcm metrics``; on one process or many.
 
-    python -m scripts.generate prompts.txt out --comfyui ComfyUI --checkpoint sd_xl_base_1.0.safetensors \\
+    pcm generate prompts.txt out --comfyui ComfyUI --checkpoint sd_xl_base_1.0.safetensors \\
         --lora pcm_sdxl_smallcfg_4step_converted.safetensors
     accelerate launch -m scripts.generate prompts.txt out ...                   the same pictures, on every GPU
     torchrun --nproc_per_node=2 -m scripts.generate prompts.txt out ...         or on two processes of the CPU
-    python -m scripts.generate prompts.txt out --comfyui ComfyUI --demo picture \\
+    pcm generate prompts.txt out --comfyui ComfyUI --demo picture \\
         --lora demo/weights/demo_pcm_4phase.safetensors                          the demo world
 
 A prompt a line. Picture n has the seed ``--seed`` + n and the name ``n_seed``, so two folders of one prompt file pair
@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .picture_maker import DEMOS, PictureMaker, SayOnce
-from .processes import Pack, Workers, load_pack
+from ..progress import bar
+from ..workers import Pack, Workers, load_pack
+from .maker import DEMOS, PictureMaker, SayOnce
 
 MANIFEST = "manifest.jsonl"
 PART = ".part"  # the end of the name of a file that is being written
@@ -46,7 +46,9 @@ class Task:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make a folder of pictures or clips from a file of prompts.")
+    parser = argparse.ArgumentParser(
+        prog="pcm generate", description="Make a folder of pictures or clips from a file of prompts."
+    )
     parser.add_argument("prompts", type=Path, help="a text file, one prompt a line")
     parser.add_argument("out", type=Path, help="the folder; an interrupted one is completed")
     parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout; default: COMFYUI_PATH")
@@ -165,24 +167,14 @@ def generate(options: argparse.Namespace, pack: Pack, workers: Workers) -> int:
     mine = missing(options.out, tasks)
     workers.wait()  # nobody writes before everybody has looked: the shares are cut from one list
     mine = workers.share(mine)
-    started = time.monotonic()
-    for done, task in enumerate(mine):
-        save(maker.make(task.prompt, task.seed), options.out / task.file, options.fps)
-        if workers.first:
-            show(done + 1, len(mine), started)
+    with bar(len(mine), options.out.name, unit="images", show=workers.first) as shown:
+        for task in mine:
+            save(maker.make(task.prompt, task.seed), options.out / task.file, options.fps)
+            shown.update()
     left = len(missing(options.out, tasks))
     state = f"{left} are missing" if left else f"all {len(tasks)} are there"
     sys.stderr.write(f"Process {workers.rank} made {len(mine)}; {state}: {options.out}\n")  # whole, among several
     return len(mine)
-
-
-def show(done: int, total: int, started: float) -> None:
-    """How far the first process is: a line rewritten on a terminal, one line for every hundred pictures in a log."""
-    live = sys.stderr.isatty()
-    if live or done == total or done % 100 == 0:
-        rate = done / max(time.monotonic() - started, 1e-9)
-        line = f"{done}/{total}  {rate:.2f} a second  {(total - done) / rate:.0f} s left "
-        print("\r" * live + line, end="\n" if done == total or not live else "", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,7 +189,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("\nInterrupted; the same command goes on from there.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""``pcm distill``: train a PCM LoRA from the command line, on one CPU, one GPU or many."""
