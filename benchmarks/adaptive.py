@@ -205,7 +205,7 @@ class Pictures:
             trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True)
             trainer.grid = fitted_grid(TABLE, timesteps)
             trainer.run()
-        save_lora(adapters.lora(average=True), path.name, phases, iterations, 1e-3, path.parent)
+        save_lora(adapters.lora(ema=True), path.name, phases, iterations, 1e-3, path.parent)
 
 
 def demo_world(pictures: Pictures, seed: int, counts: Sequence[int], distilled: bool, iterations: int) -> Cells:

@@ -159,13 +159,13 @@ def data(kind: Kind) -> distill.LatentSet:
     return distill.LatentSet([torch.randn(64, *kind.shape, generator=generator)], [i % 20 for i in range(64)])
 
 
-def adversary(network: Network) -> distill.Adversary:
+def discriminator(network: Network) -> distill.Discriminator:
     found = list(distill.blocks(network.model))
     features = distill.BlockFeatures(network, found)
     with torch.no_grad():
         rows = torch.zeros(1, dtype=torch.int64)
         widths = [part.shape[-1] for part in features(torch.zeros(1, *network.kind.shape), torch.ones(1), rows)]
-    return distill.Adversary(features, distill.Heads(widths, 32, torch.Generator().manual_seed(3)))
+    return distill.Discriminator(features, distill.DiscriminatorHeads(widths, 32, torch.Generator().manual_seed(3)))
 
 
 class Ours:
@@ -175,9 +175,9 @@ class Ours:
         network = Network(kind)
         adapters = new_adapters(kind, network.model)
         self.networks = [network]
-        critic = adversary(network) if config.adversarial else None
+        critic = discriminator(network) if config.adversarial else None
         self.trainer = distill.Trainer(
-            network, adapters, data(kind), kind.table, config, flow=kind.flow, adversary=critic
+            network, adapters, data(kind), kind.table, config, flow=kind.flow, discriminator=critic
         )  # fmt: skip
         attached.enter_context(adapters.attached())
         network.calls = network.samples = 0
@@ -188,12 +188,12 @@ class Ours:
 
     def memory(self) -> dict[str, list[Tensor]]:
         trainer = self.trainer
-        trained = trainer.adapters.parameters()
+        trained = list(trainer.adapters.student.parameters())
         return {
             "base weights": list(self.networks[0].model.parameters()),
             "LoRA": list(trained),
             "copy to fall back on": list(trainer._good),
-            **training_memory(trainer, trainer.optimiser, trained),
+            **training_memory(trainer, trainer.optimizer, trained),
         }
 
 
@@ -205,14 +205,14 @@ class Plain:
         self.networks = [Network(kind) for _ in range(3)]
         self.student, self.teacher, self.target = self.networks
         adapters = new_adapters(kind, self.student.model)
-        critic = adversary(self.teacher) if config.adversarial else None
+        critic = discriminator(self.teacher) if config.adversarial else None
         # For its draws and its discriminator; what it would train is not attached.
         self.trainer = distill.Trainer(
-            self.teacher, copy.deepcopy(adapters), data(kind), kind.table, config, flow=kind.flow, adversary=critic
+            self.teacher, copy.deepcopy(adapters), data(kind), kind.table, config, flow=kind.flow, discriminator=critic
         )  # fmt: skip
         self.trained = with_lora(self.student.model, adapters)
         self.copied = with_lora(self.target.model, adapters)
-        self.optimiser = torch.optim.AdamW(self.trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0)
         for network in self.networks:
             network.calls = network.samples = 0
 
@@ -223,12 +223,12 @@ class Plain:
         loss = total = distill.pseudo_huber(pair.error, self.config.huber_c)
         if self.config.adversarial:
             total = total + self.config.adversarial * distill.hinge_generator(self._scores(batch, pair.prediction, 1))
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(self.trained, self.config.clip)
-        for group in self.optimiser.param_groups:
+        nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
+        for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.trainer.step_number)
-        self.optimiser.step()
+        self.optimizer.step()
         self.trainer.step_number += 1
         with torch.no_grad():
             for theirs, mine in zip(self.copied, self.trained, strict=True):
@@ -242,7 +242,7 @@ class Plain:
             "base weights": [parameter for parameter in every if id(parameter) not in lora],
             "LoRA": [*self.trained, *self.copied],
             "copy to fall back on": [],
-            **training_memory(self.trainer, self.optimiser, self.trained),
+            **training_memory(self.trainer, self.optimizer, self.trained),
         }
 
     def _pair(self) -> tuple[Any, objective.PhasedPair]:
@@ -265,31 +265,33 @@ class Plain:
         )
 
     def _scores(self, batch: Any, x: Tensor, which: int) -> list[Tensor]:
-        assert self.trainer.adversary is not None
+        assert self.trainer.discriminator is not None
         edge = self.trainer.grid.edge[batch.index]
         noised = distill.renoise(x, edge, batch.level, batch.renoise[which], flow=self.kind.flow)
-        return self.trainer.adversary.heads(self.trainer.adversary.features(noised, batch.level, batch.captions))
+        return self.trainer.discriminator.heads(
+            self.trainer.discriminator.features(noised, batch.level, batch.captions)
+        )
 
     def _discriminator(self, drawn: tuple[Any, objective.PhasedPair]) -> None:
         batch, pair = drawn
-        assert self.trainer.critic is not None
+        assert self.trainer.discriminator_optimizer is not None
         real, fake = self._scores(batch, pair.landing, 0), self._scores(batch, pair.prediction.detach(), 1)
-        self.trainer.critic.zero_grad()
+        self.trainer.discriminator_optimizer.zero_grad()
         distill.hinge_discriminator(real, fake).backward()
-        self.trainer.critic.step()
+        self.trainer.discriminator_optimizer.step()
 
 
 def training_memory(
-    trainer: distill.Trainer, optimiser: torch.optim.Optimizer, trained: Iterable[nn.Parameter]
+    trainer: distill.Trainer, optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parameter]
 ) -> dict[str, list[Tensor]]:
     """What training holds beside its weights; the discriminator's part is the same for both loops."""
-    parameters = [*trained, *(trainer.adversary.heads.parameters() if trainer.adversary else ())]
-    optimisers = [optimiser, *([trainer.critic] if trainer.critic else [])]
-    moments = [value for each in optimisers for entry in each.state.values() for value in entry.values()]
+    parameters = [*trained, *(trainer.discriminator.heads.parameters() if trainer.discriminator else ())]
+    optimizers = [optimizer, *([trainer.discriminator_optimizer] if trainer.discriminator_optimizer else [])]
+    moments = [value for each in optimizers for entry in each.state.values() for value in entry.values()]
     return {
         "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
-        "optimiser": [value for value in moments if isinstance(value, Tensor)],
-        "heads": list(trainer.adversary.heads.parameters()) if trainer.adversary else [],
+        "optimizer": [value for value in moments if isinstance(value, Tensor)],
+        "heads": list(trainer.discriminator.heads.parameters()) if trainer.discriminator else [],
     }
 
 

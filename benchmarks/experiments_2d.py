@@ -78,13 +78,13 @@ def adversarial(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A LoRA of M = ``phases`` at N = M."""
     where = bench(seed)
-    heads = distill.Heads([WIDTH] * depth, 64, torch.Generator().manual_seed(seed))
+    heads = distill.DiscriminatorHeads([WIDTH] * depth, 64, torch.Generator().manual_seed(seed))
     config = settings(phases, steps, seed, adversarial=weight, adversarial_lr=rate, adversarial_span=span)
     adapters = where.adapters(seed)
     with adapters.attached():
         kind = AgainstData if against_data else distill.Trainer
-        train(where, adapters, config, distill.Adversary(features(where, depth), heads), kind)
-        with adapters.use("target"):
+        train(where, adapters, config, distill.Discriminator(features(where, depth), heads), kind)
+        with adapters.use("ema"):
             return [{"steps": phases} | where.measure(phases, phases)]
 
 
@@ -95,7 +95,7 @@ def single(seed: int, phases: int, steps: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with adapters.attached():
         train(where, adapters, settings(phases, steps, seed))
-        with adapters.use("target"):
+        with adapters.use("ema"):
             for count in LADDER:
                 lines.append({"steps": count} | where.measure(count, count))
                 for strength in STRENGTHS if count > phases else ():
@@ -107,8 +107,9 @@ def single(seed: int, phases: int, steps: int) -> list[dict[str, Any]]:
 
 
 def scale(adapters: distill.Adapters, strength: float) -> None:
-    for pair in adapters.pairs.values():
-        pair.scale = strength
+    for pairs in (adapters.pairs, adapters["ema"].pairs):
+        for pair in pairs.values():
+            pair.scale = strength
 
 
 def several(seed: int, how: str, steps: int) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def several(seed: int, how: str, steps: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with adapters.attached():
         train(where, adapters, settings(LADDER[0], steps, seed), before_step=choose)
-        with adapters.use("target"):
+        with adapters.use("ema"):
             for count in LADDER:
                 scale(adapters, strength(count))
                 lines.append({"steps": count} | where.measure(count, count))

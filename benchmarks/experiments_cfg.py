@@ -115,7 +115,7 @@ def sweep(name: str, seed: int, steps: int, count: int) -> list[dict[str, Any]]:
     if name not in METHODS:
         return [{"cfg": cfg} | measure(TEACHER_STEPS, cfg, count, seed, targets[cfg]) for cfg in SCALES]
     adapters = train(teacher, seed, steps, **METHODS[name])
-    with adapters.attached(), adapters.use("target"):
+    with adapters.attached(), adapters.use("ema"):
         return [{"cfg": cfg} | measure(PHASES, cfg, count, seed, targets[cfg]) for cfg in SCALES]
 
 

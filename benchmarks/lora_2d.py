@@ -104,11 +104,12 @@ def settings(phases: int, steps: int, seed: int, **more: Any) -> distill.Distill
 
 
 def train(
-    where: Bench, adapters: distill.Adapters, config: distill.DistillConfig, adversary: distill.Adversary | None = None,
+    where: Bench, adapters: distill.Adapters, config: distill.DistillConfig,
+    discriminator: distill.Discriminator | None = None,
     kind: type[distill.Trainer] = distill.Trainer, before_step: Callable[[distill.Trainer], None] | None = None,
 ) -> None:  # fmt: skip
     """Train attached ``adapters``; ``before_step`` may change the trainer's grid."""
-    trainer = kind(where.backbone, adapters, where.train, TABLE, config, flow=False, adversary=adversary)
+    trainer = kind(where.backbone, adapters, where.train, TABLE, config, flow=False, discriminator=discriminator)
     for _ in range(config.steps):
         if before_step is not None:
             before_step(trainer)

@@ -118,13 +118,13 @@ def imitate(world: World, table: Tensor, *, steps: int, batch: int = 384, seed: 
     """A network that predicts the world's own eps: the teacher in the form of the student."""
     torch.manual_seed(seed)
     network, generator = Network(), torch.Generator().manual_seed(seed)
-    optimiser, rate = _adam(network, steps)
+    optimizer, rate = _adam(network, steps)
     for _ in range(steps):
         sigma = table[torch.randint(len(table), (batch,), generator=generator)]
         x = world.draw(batch, generator) + sigma[:, None] * torch.randn(batch, 2, generator=generator)
         eps = (x - world.denoise(x, sigma)) / sigma[:, None]
         loss = (network(x * (1 + sigma.square()).rsqrt()[:, None], sigma) - eps).square().mean()
-        _update(optimiser, rate, loss)
+        _update(optimizer, rate, loss)
     return network
 
 
@@ -132,12 +132,12 @@ def distil(network: Network, world: World, grid: SolverGrid, *, steps: int, batc
     """A copy of ``network`` trained on the phased loss of the library; returns its moving average (0.999)."""
     student, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     average = copy.deepcopy(network).requires_grad_(False)
-    optimiser, rate = _adam(student, steps)
+    optimizer, rate = _adam(student, steps)
     for step in range(steps):
         clean, noise = world.draw(batch, generator), torch.randn(batch, 2, generator=generator)
         index = torch.randint(len(grid), (batch,), generator=generator)
         model = student.denoiser
-        _update(optimiser, rate, phased_loss(model, world.denoise, model, clean, noise, index, grid, flow=False))
+        _update(optimizer, rate, phased_loss(model, world.denoise, model, clean, noise, index, grid, flow=False))
         with torch.no_grad():
             decay = min(0.999, (step + 1) / (step + 10))
             for kept, new in zip(average.parameters(), student.parameters(), strict=True):
@@ -146,14 +146,14 @@ def distil(network: Network, world: World, grid: SolverGrid, *, steps: int, batc
 
 
 def _adam(network: Network, steps: int) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LRScheduler]:
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def _update(optimiser: torch.optim.Adam, rate: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
-    optimiser.zero_grad()
+def _update(optimizer: torch.optim.Adam, rate: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     rate.step()
 
 

@@ -16,10 +16,10 @@ from pcm_core.distill import (
     ADVERSARIAL_LR,
     ADVERSARIAL_SPAN,
     Adapters,
-    Adversary,
     BlockFeatures,
+    Discriminator,
+    DiscriminatorHeads,
     DistillConfig,
-    Heads,
     StepReport,
     Trainer,
     adaptable,
@@ -105,12 +105,12 @@ def distil(
     def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         return Denoiser(teacher, pool.text(captions))(x, sigma)
 
-    def adversary(depth: int) -> Adversary:
+    def discriminator(depth: int) -> Discriminator:
         features = BlockFeatures(backbone, list(blocks(teacher))[-depth:])
         with torch.no_grad():
             seen = features(pool.latents[:1], torch.ones(1, device=device), pool.prompt_ids[:1])
-        heads = Heads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed))
-        return Adversary(features, heads.to(device))
+        heads = DiscriminatorHeads([part.shape[-1] for part in seen], 64, torch.Generator().manual_seed(seed))
+        return Discriminator(features, heads.to(device))
 
     started = time.monotonic()
 
@@ -123,10 +123,10 @@ def distil(
             print(f"M={phases} lr={lr:g}: step {step.step}/{steps}  loss {loss:.5f}  {seconds:.0f} s", flush=True)
 
     with adapters.attached():
-        opponent = adversary(critic.depth) if critic else None
-        trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True, adversary=opponent)
+        opponent = discriminator(critic.depth) if critic else None
+        trainer = Trainer(backbone, adapters, PoolData(pool), TABLE, config, flow=True, discriminator=opponent)
         trainer.run(report)
-    return adapters.lora(average=True)
+    return adapters.lora(ema=True)
 
 
 def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS,

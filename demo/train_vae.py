@@ -46,15 +46,15 @@ def run_steps(
     ``horizon`` is the length of the cosine where training stops before its end; by default it is ``steps``.
     """
     parameters = list(parameters)
-    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: cosine(step, horizon or steps, warmup))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, horizon or steps, warmup))
     started, running = time.monotonic(), 0.0
     for step in range(steps):
         loss = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if after_step is not None:
             after_step(step)

@@ -207,7 +207,7 @@ class Session:
         self.backbone.write_elsewhere(self.data.latents(torch.tensor([0])), self.table[-1:].to(self.device))
         self.trainer = distill.Trainer(
             self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
-            adversary=self._adversary(generator), processes=processes,
+            discriminator=self._discriminator(generator), processes=processes,
         )  # fmt: skip
         self.watchers: list[Watcher] = []
         self.progress = host_training.Progress(job.config.steps)
@@ -217,7 +217,7 @@ class Session:
     def _prepare(self, batch: Tensor) -> Tensor:
         return self.base.process_latent_in(batch.to(self.device, torch.float32))
 
-    def _adversary(self, generator: torch.Generator) -> distill.Adversary | None:
+    def _discriminator(self, generator: torch.Generator) -> distill.Discriminator | None:
         if not self.job.config.adversarial:
             return None
         found = list(distill.blocks(self.root))
@@ -229,8 +229,8 @@ class Session:
         with torch.no_grad():
             rows = torch.zeros(1, dtype=torch.int64)
             sample = features(self.data.latents(rows), self.table[-1:].to(self.device), self.data.captions(rows))
-        heads = distill.Heads([tokens.shape[-1] for tokens in sample], _HEAD_CHANNELS, generator)
-        return distill.Adversary(features, heads.to(self.device))
+        heads = distill.DiscriminatorHeads([tokens.shape[-1] for tokens in sample], _HEAD_CHANNELS, generator)
+        return distill.Discriminator(features, heads.to(self.device))
 
     def run(self) -> None:
         with ExitStack() as stack:
@@ -289,7 +289,7 @@ class Session:
         schedule = build_schedule(config.phases, spacing=config.spacing, grid=config.grid, terminal=config.terminal)
         sigmas = schedule.sigmas(self.table)
         x = noise * (float(sigmas[0]) if self.flow else (1 + float(sigmas[0]) ** 2) ** 0.5)
-        with self.adapters.use("target" if config.ema else "student"):
+        with self.adapters.use("ema"):
             latents = sample_pcm(lambda x, sigma: self.backbone(x, sigma, captions), x, sigmas)
         tiles = [self.decode(latent) for latent in latents.split(1)]
         sheet = Image.new("RGB", (sum(tile.width for tile in tiles), tiles[0].height))
@@ -298,7 +298,7 @@ class Session:
         return sheet
 
     def lora(self, metadata: Callable[[int], dict[str, str]]) -> TrainedLora:
-        tensors = self.adapters.lora(average=bool(self.job.config.ema))
+        tensors = self.adapters.lora(ema=bool(self.job.config.ema))
         return TrainedLora(tensors, metadata(self.trainer.step_number))
 
 

@@ -1,13 +1,26 @@
 """Distil a PCM LoRA from any model that can be called.
 
-``objective`` is the loss, ``adapters`` the low-rank weights that turn one network into teacher, student and target,
-``adversarial`` the optional discriminator, ``data`` the latents, ``trainer`` the loop. Read them in that order.
+``objective`` is the loss, ``low_rank`` and ``adapters`` the weights that turn one network into teacher, student and
+target, ``adversarial`` the optional discriminator, ``data`` the latents, ``loop`` and ``trainer`` the steps. Read them
+in that order.
 """
 
-from .adapters import Adapters, adaptable, blocks, differentiable_weights
-from .adversarial import Adversary, BlockFeatures, Heads, hinge_discriminator, hinge_generator, renoise, renoise_std
+from .adapters import Adapters
+from .adversarial import (
+    BlockFeatures,
+    Discriminator,
+    DiscriminatorHeads,
+    hinge_discriminator,
+    hinge_generator,
+    renoise,
+    renoise_std,
+)
+from .autograd import blocks, differentiable_weights
 from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata, usual_warmup
 from .data import Data, LatentSet
+from .file import write_lora
+from .loop import Processes, StepReport
+from .low_rank import LowRankPair, LowRankSet, adaptable
 from .objective import (
     Denoiser,
     PhasedPair,
@@ -22,20 +35,24 @@ from .objective import (
     phased_pair,
     pseudo_huber,
 )
-from .trainer import Processes, StepReport, Trainer
+from .simple import DistilledLora, distill
+from .trainer import Trainer
 
 __all__ = [
     "ADVERSARIAL_LR",
     "ADVERSARIAL_SPAN",
     "Adapters",
-    "Adversary",
     "BlockFeatures",
     "Data",
     "Denoiser",
+    "Discriminator",
+    "DiscriminatorHeads",
     "DistillConfig",
+    "DistilledLora",
     "Diverged",
-    "Heads",
     "LatentSet",
+    "LowRankPair",
+    "LowRankSet",
     "PhasedPair",
     "Prediction",
     "Processes",
@@ -47,6 +64,7 @@ __all__ = [
     "as_denoiser",
     "blocks",
     "differentiable_weights",
+    "distill",
     "distill_metadata",
     "guided",
     "hinge_discriminator",
@@ -59,4 +77,5 @@ __all__ = [
     "renoise",
     "renoise_std",
     "usual_warmup",
+    "write_lora",
 ]

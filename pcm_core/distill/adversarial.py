@@ -8,11 +8,12 @@ near chance (a discriminator loss near 2) is what healthy training shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import PCMError
@@ -58,10 +59,30 @@ def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
 
 
-class Heads:
-    """One small residual head per feature map: project, normalize, activate, twice, then one score per token.
+class DiscriminatorHead(nn.Module):
+    """Project, normalize and activate, twice, then one score per token.
 
     Pointwise, as the official SDXL and SD3 heads, so that any number of tokens and any latent rank will do.
+    """
+
+    def __init__(self, width: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(columns))
+
+        self.enter, self.mix, self.leave = matrix(hidden, width), matrix(hidden, hidden), matrix(1, hidden)
+
+    def forward(self, feature: Tensor, *, frozen: bool = False) -> Tensor:
+        """Scores [B, T, 1] of features [B, T, C]; ``frozen`` keeps gradient from the weights."""
+        enter, mix, leave = (w.detach() if frozen else w for w in (self.enter, self.mix, self.leave))
+        x = _activate(F.linear(feature.to(enter.dtype), enter))
+        x = x + _activate(F.linear(x, mix))
+        return F.linear(x, leave)
+
+
+class DiscriminatorHeads(nn.ModuleList):
+    """One small residual head per feature map.
 
     Args:
         widths: channels of each feature map.
@@ -76,51 +97,21 @@ class Heads:
     def __init__(self, widths: Sequence[int], hidden: int, generator: torch.Generator) -> None:
         if hidden < 2 * _GROUPS or hidden % _GROUPS:
             raise PCMError(f"The heads have {hidden} channels.", "a multiple of 8, at least 16.", "Use 64.")
-        self.widths = tuple(widths)
-        self._weights = [self._make(width, hidden, generator) for width in widths]
+        super().__init__(DiscriminatorHead(width, hidden, generator) for width in widths)
 
-    @staticmethod
-    def _make(width: int, hidden: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        def matrix(rows: int, columns: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(columns))
-
-        return {"enter": matrix(hidden, width), "mix": matrix(hidden, hidden), "leave": matrix(1, hidden)}
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for weights in self._weights:
-            yield from weights.values()
-
-    def to(self, device: torch.device) -> Heads:
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(device)
-        return self
-
-    def __call__(self, features: Sequence[Tensor], *, frozen: bool = False) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], *, frozen: bool = False) -> list[Tensor]:
         """Scores [B, T, 1] of features [B, T, C], one per map; ``frozen`` keeps gradient from the heads."""
-        scores: list[Tensor] = []
-        for weights, feature in zip(self._weights, features, strict=True):
-            enter, mix, leave = (weight.detach() if frozen else weight for weight in weights.values())
-            x = _activate(F.linear(feature.to(enter.dtype), enter))
-            x = x + _activate(F.linear(x, mix))
-            scores.append(F.linear(x, leave))
-        return scores
+        return [head(feature, frozen=frozen) for head, feature in zip(self, features, strict=True)]
 
-    def state(self) -> list[Tensor]:
-        return [parameter.detach().cpu().clone() for parameter in self.parameters()]
-
-    def unlike(self, state: Sequence[Tensor]) -> list[str]:
-        """What stands in the way of loading ``state``, in words; nothing if it fits."""
-        had, has = ([tuple(weight.shape) for weight in weights] for weights in (state, self.parameters()))
+    def differences(self, state: Mapping[str, Tensor]) -> list[str]:
+        """What stands in the way of loading ``state``, in words; empty if it fits."""
+        had, has = ({name: w.shape for name, w in weights.items()} for weights in (state, self.state_dict()))
         return [] if had == has else [f"{len(had)} weights of the discriminator -> {len(has)}, or other shapes"]
-
-    @torch.no_grad()
-    def load(self, state: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.parameters(), state, strict=True):
-            parameter.copy_(value)
 
 
 def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(F.group_norm(x.movedim(1, 2), _GROUPS).movedim(2, 1), 0.01)
+    normalised = F.group_norm(rearrange(x, "b t c -> b c t"), _GROUPS)
+    return F.leaky_relu(rearrange(normalised, "b c t -> b t c"), 0.01)
 
 
 class BlockFeatures:
@@ -151,10 +142,10 @@ class BlockFeatures:
 def _tokens(output: Tensor | Sequence[Tensor | None]) -> Tensor:
     if not isinstance(output, Tensor):
         output = max((part for part in output if part is not None), key=Tensor.numel)
-    return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
+    return output if output.ndim == 3 else rearrange(output, "b c ... -> b (...) c")
 
 
-class Adversary:
+class Discriminator:
     """Features and heads as one discriminator.
 
     Args:
@@ -162,7 +153,7 @@ class Adversary:
         heads: made for those widths.
     """
 
-    def __init__(self, features: Features, heads: Heads) -> None:
+    def __init__(self, features: Features, heads: DiscriminatorHeads) -> None:
         self.features, self.heads = features, heads
 
     def level(

@@ -11,8 +11,8 @@ import torch
 from ..errors import PCMError
 from ..phases import Spacing, Terminal, phase_edges
 
-# Where and how fast the discriminator learns: what helped in benchmarks/results/experiments.md, and of what was tried
-# there only this. The authors look at all of the phase, at a rate of 1e-5, and those are the defaults below.
+# Noise levels and learning rate of the discriminator: the only pair that helped in benchmarks/results/experiments.md.
+# The authors use the whole phase and 1e-5; those are the defaults below.
 ADVERSARIAL_SPAN: tuple[float, float] = (0.0, 0.25)
 ADVERSARIAL_LR = 1e-3
 
@@ -28,13 +28,13 @@ class DistillConfig:
 
     Attributes:
         phases, grid, spacing, terminal: the phases and the solver grid their edges lie on; see ``matching_grid``.
-        steps: optimiser steps of the whole run; the cosine ends there.
-        batch: samples per forward pass over all processes; ``accumulate`` passes make one optimiser step.
-        lr, warmup, weight_decay, clip: AdamW, linear warm-up then cosine to 2 %, gradient norm.
+        steps: optimizer steps of the whole run; the cosine ends there.
+        batch: samples per forward pass over all processes; ``accumulate`` passes make one optimizer step.
+        lr, warmup, weight_decay, max_grad_norm: AdamW, linear warm-up then cosine to 2 %, gradient clipping.
         loss: ``huber`` (pseudo-Huber with ``huber_c``, official) or ``l2``.
         cfg: range the teacher's guidance is drawn from, ComfyUI's convention (official w + 1). (1, 1) distils without
             guidance, with no second teacher pass: the student then keeps a wide CFG range of its own.
-        caption_dropout: share of captions replaced by the null caption, for student and teacher alike; official 0.1
+        caption_dropout: fraction of captions replaced by the null caption, for student and teacher alike; official 0.1
             for distillation without guidance.
         ema: decay of the moving average, 0 for none; it ramps up, ``min(ema, (step + 1) / (step + 10))``.
         target: whose jump the student must agree with, the ``student`` without gradient (official) or the ``ema``.
@@ -55,7 +55,7 @@ class DistillConfig:
     lr: float = 1e-4
     warmup: int = 50
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     loss: Literal["huber", "l2"] = "huber"
     huber_c: float = 1e-3
     cfg: tuple[float, float] = (1.0, 1.0)
@@ -71,7 +71,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1.")
-        for name in ("lr", "huber_c", "clip", "adversarial_lr"):
+        for name in ("lr", "huber_c", "max_grad_norm", "adversarial_lr"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
         for name in ("caption_dropout", "ema"):
@@ -104,9 +104,9 @@ def _require(good: bool, name: str, value: object, expected: str) -> None:
 
 
 class Diverged(PCMError):  # noqa: N818
-    """The loss or a gradient was not finite at ``step`` (1 is the first); the adapters are the last that gave some.
+    """Loss or gradient became non-finite at ``step`` (1 is the first); the adapters were rolled back.
 
-    Where there was an update before, it is taken back: what it made is what gave no finite number.
+    They are those of the last finite step: the update that led to this one is undone, if there was one.
     """
 
     def __init__(self, step: int, what: str) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pcm_core.errors import PCMError
 
-_STATE = {"step", "losses", "adapters", "optimiser", "generator", "config"}
+_STATE = {"step", "losses", "adapters", "generator", "config"}
+_OPTIMIZER = {"optimizer", "optimiser"}  # today's name and that of 0.1.0
 
 
 def refuse(found: str, expected: str, action: str) -> NoReturn:
@@ -71,7 +72,7 @@ def _is_text(text: Any) -> bool:
 def read_state(path: Path) -> dict[str, Any]:
     what = ("a checkpoint that a run with --state wrote.", "Give its name, or a new one to start from the beginning.")
     state = read_tensors(path, *what)
-    if not isinstance(state, dict) or not state.keys() >= _STATE:
+    if not isinstance(state, dict) or not state.keys() >= _STATE or not state.keys() & _OPTIMIZER:
         refuse(f"{path} is no checkpoint.", *what)
     return state
 

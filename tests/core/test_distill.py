@@ -241,8 +241,8 @@ def test_losses_of_exploding_latents_are_compared_at_unit_variance(sd_table: Ten
 def test_a_trained_student_reaches_in_two_steps_what_the_teacher_reaches_in_twenty(sd_table: Tensor) -> None:
     grid = SolverGrid.from_table(sd_table, phases=2, grid=20)
     gain = torch.zeros(20, requires_grad=True)
-    optimiser = torch.optim.Adam([gain], lr=0.02)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
+    optimizer = torch.optim.Adam([gain], lr=0.02)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
 
     def teacher(x: Tensor, sigma: Tensor) -> Tensor:
         return x / (1 + sigma.square())[:, None]  # the exact denoiser of unit Gaussian data
@@ -254,9 +254,9 @@ def test_a_trained_student_reaches_in_two_steps_what_the_teacher_reaches_in_twen
     for step in range(300):
         clean, noise = gaussian((20, 16), 2 * step), gaussian((20, 16), 2 * step + 1)
         loss = phased_loss(student, teacher, student, clean, noise, torch.arange(20), grid, flow=False)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         rate.step()
 
     two = build_schedule(2, spacing="aligned", grid=20, terminal="alpha0").sigmas(sd_table)

@@ -57,7 +57,7 @@ def test_hinge_losses():
 
 
 def test_heads_take_any_number_of_tokens_and_freeze():
-    heads = distill.Heads([6, 10], 16, torch.Generator().manual_seed(0))
+    heads = distill.DiscriminatorHeads([6, 10], 16, torch.Generator().manual_seed(0))
     features = [torch.randn(2, 7, 6, requires_grad=True), torch.randn(2, 1, 10, requires_grad=True)]
     scores = heads(features)
     assert all(bool(score.any()) for score in scores)
@@ -72,30 +72,32 @@ def test_heads_take_any_number_of_tokens_and_freeze():
 @pytest.mark.parametrize("hidden", [8, 20])
 def test_heads_that_would_be_dead_are_refused(hidden):
     with pytest.raises(PCMError, match="multiple of 8"):
-        distill.Heads([4], hidden, torch.Generator())
+        distill.DiscriminatorHeads([4], hidden, torch.Generator())
 
 
 def test_heads_learn_to_tell_two_latents_apart():
     """A discriminator that can separate goes below chance; the losses above would not show a dead one."""
     generator = torch.Generator().manual_seed(5)
-    heads = distill.Heads([4], 16, generator)
-    optimiser = torch.optim.Adam(heads.parameters(), lr=1e-2)
+    heads = distill.DiscriminatorHeads([4], 16, generator)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
     for _ in range(60):
         real, fake = torch.randn(2, 16, 9, 4, generator=generator)
         loss = distill.hinge_discriminator(heads([real + 1]), heads([fake - 1]))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert float(loss.detach()) < 0.5
 
 
 @pytest.mark.parametrize("phases", [1, 2, 4])
 def test_levels_lie_inside_the_phase_and_reach_all_of_it(phases):
     grid = distill.SolverGrid.from_table(torch.arange(1, 1001) / 1000, phases, 40, terminal="zero")
-    adversary = distill.Adversary(lambda x, s, c: [x], distill.Heads([1], 16, torch.Generator().manual_seed(0)))
+    discriminator = distill.Discriminator(
+        lambda x, s, c: [x], distill.DiscriminatorHeads([1], 16, torch.Generator().manual_seed(0))
+    )
     generator = torch.Generator().manual_seed(6)
     index = torch.arange(40).repeat(200)
-    level = adversary.level(grid, index, generator)
+    level = discriminator.level(grid, index, generator)
     assert bool((level > grid.edge[index]).all())
     for k in range(phases):
         low, high = k / phases, (k + 1) / phases
@@ -106,12 +108,14 @@ def test_levels_lie_inside_the_phase_and_reach_all_of_it(phases):
 @pytest.mark.parametrize("span", [(0.0, 0.25), (0.75, 1.0), (0.2, 0.6)])
 def test_a_span_is_a_part_of_the_phase(span):
     grid = distill.SolverGrid.from_table(torch.arange(1, 1001) / 1000, 4, 40, terminal="zero")
-    adversary = distill.Adversary(lambda x, s, c: [x], distill.Heads([1], 16, torch.Generator().manual_seed(0)))
+    discriminator = distill.Discriminator(
+        lambda x, s, c: [x], distill.DiscriminatorHeads([1], 16, torch.Generator().manual_seed(0))
+    )
     index = torch.arange(40).repeat(100)
-    level = adversary.level(grid, index, torch.Generator().manual_seed(6), span)
-    share = (level - grid.edge[index]) * 4  # a solver point stands for the tenth of the phase below it
-    assert span[0] < float(share.min()) <= span[0] + 0.1 + 1e-6
-    assert span[1] - 1e-6 <= float(share.max()) <= span[1] + 0.1
+    level = discriminator.level(grid, index, torch.Generator().manual_seed(6), span)
+    fraction = (level - grid.edge[index]) * 4  # a solver point stands for the tenth of the phase below it
+    assert span[0] < float(fraction.min()) <= span[0] + 0.1 + 1e-6
+    assert span[1] - 1e-6 <= float(fraction.max()) <= span[1] + 0.1
 
 
 class Joint(nn.Module):

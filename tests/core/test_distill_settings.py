@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -27,7 +28,7 @@ def warmed(**settings):
     """A trainer whose adapters are off zero, where every gradient counts, attached."""
     trainer, network, backbone = make(**settings)
     with torch.no_grad():
-        for i, parameter in enumerate(trainer.adapters.parameters()):
+        for i, parameter in enumerate(trainer.adapters.student.parameters()):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     return trainer, network, backbone
 
@@ -46,11 +47,11 @@ def pairs(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(("rate", "share"), [(0.0, 0.0), (0.5, 0.5), (0.9, 0.9)])
-def test_captions_are_dropped_as_often_as_asked(rate, share):
+@pytest.mark.parametrize(("rate", "fraction"), [(0.0, 0.0), (0.5, 0.5), (0.9, 0.9)])
+def test_captions_are_dropped_as_often_as_asked(rate, fraction):
     trainer, _, _ = make(caption_dropout=rate, batch=512)
     dropped = (trainer._draw().captions == NULL_CAPTION).double().mean()
-    assert abs(float(dropped) - share) < 0.1
+    assert abs(float(dropped) - fraction) < 0.1
 
 
 def test_guidance_is_drawn_from_its_range_and_moves_the_teacher_away_from_the_null():
@@ -93,7 +94,7 @@ def test_the_adversarial_gradient_is_linear_in_its_weight_and_leaves_the_heads_a
         trainer, _, _ = warmed(adversarial=weight)
         with trainer.adapters.attached():
             found[weight] = gradients(trainer)
-        count = len(trainer.adapters.parameters())
+        count = len(list(trainer.adapters.student.parameters()))
     for nothing, tenth, fifth in zip(*(found[weight][:count] for weight in found), strict=True):
         torch.testing.assert_close(fifth - nothing, 2 * (tenth - nothing), rtol=1e-2, atol=1e-6)
     assert any((tenth - nothing).abs().max() > 1e-5 for nothing, tenth in zip(found[1e-9], found[0.1], strict=True))
@@ -103,14 +104,14 @@ def test_the_adversarial_gradient_is_linear_in_its_weight_and_leaves_the_heads_a
 
 def test_the_discriminator_tells_the_target_from_the_student_by_frozen_features(pairs):
     trainer, _, _ = warmed(adversarial=0.1)
-    features, seen = trainer.adversary.features, []
+    features, seen = trainer.discriminator.features, []
 
     def spy(x, sigma, captions):
         found = features(x, sigma, captions)
         seen.append((x.detach(), sigma, trainer.adapters.mode, [part.detach() for part in found]))
         return found
 
-    trainer.adversary.features = spy
+    trainer.discriminator.features = spy
     state = trainer.generator.get_state()
     with trainer.adapters.attached():
         totals = trainer._pass()
@@ -120,7 +121,7 @@ def test_the_discriminator_tells_the_target_from_the_student_by_frozen_features(
     assert mode == seen[1][2] == "off"
     for shown, ending, noise in zip((real, fake), (pairs[0].landing, pairs[0].prediction), batch.renoise, strict=True):
         torch.testing.assert_close(shown, renoise(ending, pairs[0].edge, level, noise, flow=True).detach())
-    heads = trainer.adversary.heads
+    heads = trainer.discriminator.heads
     with torch.no_grad():
         expected = hinge_discriminator(heads(seen_real), heads(seen_fake))
     assert float(totals[2]) == pytest.approx(float(expected), rel=1e-5)
@@ -128,10 +129,11 @@ def test_the_discriminator_tells_the_target_from_the_student_by_frozen_features(
 
 def test_the_discriminator_learns_at_its_own_rate():
     trainer, _, _ = make(adversarial=0.1, adversarial_lr=0.02)
-    before = trainer.adversary.heads.state()
+    heads = trainer.discriminator.heads
+    before = copy.deepcopy(heads.state_dict())
     with trainer.adapters.attached():
         trainer.step()
-    moved = [float((a - b).abs().max()) for a, b in zip(trainer.adversary.heads.state(), before, strict=True)]
+    moved = [float((weight - before[name]).abs().max()) for name, weight in heads.state_dict().items()]
     assert all(0.01 < move < 0.03 for move in moved), moved  # Adam's first step is its rate
 
 
@@ -156,23 +158,23 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
 
 def test_the_average_follows_the_student_and_is_the_target():
     trainer, _, backbone = make(ema=0.2, target="ema")
-    average = [parameter.detach().clone() for parameter in trainer.adapters.parameters()]
+    average = [parameter.detach().clone() for parameter in trainer.adapters.student.parameters()]
     with trainer.adapters.attached():
         for step in range(6):
             trainer.step()
             decay = min(0.2, (step + 1) / (step + 10))
-            for value, parameter in zip(average, trainer.adapters.parameters(), strict=True):
+            for value, parameter in zip(average, trainer.adapters.student.parameters(), strict=True):
                 value.lerp_(parameter.detach(), 1 - decay)
-    assert {mode for mode, _, _ in backbone.calls} == {"student", "off", "target"}
-    lora, student = trainer.adapters.lora(average=True), trainer.adapters.lora()
+    assert {mode for mode, _, _ in backbone.calls} == {"student", "off", "ema"}
+    lora, student = trainer.adapters.lora(ema=True), trainer.adapters.lora()
     name = next(iter(trainer.adapters.pairs))
     torch.testing.assert_close(lora[f"diffusion_model.{name}.lora_down.weight"], average[0])
     assert not torch.equal(student[f"diffusion_model.{name}.lora_down.weight"], average[0])
 
 
 def test_decay_and_clipping_are_those_asked_for():
-    trainer, _, _ = warmed(weight_decay=0.3, clip=1e-3)
-    (group,) = trainer.optimiser.param_groups
+    trainer, _, _ = warmed(weight_decay=0.3, max_grad_norm=1e-3)
+    (group,) = trainer.optimizer.param_groups
     assert group["weight_decay"] == 0.3
     with trainer.adapters.attached():
         report = trainer.step()
@@ -203,7 +205,7 @@ def test_a_checkpoint_of_other_adapters_is_refused_and_changes_nothing(rank, alp
     made, _, _ = make()
     trainer, network, _ = make()
     trainer.adapters = distill.Adapters(distill.adaptable(network, targets), rank, alpha=alpha)
-    before = [parameter.clone() for parameter in trainer.adapters.parameters()]
+    before = [parameter.clone() for parameter in trainer.adapters.student.parameters()]
     with pytest.raises(PCMError, match=said):
         trainer.load(made.state())
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.adapters.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.adapters.student.parameters(), strict=True))

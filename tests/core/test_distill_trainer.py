@@ -63,14 +63,24 @@ def make(processes: distill.Processes | None = None, **settings):
     backbone = Recorder(network, adapters)
     clean = torch.randn(64, 2, generator=torch.Generator().manual_seed(2)) * 0.2 + 1
     data = distill.LatentSet([clean[:32], clean[32:]], [0, 1])
-    adversary = None
+    discriminator = None
     if config.adversarial:
-        heads = distill.Heads([24], 32, torch.Generator().manual_seed(3))
-        adversary = distill.Adversary(distill.BlockFeatures(backbone, [network.token]), heads)
+        heads = distill.DiscriminatorHeads([24], 32, torch.Generator().manual_seed(3))
+        discriminator = distill.Discriminator(distill.BlockFeatures(backbone, [network.token]), heads)
     trainer = distill.Trainer(
-        backbone, adapters, data, FLOW_TABLE, config, flow=True, adversary=adversary, processes=processes
+        backbone, adapters, data, FLOW_TABLE, config, flow=True, discriminator=discriminator, processes=processes
     )
     return trainer, network, backbone
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two nested states hold the same bits under the same names."""
+    if one.keys() != other.keys():
+        return False
+    return all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else same(value, other[name])
+        for name, value in one.items()
+    )
 
 
 def points() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -139,7 +149,7 @@ def test_resume_continues_to_the_same_bits(settings, tmp_path):
     with second.adapters.attached():
         second.run()
     assert second.losses == whole.losses
-    expected, found = whole.adapters.lora(average=True), second.adapters.lora(average=True)
+    expected, found = whole.adapters.lora(ema=True), second.adapters.lora(ema=True)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
@@ -210,14 +220,13 @@ def test_nan_stops_with_the_last_good_adapters(bad_step):
     assert error.value.step == bad_step
     good = history[max(0, bad_step - 2)]  # the adapters that last gave a finite loss
     assert trainer.step_number == len(trainer.losses) == max(0, bad_step - 2)
-    for name, tensors in trainer.adapters.state().items():
-        assert all(torch.equal(a, b) for a, b in zip(tensors, good[name], strict=True))
+    assert same(trainer.adapters.state(), good)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_broken_discriminator_is_named(where):
     trainer, *_ = make(adversarial=0.1)
-    enter = next(trainer.adversary.heads.parameters())
+    enter = next(trainer.discriminator.heads.parameters())
     if where == "loss":
         enter.data.fill_(math.nan)
     else:
@@ -232,11 +241,50 @@ def test_a_checkpoint_with_another_discriminator_is_refused_and_changes_nothing(
         trainer.step()
     other, *_ = make(adversarial=0.1, steps=3)
     before = other.adapters.state()
+    fewer = dict(list(trainer.discriminator.heads.state_dict().items())[:-1])
     with pytest.raises(PCMError, match="discriminator"):
-        other.load(trainer.state() | {"heads": trainer.adversary.heads.state()[:-1]})
+        other.load(trainer.state() | {"discriminator": fewer})
     assert other.step_number == 0
-    for name, tensors in other.adapters.state().items():
-        assert all(torch.equal(a, b) for a, b in zip(tensors, before[name], strict=True))
+    assert same(other.adapters.state(), before)
+
+
+def test_a_trainer_whose_adapters_are_not_attached_is_refused():
+    trainer, *_ = make()
+    with pytest.raises(PCMError, match=r"The adapters are not attached to the model, so nothing would be trained\."):
+        trainer.run()
+    with trainer.adapters.attached():
+        trainer.step()
+    with pytest.raises(PCMError, match="not attached"):
+        trainer.step()
+
+
+def test_adapters_of_another_model_are_refused():
+    trainer, *_ = make()
+    trainer.adapters.targets = distill.adaptable(Velocity(), ["blocks", "leave"])
+    with trainer.adapters.attached(), pytest.raises(PCMError, match="another model than the one called"):
+        trainer.step()
+
+
+@pytest.mark.parametrize("part", ["enter", "leave", "caption"])
+def test_a_base_that_is_not_frozen_is_refused(part):
+    """Also where the parameters are none that the adapters stand beside."""
+    trainer, network, _ = make()
+    parameters = list(network.get_submodule(part).requires_grad_(True).parameters())
+    said = rf"The base model is not frozen: {len(parameters)} of its parameters require gradients\."
+    with trainer.adapters.attached(), pytest.raises(PCMError, match=said):
+        trainer.step()
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_adapters_are_a_module_of_their_own():
+    """``parameters``, ``to`` and ``state_dict`` are those of torch, and the backbone is no part of it."""
+    trainer, network, _ = make(ema=0.9)
+    own = {id(parameter) for parameter in trainer.adapters.parameters()}
+    assert len(own) == 2 * 2 * 3  # down and up, student and average, of three modules
+    assert not own & {id(parameter) for parameter in network.parameters()}
+    trained = [parameter for parameter in trainer.adapters.parameters() if parameter.requires_grad]
+    assert len(trained) == len(list(trainer.adapters.student.parameters())) == 6
+    assert {tensor.dtype for tensor in trainer.adapters.double().state_dict().values()} == {torch.float64}
 
 
 def test_a_stop_between_steps_leaves_the_model_as_it_was():
@@ -278,7 +326,7 @@ def test_a_lora_is_continued_whatever_its_alpha():
     with trainer.adapters.attached():
         trainer.run()
     lora = trainer.adapters.lora("")
-    other = distill.Adapters(trainer.adapters.modules, 4, alpha=1.0)
+    other = distill.Adapters(trainer.adapters.targets, 4, alpha=1.0)
     other.load_lora(lora, "")
     for name, pair in trainer.adapters.pairs.items():
         mine, theirs = (
@@ -302,14 +350,13 @@ def test_a_rank_of_zero_is_refused():
 def test_a_lora_of_other_shape_is_refused_and_nothing_changes():
     trainer, *_ = make()
     before = trainer.adapters.state()
-    wider = distill.Adapters(trainer.adapters.modules, 8).lora("")
+    wider = distill.Adapters(trainer.adapters.targets, 8).lora("")
     with pytest.raises(PCMError, match="rank it was trained with"):
         trainer.adapters.load_lora(wider, "")
     fewer = {key: value for key, value in trainer.adapters.lora("").items() if not key.startswith("leave")}
     with pytest.raises(PCMError, match="1 modules are missing"):
         trainer.adapters.load_lora(fewer, "")
-    after = trainer.adapters.state()
-    assert all(torch.equal(a, b) for name in before for a, b in zip(before[name], after[name], strict=True))
+    assert same(trainer.adapters.state(), before)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])

@@ -1,0 +1,64 @@
+"""Let autograd run through a network that was loaded for inference, and find its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils import dlpack
+
+
+@contextmanager
+def differentiable_weights(root: nn.Module) -> Iterator[None]:
+    """Freeze a module and let autograd run through it, even if it was loaded in inference mode.
+
+    Tensors made there cannot be saved for backward, not even after they were moved to another device. Inside the block
+    each is replaced by an ordinary tensor on the same memory; afterwards the very same objects are back. Where the
+    memory cannot be shared (a quantised subclass), by a copy. Must run outside inference mode.
+    """
+    with ExitStack() as stack:
+        for parameter in root.parameters():
+            # Inference tensors are replaced below, and their flag could not be set back outside inference mode.
+            if parameter.requires_grad and not parameter.is_inference():
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+        for module in root.modules():
+            stores = cast("tuple[dict[str, Any], ...]", (module._parameters, module._buffers))  # pyright: ignore[reportPrivateUsage]
+            for store in stores:
+                for name, tensor in store.items():
+                    if tensor is not None and not _can_be_saved(tensor):
+                        stack.callback(store.__setitem__, name, tensor)
+                        store[name] = _ordinary(tensor)
+        yield
+
+
+def _can_be_saved(tensor: Tensor) -> bool:
+    """Whether autograd may keep the tensor.
+
+    ``module.to()`` on a parameter made in inference mode leaves it without a version counter, which autograd needs.
+    """
+    try:
+        return not tensor.is_inference() and tensor._version >= 0  # pyright: ignore[reportPrivateUsage]
+    except RuntimeError:
+        return False
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    try:
+        shared = dlpack.from_dlpack(tensor.detach())
+    except (BufferError, RuntimeError, TypeError):
+        shared = tensor.detach().clone()
+    return nn.Parameter(shared, requires_grad=False) if isinstance(tensor, nn.Parameter) else shared
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with parts of their own that sit in a ``ModuleList`` or ``Sequential``, in order."""
+    listed = isinstance(module, nn.ModuleList | nn.Sequential)
+    for child in module.children():
+        if listed and not isinstance(child, nn.ModuleList | nn.Sequential):
+            if next(child.children(), None) is not None:
+                yield child
+        else:
+            yield from blocks(child)

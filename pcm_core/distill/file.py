@@ -1,0 +1,49 @@
+"""Write a LoRA file, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from ..errors import PCMError
+
+
+def write_lora(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a safetensors file that appears under its name only when it is complete.
+
+    Args:
+        dtype: of the matrices in the file; scalars (``.alpha``) stay float32. Default: as they are.
+
+    Raises:
+        PCMError: if it cannot be written, for example because the disk is full.
+    """
+    partial = path.with_suffix(".part")
+    try:
+        # Copies, because a file cannot hold two tensors that share memory.
+        state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+        if dtype is not None:
+            state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(state, partial, metadata=metadata)
+        with suppress(OSError):  # safetensors leaves a file that only its owner may read
+            partial.chmod(mode)
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
+        raise PCMError(
+            f"{path.name} cannot be written ({error}).",
+            "room and the right to write.",
+            "Free some space and save again.",
+        ) from error

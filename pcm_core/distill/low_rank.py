@@ -1,0 +1,175 @@
+"""Low-rank pairs for named modules: the weights of one LoRA, and how a file spells them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import PCMError
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SetState = dict[str, dict[str, Tensor]]
+
+
+def adaptable(root: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The linear and convolution modules of ``root`` whose name contains one of ``targets``; all if it is empty.
+
+    Grouped, transposed and non-zero-padded convolutions are left out: a low-rank pair cannot stand beside them.
+
+    Raises:
+        PCMError: if none is left.
+    """
+    found: dict[str, nn.Module] = {name: module for name, module in _named(root) if shape_of(module) is not None}
+    chosen = {name: m for name, m in found.items() if not targets or any(target in name for target in targets)}
+    if not chosen:
+        names = ", ".join(list(found)[:5]) or "none"
+        raise PCMError(
+            f"No module's name contains {', '.join(targets) or 'anything adaptable'}.",
+            f"part of a name such as {names}.",
+            "Correct the targets, or leave them empty to adapt every matrix.",
+        )
+    return chosen
+
+
+def _named(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    yield from cast("Iterator[tuple[str, nn.Module]]", root.named_modules())
+
+
+def shape_of(module: Any) -> tuple[int, ...] | None:
+    """(out, in, *kernel) of a module that can be adapted; ``None`` for any other."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return (module.out_features, module.in_features)
+    if hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
+        plain = module.groups == 1 and not module.transposed and module.padding_mode == "zeros"
+        kernel: tuple[int, ...] = tuple(module.kernel_size)
+        return (module.out_channels, module.in_channels, *kernel) if plain else None
+    return None
+
+
+class LowRankPair(nn.Module):
+    """The matrices of one module: ``down`` [rank, in, *kernel] and ``up`` [out, rank, *1], float32.
+
+    ``down`` starts as unit-variance projections, ``up`` at zero, so that the pair changes nothing at first.
+    """
+
+    def __init__(self, shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator | None) -> None:
+        super().__init__()
+        out, columns, *kernel = shape
+        down = torch.randn(rank, columns, *kernel, generator=generator) / math.sqrt(columns * math.prod(kernel))
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(torch.zeros(out, rank, *[1] * len(kernel)))
+        self.scale = alpha / rank
+
+    def forward(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """``output + scale up(down(x))`` beside the module that made ``output`` from ``x``, in the output's dtype."""
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if down.ndim == 2:
+            change = F.linear(F.linear(x, down), up)
+        else:
+            convolve, conv = _CONVOLUTIONS[down.ndim - 2], cast(Any, module)
+            change = convolve(convolve(x, down, None, conv.stride, conv.padding, conv.dilation), up)
+        return torch.add(output, change.to(output.dtype), alpha=self.scale)
+
+
+class LowRankSet(nn.Module):
+    """One pair per module: the weights of one LoRA.
+
+    Args:
+        shapes: module name to (out, in, *kernel).
+        rank: of every pair.
+        alpha: a pair is scaled by ``alpha / rank``; default ``rank``.
+        generator: of the initial ``down`` matrices, on the CPU.
+
+    Raises:
+        PCMError: if the rank is below 1, or alpha is not finite and above 0.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], rank: int, *, alpha: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if rank < 1:
+            raise PCMError(f"The rank is {rank}.", "at least 1.", "Use 16 to 64.")
+        self.alpha = float(rank if alpha is None else alpha)
+        if not 0 < self.alpha < math.inf:
+            raise PCMError(f"alpha is {self.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
+        self.pairs = {name: LowRankPair(shape, rank, self.alpha, generator) for name, shape in shapes.items()}
+        self._registered = nn.ModuleList(self.pairs.values())  # module names hold dots, which torch forbids in its own
+
+    def lora(self, prefix: str) -> dict[str, Tensor]:
+        """The LoRA as the host reads it: ``<prefix><module>.lora_up.weight``, ``.lora_down.weight``, ``.alpha``.
+
+        float32 copies on the CPU.
+        """
+        state: dict[str, Tensor] = {}
+        for name, pair in self.pairs.items():
+            state[f"{prefix}{name}.lora_up.weight"] = pair.up.detach().float().cpu().clone()
+            state[f"{prefix}{name}.lora_down.weight"] = pair.down.detach().float().cpu().clone()
+            state[f"{prefix}{name}.alpha"] = torch.tensor(self.alpha)
+        return state
+
+    @torch.no_grad()
+    def load_lora(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Start from an existing LoRA of the same modules and rank, in the naming of ``lora``.
+
+        A file scaled by another alpha is taken over exactly: the difference goes into ``up``.
+
+        Raises:
+            PCMError: if a module is missing on either side or a shape differs; nothing has been changed then.
+        """
+        self._check_lora(state, prefix)
+        for name, pair in self.pairs.items():
+            rank = len(pair.down)
+            scale = float(state.get(f"{prefix}{name}.alpha", rank)) / rank
+            pair.up.copy_(state[f"{prefix}{name}.lora_up.weight"].to(pair.up) * (scale / pair.scale))
+            pair.down.copy_(state[f"{prefix}{name}.lora_down.weight"].to(pair.down))
+
+    def _check_lora(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        modules = {key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")}
+        wanted = {prefix + name for name in self.pairs}
+        if modules != wanted:
+            missing, extra = sorted(wanted - modules), sorted(modules - wanted)
+            raise PCMError(
+                f"The LoRA does not fit: {len(missing)} modules are missing ({', '.join(missing[:2])}), "
+                f"{len(extra)} are too many ({', '.join(extra[:2])}).",
+                f"the {len(wanted)} modules that are trained.",
+                "Choose the targets it was trained with, or start without it.",
+            )
+        for name, pair in self.pairs.items():
+            for suffix, own in ((".lora_up.weight", pair.up), (".lora_down.weight", pair.down)):
+                found = tuple(state[prefix + name + suffix].shape)
+                if found != tuple(own.shape):
+                    raise PCMError(
+                        f"{name}{suffix} has shape {found}.",
+                        f"{tuple(own.shape)}.",
+                        "Use the rank it was trained with.",
+                    )
+
+    def state(self) -> SetState:
+        """Copies on the CPU by module name, as a checkpoint holds them."""
+        return {
+            name: {"down": pair.down.detach().cpu().clone(), "up": pair.up.detach().cpu().clone()}
+            for name, pair in self.pairs.items()
+        }
+
+    def load(self, state: SetState) -> None:
+        """Restore ``state``; see ``differences`` for whether it fits."""
+        for name, weights in state.items():
+            self.pairs[name].load_state_dict(weights)
+
+    def differences(self, state: SetState) -> list[str]:
+        """What stands in the way of loading ``state``, in words; empty if it fits."""
+        if state.keys() != self.pairs.keys():
+            return [f"targets: {len(state)} modules -> {len(self.pairs)}"]
+        ranks = {(len(state[name]["down"]), len(pair.down)) for name, pair in self.pairs.items()}
+        found = [f"rank {before} -> {now}" for before, now in sorted(ranks) if before != now]
+        for name, pair in self.pairs.items():
+            if not found and [state[name][part].shape for part in ("down", "up")] != [pair.down.shape, pair.up.shape]:
+                found = [f"a model with another {name}"]
+        return found
