@@ -13,7 +13,7 @@ from torch import nn
 
 from pcm_core import distill
 from pcm_core.errors import PCMError
-from pcm_core.profiles import profile_from_metadata
+from pcm_core.profiles.metadata import profile_from_metadata
 
 LATENTS = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)) * 0.2 + 1
 
