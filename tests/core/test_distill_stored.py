@@ -17,7 +17,7 @@ from test_distill_trainer import make, points, same
 from pcm_core.distill.checkpoint import migrate
 from pcm_core.errors import PCMError
 from pcm_core.profiles.metadata import profile_from_metadata
-from scripts.distill_files import read_state
+from scripts.distill.files import read_state
 
 STORED = Path(__file__).resolve().parent.parent / "data" / "0.1.0"
 SETTINGS = {
