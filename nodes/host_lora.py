@@ -105,7 +105,7 @@ def model_facts(model: Any) -> ModelFacts:
     loader = getattr(model, "cached_patcher_init", None)
     source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
     return ModelFacts(
-        family=family_of(model),
+        base_model=family_of(model),
         file=Path(source).name,
         dtype=str(model.model.get_dtype()).removeprefix("torch."),
         image_input=_image_input(family_of(model), model.model.model_config.unet_config),

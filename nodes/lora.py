@@ -85,20 +85,20 @@ def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = 
             notes.append(mistake)
     elif (kept := host.profile_of(model)) is not None:
         profile = kept
-        notes.append(f"No few-step LoRA known to this pack; the settings of {kept.family} stay in force.")
+        notes.append(f"No few-step LoRA known to this pack; the settings of {kept.method} stay in force.")
     report = lora.with_profile(report, profile, notes)
     logging.info("Load PCM LoRA: %s", report.line())
     return patched, report
 
 
 def _refuse(model: Any, name: str, profile: PCMProfile) -> None:
-    """A family no sigma list can serve, or a second few-step LoRA on one model."""
-    if profile.sampling_class == "X":
-        raise PCMError(f"{name} is {profile.family}.", "a family that a list of sigmas can sample.", profile.note)
+    """A method no sigma list can serve, or a second few-step LoRA on one model."""
+    if profile.sampling_class == "unsupported":
+        raise PCMError(f"{name} is {profile.method}.", "a method that a list of sigmas can sample.", profile.note)
     present = host.profile_of(model)
     if present is not None and present.known and profile.known:
         raise PCMError(
-            f"{name} is a {profile.family} LoRA, and the model already carries one of {present.family}.",
+            f"{name} is a {profile.method} LoRA, and the model already carries one of {present.method}.",
             "one few-step LoRA per model: each bends the model towards its own schedule, two of them fit neither.",
             "Remove one of the two loaders.",
         )
@@ -111,7 +111,7 @@ def _strength(profile: PCMProfile, report: LoraReport, strength: float) -> tuple
         factor = profile.strength_no_alpha
     if factor == 1:
         return 1.0, []
-    return factor, [f"strength {strength:g} x {factor:g}, the strength {profile.family} is made for."]
+    return factor, [f"strength {strength:g} x {factor:g}, the strength {profile.method} is made for."]
 
 
 def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[str]]:
@@ -120,7 +120,7 @@ def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[s
     current = host.flow_shift(model)
     if profile.shift is not None and current is not None and not math.isclose(current, profile.shift, rel_tol=1e-4):
         model = host.with_flow_shift(model, profile.shift)
-        notes.append(f"The model's shift was {current:.4g}; {profile.family} needs {profile.shift:g}: now set.")
+        notes.append(f"The model's shift was {current:.4g}; {profile.method} needs {profile.shift:g}: now set.")
     elif profile.shift is not None and current is None:
         profile = replace(profile, shift=None)
     if profile.timesteps is not None:

@@ -117,9 +117,9 @@ def window(sigmas: Tensor, start: int, end: int, *, leftover_noise: bool) -> Ten
 
 def _profile(model: Any) -> PCMProfile:
     profile = host.profile_of(model) or PCMProfile()
-    if profile.sampling_class == "X":
+    if profile.sampling_class == "unsupported":
         raise PCMError(
-            f"The LoRA on this model is of the family {profile.family}.",
+            f"The LoRA on this model is for the method {profile.method}.",
             "one that is sampled along a list of sigmas.",
             profile.note or "Sample it with the nodes of its authors.",
         )

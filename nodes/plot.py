@@ -124,7 +124,7 @@ def _title(levels: int, phases: int) -> str:
 
 def _subtitle(model: Any, plan: Plan, levels: list[float], own: bool) -> str:
     profile = host.profile_of(model)
-    source = f"{profile.family} {profile.base}".strip() if profile and profile.known else "no PCM LoRA"
+    source = f"{profile.method} {profile.base_model}".strip() if profile and profile.known else "no PCM LoRA"
     if not own:
         spacing = "sigmas of another node"
     elif plan.schedule is None:

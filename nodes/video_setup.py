@@ -42,10 +42,10 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
     profile, notes = video.choose(family, host.profile_of(model), preset)
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
-    listed = profile.sigmas is not None and profile.timesteps is None and profile.family not in family.uniform
+    listed = profile.sigmas is not None and profile.timesteps is None and profile.method not in family.uniform
     profile = video.with_sigmas(family, profile, table, steps)
     if shift and listed:
-        shift_notes = (f"{profile.family} has a fixed list of sigmas; shift {shift:g} does not move them.",)
+        shift_notes = (f"{profile.method} has a fixed list of sigmas; shift {shift:g} does not move them.",)
     model = host.attach_profile(model, profile)
     return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)
 
@@ -61,9 +61,9 @@ def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bo
         return model, ()
     unlike = wanted is not None and not math.isclose(asked or own, wanted, rel_tol=1e-3)
     if not asked and keep_patch and "model_sampling" in model.object_patches:
-        note = f"A ModelSampling node set shift {own:g}, {profile.family} wants {wanted}; set shift here to change it."
+        note = f"A ModelSampling node set shift {own:g}, {profile.method} wants {wanted}; set shift here to change it."
         return model, (note,) if unlike else ()
-    notes = (f"shift is {asked:g}; {profile.family} wants {wanted:g}.",) if asked and wanted and unlike else ()
+    notes = (f"shift is {asked:g}; {profile.method} wants {wanted:g}.",) if asked and wanted and unlike else ()
     if unlike and not asked and "model_sampling" in model.object_patches:
         notes = (f"The model came with shift {own:g} from another node; {wanted:g} of the preset is used instead.",)
     target = asked or wanted or own
@@ -84,10 +84,10 @@ def second_expert(first: Setup, model: Any) -> Setup:
         )
     own, notes = host.profile_of(model), ()
     if own is not None and own.known:
-        names = ("family", "phases", "cfg", "determinism", "gamma")
+        names = ("method", "phases", "cfg", "determinism", "gamma")
         unlike = [name for name in names if getattr(own, name) != getattr(first.profile, name)]
         if unlike:
-            notes = (f"The second model's LoRA ({own.family}) wants another {', '.join(unlike)}; used the first's.",)
+            notes = (f"The second model's LoRA ({own.method}) wants another {', '.join(unlike)}; used the first's.",)
     shift, its = host.flow_shift(first.model), host.flow_shift(model)
     if shift is not None and its is not None and not math.isclose(shift, its):
         model = host.with_flow_shift(model, shift)

@@ -139,7 +139,7 @@ def _alphas(
 
 def _unusual_scale(pairs: list[Module], alphas: Mapping[str, float], family: str, profile: PCMProfile) -> str:
     scales = sorted({round(lora_tensors.scale_of(module, alphas), 4) for module in pairs})
-    if profile.family != "PCM" or family not in ("sd15", "sdxl") or scales == [PCM_SCALE]:
+    if profile.method != "PCM" or family not in ("sd15", "sdxl") or scales == [PCM_SCALE]:
         return ""
     shown = ", ".join(f"{scale:g}" for scale in scales[:3])
     return f"alpha/rank is {shown}, and {PCM_SCALE} is expected of PCM's own files. Left as it is."

@@ -68,7 +68,7 @@ class LoraReport:
     def line(self) -> str:
         """One line for the log."""
         return one_line(
-            f"{self.name}: {self.profile.family}, {family_name(self.family)}, {self.format}, "
+            f"{self.name}: {self.profile.method}, {family_name(self.family)}, {self.format}, "
             f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, "
             f"{self.matched} of {self.offered} tensors applied"
         )
@@ -96,8 +96,8 @@ class LoraReport:
 def profile_lines(profile: PCMProfile) -> list[str]:
     """The profile, one value per line with its source."""
     if not profile.known:
-        return ["profile: unknown. Nothing says which few-step family this is: set phases, steps and cfg yourself."]
-    known = f"profile: {profile.family}, class {profile.sampling_class}"
+        return ["profile: unknown. Nothing says which few-step method this is: set phases, steps and cfg yourself."]
+    known = f"profile: {profile.method}, class {profile.sampling_class}"
     lines = [known + ("" if profile.verified else " (UNVERIFIED: settings not confirmed by its authors)")]
     for name in _PROFILE_LINES:
         value = getattr(profile, name)

@@ -1,4 +1,4 @@
-"""How few-step files want to be sampled: ``families.json`` as data, found by name, checksum or metadata."""
+"""How few-step files want to be sampled: ``methods.json`` as data, found by name, checksum or metadata."""
 
 from .lookup import profile_for as profile_for
 from .lookup import profile_from_checksum as profile_from_checksum

@@ -28,48 +28,50 @@ class ModelFacts:
     """What the checks need to know of a model.
 
     Attributes:
-        family: base family, as ``PCMProfile.base``.
+        base_model: as ``PCMProfile.base_model``.
         file: name of the file it was loaded from, if known.
         dtype: of its weights, ``float8_e4m3fn``, ...
         image_input: whether it takes a start image; ``None`` if that cannot be told.
         sigma_max: its sigma of pure noise; 0 if not known.
     """
 
-    family: str = ""
+    base_model: str = ""
     file: str = ""
     dtype: str = ""
     image_input: bool | None = None
     sigma_max: float = 0.0
 
 
-def loading_mistakes(profile: PCMProfile, lora: str, lora_family: str, model: ModelFacts, strength: float) -> list[str]:
+def loading_mistakes(
+    profile: PCMProfile, lora: str, lora_base_model: str, model: ModelFacts, strength: float
+) -> list[str]:
     """What is wrong with putting this LoRA on this model.
 
     Args:
         profile: of the LoRA.
         lora: its file name.
-        lora_family: base family found in its keys.
+        lora_base_model: base model found in its keys.
         model: what it is loaded on.
         strength: what the user typed.
     """
     found: list[str] = []
-    if profile.base in FAMILY_NAMES and lora_family in FAMILY_NAMES and profile.base != lora_family:
-        theirs, name = FAMILY_NAMES[lora_family], FAMILY_NAMES[profile.base]
+    if profile.base_model in FAMILY_NAMES and lora_base_model in FAMILY_NAMES and profile.base_model != lora_base_model:
+        theirs, name = FAMILY_NAMES[lora_base_model], FAMILY_NAMES[profile.base_model]
         found.append(f"The name says {name}, the tensors are for {theirs}: is this file what its name says?")
     side = _expert(model.file)
     if profile.expert and side and profile.expert != side:
         found.append(f"This LoRA is for the {profile.expert}-noise expert; the model is {model.file}.")
-    if profile.family == "LightX2V-Wan2.1" and side == "high" and re.search(r"wan.?2[._]?2", model.file, re.I):
+    if profile.method == "LightX2V-Wan2.1" and side == "high" and re.search(r"wan.?2[._]?2", model.file, re.I):
         found.append("A Wan 2.1 LoRA is weak on the high-noise model of Wan 2.2; people use strength 1.5 to 3 there.")
     wants_image = _takes_image(lora)
     if wants_image is not None and model.image_input is not None and wants_image != model.image_input:
         kinds = {True: "image-to-video", False: "text-to-video"}
         found.append(f"This is a LoRA for {kinds[wants_image]} on a model for {kinds[model.image_input]}.")
-    if profile.base == "qwen-image" and "bf16" in lora.lower() and model.dtype == "float8_e4m3fn":
+    if profile.base_model == "qwen-image" and "bf16" in lora.lower() and model.dtype == "float8_e4m3fn":
         found.append("A bf16 LoRA on plain fp8 weights shows a grid; use a scaled fp8 model or the fp8 version.")
     if profile.strength != 1 and math.isclose(strength, profile.strength):
         found.append(
-            f"strength {strength:g} comes on top of the {profile.strength:g} that this family is made for; use 1."
+            f"strength {strength:g} comes on top of the {profile.strength:g} that this method is made for; use 1."
         )
     return found + _zero_snr(profile, model.sigma_max)
 
@@ -97,14 +99,14 @@ def sampling_mistakes(
     low, high = profile.cfg_range
     if cfg is not None and cfg > max(high, 1.0) * 1.001:
         found.append(
-            f"cfg is {cfg:g}, and {profile.family} is made for {_range(low, high)}: it burns and takes longer."
+            f"cfg is {cfg:g}, and {profile.method} is made for {_range(low, high)}: it burns and takes longer."
         )
     elif cfg is not None and cfg < low * 0.999:
-        found.append(f"cfg is {cfg:g}, and {profile.family} is made for {_range(low, high)}: prompts count for little.")
+        found.append(f"cfg is {cfg:g}, and {profile.method} is made for {_range(low, high)}: prompts count for little.")
     if profile.shift is not None and shift is not None and abs(shift / profile.shift - 1) > TOLERANCE:
-        found.append(f"The model's shift is {shift:.4g}, and {profile.family} is made for {profile.shift:g}.")
-    if profile.sampling_class == "R" and determinism:
-        found.append(f"determinism is {determinism:g}, and {profile.family} is made for 0, new noise in every step.")
+        found.append(f"The model's shift is {shift:.4g}, and {profile.method} is made for {profile.shift:g}.")
+    if profile.sampling_class == "renoised" and determinism:
+        found.append(f"determinism is {determinism:g}, and {profile.method} is made for 0, new noise in every step.")
     found += _zero_snr(profile, table[-1])
     if len(sigmas) > 1 and math.isclose(sigmas[0], table[-1], rel_tol=TOLERANCE):
         found += _schedule_mistakes(profile, sigmas, table)
@@ -113,28 +115,29 @@ def sampling_mistakes(
 
 def _zero_snr(profile: PCMProfile, sigma_max: float) -> list[str]:
     """Few-step LoRAs of Stable Diffusion start at sigma 14.6; only their metadata could say that one does not."""
-    if sigma_max < ZERO_SNR or profile.base not in ("sd15", "sd21", "sdxl") or "metadata" in profile.sources.values():
+    own_word = "metadata" in profile.sources.values()
+    if sigma_max < ZERO_SNR or profile.base_model not in ("sd15", "sd21", "sdxl") or own_word:
         return []
-    return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.family} was trained without."]
+    return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.method} was trained without."]
 
 
 def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float]) -> list[str]:
-    """Steps and noise levels of a full denoise against the family's own."""
+    """Steps and noise levels of a full denoise against the method's own."""
     steps = len(sigmas) - 1
     fixed = profile.resolved(table, steps).sigmas
     wanted = profile.phases or (None if fixed is None else len(fixed) - 1)
     if wanted is not None and steps != wanted:
-        return [f"{steps} steps, and {profile.family} is made for exactly {wanted}."]
-    if profile.family == "Z-Image-Turbo" and steps == 9:
+        return [f"{steps} steps, and {profile.method} is made for exactly {wanted}."]
+    if profile.method == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
     try:
         own = fixed or tuple(float(sigma) for sigma in profile.schedule(steps).sigmas(torch.tensor(table)))
     except PCMError:  # more steps than any few-step schedule has
-        return [f"{steps} steps, and {profile.family} is made for about {profile.steps}."]
+        return [f"{steps} steps, and {profile.method} is made for about {profile.steps}."]
     worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))
     if worst <= TOLERANCE:
         return []
-    return [f"The sigmas are up to {worst:.0%} off those {profile.family} is made for; use the PCM Phase Scheduler."]
+    return [f"The sigmas are up to {worst:.0%} off those {profile.method} is made for; use the PCM Phase Scheduler."]
 
 
 def _range(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""The table of few-step families, ``families.json``, and what a file name or a checksum finds in it.
+"""The table of few-step methods, ``methods.json``, and what a file name or a checksum finds in it.
 
 The table is data, so that people can add a row without reading code: see its ``about``.
 """
@@ -18,20 +18,22 @@ from ..safetensors_file import read_header
 from .metadata import profile_from_metadata
 from .profile import PCMProfile
 
-_TABLE = Path(__file__).with_name("families.json")
+_TABLE = Path(__file__).with_name("methods.json")
 # Folders that say nothing about the files in them.
 _PLAIN_FOLDERS = {"", ".", "loras", "lora", "models", "checkpoints", "diffusion_models", "unet", "downloads"}
-_BASES = {"15": "sd15", "xl": "sdxl", "sdxl": "sdxl", "sd3": "sd3", "sd21": "sd21", "sd": "sd15", "pixart": "pixart"}
+_BASE_MODELS = {
+    "15": "sd15", "xl": "sdxl", "sdxl": "sdxl", "sd3": "sd3", "sd21": "sd21", "sd": "sd15", "pixart": "pixart"
+}  # fmt: skip
 # Row entries that become profile values as they are.
 _PLAIN = (
     "determinism", "gamma", "spacing", "grid", "terminal", "strength", "strength_no_alpha", "embedded_guidance",
-    "prediction", "note", "ancestral",
+    "note", "ancestral",
 )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
-    """``families.json``."""
+    """``methods.json``."""
     return json.loads(_TABLE.read_text(encoding="utf-8"))
 
 
@@ -45,7 +47,7 @@ def search_text(path: str | Path) -> str:
 
 def values_by_name(text: str) -> dict[str, Any] | None:
     """Profile values of the first row that matches ``search_text``; ``None`` if no row does."""
-    for row in table()["families"]:
+    for row in table()["methods"]:
         match = re.search(row["match"], text, re.IGNORECASE)
         if match is not None:
             return _values(row, match)
@@ -78,7 +80,7 @@ def released_name(sha256: str) -> str | None:
 
 def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
     values: dict[str, Any] = {name: row[name] for name in _PLAIN if name in row}
-    values |= {"family": row["family"], "sampling_class": row["class"], "base": _base(row, match)}
+    values |= {"method": row["method"], "sampling_class": row["class"], "base_model": _base_model(row, match)}
     values["verified"] = row["verified"]
     steps = row.get("steps")
     if steps == "name":
@@ -89,7 +91,7 @@ def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
             steps = len(row[name]) - (name == "sigmas")
     if steps is not None:
         values["steps"] = steps
-    if row["class"] == "P" and "sigmas" not in row:
+    if row["class"] == "phased" and "sigmas" not in row:
         values["phases"] = steps
     if "shift" in row:
         values["shift"] = float(_group(match, "shift")) if row["shift"] == "name" else float(row["shift"])
@@ -102,14 +104,14 @@ def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
     return values | ({"expert": expert.lower()} if expert else {})
 
 
-def _base(row: Mapping[str, Any], match: re.Match[str]) -> str:
-    base = row["base"]
+def _base_model(row: Mapping[str, Any], match: re.Match[str]) -> str:
+    base = row["base_model"]
     if isinstance(base, dict):
         return next(value for part, value in cast(dict[str, str], base).items() if part in match.string)
     if base is not None:
         return base
     found = re.sub(r"[-_ .]", "", _group(match, "base").lower())
-    return "sd15" if found.startswith(("sdv1", "sd1")) else _BASES.get(found, "")
+    return "sd15" if found.startswith(("sdv1", "sd1")) else _BASE_MODELS.get(found, "")
 
 
 def _group(match: re.Match[str], name: str) -> str:

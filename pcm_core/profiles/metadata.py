@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from ..errors import PCMError
 from ..phases import MAX_COUNT
-from .profile import PCMProfile
+from .profile import PCMProfile, SamplingClass
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -27,14 +27,18 @@ def _flag(text: str) -> bool:
 
 # Values stored as pcm_<name>, and how to read them.
 _METADATA: dict[str, Any] = {
-    "family": str, "sampling_class": str, "phases": int, "steps": int, "cfg": float, "cfg_range": _numbers,
+    "method": str, "sampling_class": str, "phases": int, "steps": int, "cfg": float, "cfg_range": _numbers,
     "determinism": float, "gamma": float, "ancestral": _flag, "spacing": str, "grid": int, "terminal": str,
     "sigmas": _numbers, "timesteps": _integers, "shift": float, "strength": float, "strength_no_alpha": float,
-    "embedded_guidance": float, "expert": str, "prediction": str, "note": str,
+    "embedded_guidance": float, "expert": str, "note": str,
 }  # fmt: skip
 _WORDS = {
-    "sampling_class": ("P", "D", "R", "A", "1", "X"), "spacing": ("trailing", "aligned", "tcd"),
+    "sampling_class": get_args(SamplingClass), "spacing": ("trailing", "aligned", "tcd"),
     "terminal": ("zero", "alpha0"), "expert": ("high", "low"),
+}  # fmt: skip
+# pcm_sampling_class in files written by 0.1.0.
+_LETTERS = {
+    "P": "phased", "D": "fixed", "R": "renoised", "A": "ancestral", "1": "single", "X": "unsupported"
 }  # fmt: skip
 _LONGEST_TEXT = 1000
 _LIMITS = {
@@ -50,10 +54,10 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
     Raises:
         PCMError: if an entry is not what it should be, or nothing says how many steps to take.
     """
-    entries = {key.removeprefix("pcm_"): value for key, value in metadata.items() if key.startswith("pcm_")}
+    entries = _today({key.removeprefix("pcm_"): value for key, value in metadata.items() if key.startswith("pcm_")})
     if not entries:
         return None
-    values: dict[str, Any] = {"family": "PCM", "base": entries.get("base_model", "")}
+    values: dict[str, Any] = {"method": "PCM", "base_model": entries.get("base_model", "")}
     values |= {name: _read(name, entries[name]) for name in _METADATA if name in entries}
     if not {"phases", "steps", "sigmas", "timesteps"} & set(values):
         raise PCMError("The metadata has pcm_ entries but no pcm_phases.", "the number of phases.", "Save it again.")
@@ -66,15 +70,23 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
     values.setdefault("steps", values.get("phases") or len(values.get("timesteps", ())))
     profile = PCMProfile(**values, sources=dict.fromkeys(values, "metadata"))
     if "sampling_class" not in values and profile.determinism < 1:
-        return replace(profile, phases=None, sampling_class="R", family="LCM-like")
+        return replace(profile, phases=None, sampling_class="renoised", method="LCM-like")
     return profile
+
+
+def _today(entries: dict[str, str]) -> dict[str, str]:
+    """Entries as 0.1.0 wrote them in today's words."""
+    if "family" in entries:
+        entries.setdefault("method", entries.pop("family"))
+    letter = entries.get("sampling_class")
+    return entries | ({"sampling_class": _LETTERS[letter]} if letter in _LETTERS else {})
 
 
 def profile_to_metadata(profile: PCMProfile) -> dict[str, str]:
     """The ``pcm_*`` metadata from which ``profile_from_metadata`` restores the profile."""
     values = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name in _METADATA}
     entries = {f"pcm_{name}": _write(value) for name, value in values.items() if value not in (None, "")}
-    return entries | {"pcm_base_model": profile.base}
+    return entries | {"pcm_base_model": profile.base_model}
 
 
 def _write(value: Any) -> str:

@@ -9,9 +9,9 @@ from typing import Literal
 from ..phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule, sigma_at
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
-# P: trained as jumps between fixed edges. D: fixed list, deterministic. R: renoised every step (LCM).
-# A: partly renoised. 1: a single call. X: cannot be served by a sigma list.
-SamplingClass = Literal["P", "D", "R", "A", "1", "X"]
+# phased: trained as jumps between fixed edges. fixed: a list of noise levels, deterministic. renoised: new noise at
+# every step (LCM). ancestral: partly renoised. single: one call. unsupported: no list of sigmas can serve it.
+SamplingClass = Literal["phased", "fixed", "renoised", "ancestral", "single", "unsupported"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,10 @@ class PCMProfile:
     """Settings of one few-step file.
 
     Attributes:
-        family: name for people, ``PCM``, ``LCM-LoRA``, ... or ``unknown``.
-        base: base model, ``sd15``, ``sdxl``, ``sd3``, ...; empty if not known.
+        method: name of the few-step method for people, ``PCM``, ``LCM-LoRA``, ... or ``unknown``.
+        base_model: of the network, ``sd15``, ``sdxl``, ``sd3``, ...; empty if not known.
         sampling_class: how it must be sampled, see ``SamplingClass``.
-        phases: trained phases M; ``None`` where the family has none (any step count runs).
+        phases: trained phases M; ``None`` where the method has none (any step count runs).
         steps: default number of evaluations.
         cfg: default guidance, ComfyUI's convention (1 skips the negative prompt); ``cfg_range`` what is sensible.
         determinism: r of Eq. 44; ``gamma`` (TCD) overrides it where set.
@@ -37,9 +37,9 @@ class PCMProfile:
         sources: value name to ``Source``.
     """
 
-    family: str = "unknown"
-    base: str = ""
-    sampling_class: SamplingClass = "P"
+    method: str = "unknown"
+    base_model: str = ""
+    sampling_class: SamplingClass = "phased"
     phases: int | None = None
     steps: int = 4
     cfg: float = 1.0
@@ -57,31 +57,31 @@ class PCMProfile:
     strength_no_alpha: float | None = None
     embedded_guidance: float | None = None
     expert: Literal["high", "low"] | None = None
-    prediction: str = ""
     note: str = ""
     verified: bool = True
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def known(self) -> bool:
-        """Whether anything said which family this is."""
-        return self.family != "unknown"
+        """Whether anything said which method this is."""
+        return self.method != "unknown"
 
     def resolved(self, table: Sequence[float], steps: int = 0) -> PCMProfile:
         """With the ``sigmas`` that a model's ascending sigma table gives; unchanged where a schedule says them exactly.
 
-        That is: with ``timesteps`` looked up, or, for a family of class D without a list, with equal parts that whole
+        That is: with ``timesteps`` looked up, or, for a fixed method without a list, with equal parts that whole
         timesteps can only round (1000 / 12) looked up between them.
 
         Args:
             table: sigmas of the model, that of pure noise last.
-            steps: asked for, which a family of equal parts follows; 0 for the profile's own.
+            steps: asked for, which a method of equal parts follows; 0 for the profile's own.
         """
         if self.timesteps is not None:
             scale = len(table) // 1000
             return replace(self, sigmas=(*(float(table[(t + 1) * scale - 1]) for t in self.timesteps), 0.0))
         count = steps or self.steps
-        if self.sampling_class != "D" or self.sigmas is not None or not 1 <= count <= MAX_COUNT or 1000 % count == 0:
+        whole = not 1 <= count <= MAX_COUNT or 1000 % count == 0
+        if self.sampling_class != "fixed" or self.sigmas is not None or whole:
             return self
         return replace(self, sigmas=(*(sigma_at(table, k / count) for k in range(count, 0, -1)), 0.0), steps=count)
 

@@ -1,6 +1,6 @@
 """Few-step video: which family a model is, what its releases want, how two experts share one schedule.
 
-The families are data, in ``presets.json``; what their presets want is in ``families.json`` beside every other
+The families are data, in ``presets.json``; what their presets want is in ``methods.json`` beside every other
 few-step release. Noise of clips is in ``noise``.
 """
 
@@ -101,7 +101,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def family_of(base: str) -> VideoFamily:
-    """The family of a base model, named as in ``families.json`` or by the host's class in lower case.
+    """The family of a base model, named as in ``methods.json`` or by the host's class in lower case.
 
     Raises:
         PCMError: if it is an image model, or a video model that is not listed.
@@ -127,7 +127,7 @@ def choose(family: VideoFamily, attached: PCMProfile | None, name: str = AUTO) -
     """
     lora = attached if attached is not None and attached.known else None
     if name != AUTO:
-        other = lora is not None and lora.family != name
+        other = lora is not None and lora.method != name
         return family.preset(name), (f"Used the preset {name}, not what the LoRA says.",) if other else ()
     if lora is not None:
         return lora, ()
@@ -149,7 +149,7 @@ def with_sigmas(family: VideoFamily, profile: PCMProfile, table: Tensor, steps: 
     """
     if not 0 <= steps <= MAX_COUNT:
         raise PCMError(f"steps is {steps}.", f"1 to {MAX_COUNT}, or 0 for what the model wants.", "Use 0.")
-    if profile.family not in family.uniform:
+    if profile.method not in family.uniform:
         return profile.resolved(cast(Any, table).tolist(), steps)
     count = steps or profile.steps
     sigmas = (*(sigma_at(table, 1 - i / count) for i in range(count)), 0.0)
@@ -199,7 +199,7 @@ def beta_warning(profile: PCMProfile, table: Tensor) -> str | None:
     there.
     """
     linear = math.isclose(float(table[-1]), 25.146115, rel_tol=1e-3)
-    if not linear or not profile.known or profile.family.startswith("Animate"):
+    if not linear or not profile.known or profile.method.startswith("Animate"):
         return None
     return (
         "The motion model has linear betas (sigma_max 25.15), the LoRA was trained on scaled_linear ones (14.61), so "

@@ -28,14 +28,14 @@ def example(heading: str) -> dict[str, Any]:
 def test_the_row_of_the_worked_example_configures_its_files(monkeypatch: pytest.MonkeyPatch, sd_table: torch.Tensor):
     names = re.findall(r"`(acme_turbo_\w+\.safetensors)`", PAGE)
     assert len(names) == 2 and [profile_from_name(name) for name in names] == [None, None]
-    row = example("Add a LoRA family")
+    row = example("Add a few-step method")
     real = lookup.table()
-    assert set(row) <= {entry for known in real["families"] for entry in known}, "an entry no other row has"
-    monkeypatch.setattr(lookup, "table", lambda: {**real, "families": [*real["families"], row]})
+    assert set(row) <= {entry for known in real["methods"] for entry in known}, "an entry no other row has"
+    monkeypatch.setattr(lookup, "table", lambda: {**real, "methods": [*real["methods"], row]})
     for name, steps in zip(names, (4, 8), strict=True):
         profile = profile_from_name(name)
         assert profile is not None
-        assert (profile.family, profile.base, profile.phases, profile.cfg) == ("Acme-Turbo", "sdxl", steps, 1)
+        assert (profile.method, profile.base_model, profile.phases, profile.cfg) == ("Acme-Turbo", "sdxl", steps, 1)
         assert len(profile.schedule().sigmas(sd_table)) == steps + 1
     assert profile_from_name("acme_style") is None
 
@@ -46,10 +46,10 @@ def test_the_preset_of_the_worked_example_is_refused_until_its_file_is_known(mon
     monkeypatch.setitem(wan.presets, name, file)  # type: ignore[arg-type]
     with pytest.raises(PCMError, match=f"{name} is not for Wan"):
         wan.preset(name)
-    row = {"match": "acme_wan_(?P<n>4)step", "family": "Acme-Wan", "base": "wan", "class": "D", "steps": "name",
-           "shift": 5, "cfg": 1, "source": "none", "verified": False}  # fmt: skip
+    row = {"match": "acme_wan_(?P<n>4)step", "method": "Acme-Wan", "base_model": "wan", "class": "fixed",
+           "steps": "name", "shift": 5, "cfg": 1, "source": "none", "verified": False}  # fmt: skip
     real = lookup.table()
-    monkeypatch.setattr(lookup, "table", lambda: {**real, "families": [row, *real["families"]]})
+    monkeypatch.setattr(lookup, "table", lambda: {**real, "methods": [row, *real["methods"]]})
     assert wan.preset(name).steps == 4
 
 

@@ -192,7 +192,7 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
     tensors = raw_unet("base_model.model.")
     stem = next(iter(tensors)).removesuffix(".lora_A.weight")
     for alpha, notes in ((8.0, 0), (64.0, 1)):
-        _, report = normalize(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(family="PCM"))
+        _, report = normalize(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(method="PCM"))
         assert report.scales == {alpha / 64: 1}
         assert len(report.notes) == notes
 
@@ -380,7 +380,7 @@ def test_report_and_convert(tmp_path, capsys):
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     assert set(written) == {f"{stem}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
     profile = profile_for(out)
-    assert (profile.family, profile.phases, profile.sources["phases"]) == ("PCM", 4, "metadata")
+    assert (profile.method, profile.phases, profile.sources["phases"]) == ("PCM", 4, "metadata")
     assert normalize(written)[1].scales == {0.125: 1}
     assert lora.main([str(source), "--convert", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err

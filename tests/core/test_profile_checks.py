@@ -25,7 +25,7 @@ def shifted(shift, us):
 
 
 LOADING = [
-    ("sdxl_lightning_4step_lora", "sd15", ModelFacts(family="sd15"), 1.0, "name says SDXL, the tensors are"),
+    ("sdxl_lightning_4step_lora", "sd15", ModelFacts(base_model="sd15"), 1.0, "name says SDXL, the tensors are"),
     ("wan2.2_t2v_lightx2v_4steps_lora_v1_low_noise", "wan", HIGH, 1.0,
      "for the low-noise expert"),
     ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32", "wan", HIGH, 1.0,
@@ -50,7 +50,7 @@ def test_loading(row):
 @pytest.mark.parametrize(
     ("name", "family", "model"),
     [
-        ("pcm_sdxl_smallcfg_4step", "sdxl", ModelFacts(family="sdxl", file="sd_xl_base_1.0.safetensors")),
+        ("pcm_sdxl_smallcfg_4step", "sdxl", ModelFacts(base_model="sdxl", file="sd_xl_base_1.0.safetensors")),
         ("wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise", "wan", HIGH),
         ("lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16", "wan", IMAGE),
         ("Qwen-Image-Lightning-4steps-V1.0-bf16", "qwen-image", ModelFacts(dtype="bfloat16")),

@@ -1,9 +1,10 @@
-"""Profiles: the released PCM files, every few-step family people have, metadata, and what may not match."""
+"""Profiles: the released PCM files, every few-step method people have, metadata, and what may not match."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pcm_core.profiles import (
     profile_from_name,
     profile_to_metadata,
 )
+from pcm_core.profiles.profile import SamplingClass
 from pcm_core.sampling import ancestral_to_determinism
 
 # pcm.md 4.4: name, base, phases, steps, cfg, cfg range, determinism, shift
@@ -41,9 +43,9 @@ def test_released_files_by_name(row):
     for wild in (name, f"{name}_fp16", f"{name} (1)", name.upper(), name.replace("_", "-"), f"PCM/{name}.safetensors"):
         p = profile_from_name(wild)
         assert p is not None, wild
-        assert (p.base, p.phases, p.steps, p.cfg, p.cfg_range) == (base, phases, steps, cfg, cfg_range), wild
+        assert (p.base_model, p.phases, p.steps, p.cfg, p.cfg_range) == (base, phases, steps, cfg, cfg_range), wild
         assert (p.determinism, p.shift, p.strength, p.sigmas) == (determinism, shift, 1.0, None)
-        assert p.family.startswith("PCM") and p.verified and p.sources["steps"] == "file name"
+        assert p.method.startswith("PCM") and p.verified and p.sources["steps"] == "file name"
         assert p.spacing == ("tcd" if "lcmlike" in name else "trailing")
 
 
@@ -93,7 +95,7 @@ def test_a_released_file_under_another_name_is_hashed_once(tmp_path, monkeypatch
     monkeypatch.setattr(lookup, "table", lambda: table)
     lookup._checksum_name.cache_clear()
     profile = profile_for(path)
-    assert (profile.phases, profile.base, profile.sources["phases"]) == (8, "sdxl", "sha256")
+    assert (profile.phases, profile.base_model, profile.sources["phases"]) == (8, "sdxl", "sha256")
     assert profile_for(path) == profile and lookup._checksum_name.cache_info().misses == 1
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert not profile_for(path).known
@@ -118,7 +120,7 @@ NAMES = {
     "ltx-2.5-22b-distilled-lora-450_bf16": "LTX-2.5-distilled",
     "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16": "Qwen-Image-Lightning",
     "pcm_sdxl_smallcfg_4step_converted": "PCM",
-    # other families that the document names
+    # other methods that the document names
     "Hyper-SD15-8steps-lora": "Hyper-SD", "Hyper-SD3-4steps-CFG-lora": "Hyper-SD3",
     "Hyper-FLUX.1-dev-8steps-lora": "Hyper-FLUX", "flux.1-turbo-alpha-lora": "FLUX.1-Turbo-Alpha",
     "lora_sd3.5m_turbo_8steps": "TensorArt-SD3.5M-Turbo", "TensorArt-SD3.5-Large-TurboX": "TensorArt-TurboX",
@@ -137,10 +139,10 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_family_by_name(name):
+def test_method_by_name(name):
     for path in (name, f"{name}.safetensors", f"models/loras/{name}.safetensors"):
         profile = profile_from_name(path)
-        assert profile is not None and profile.family == NAMES[name]
+        assert profile is not None and profile.method == NAMES[name]
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -195,8 +197,8 @@ def test_single_calls_below_pure_noise(name, first, sd_table):
     assert profile.resolved(sd_table.tolist()).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
 
 
-def test_equal_parts_of_a_fixed_list_family_follow_the_model(sd_table):
-    """Class D is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
+def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
+    """A fixed method is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
     shift = 3.158
     table = [shift * u / (1 + (shift - 1) * u) for u in ((i + 1) / 10000 for i in range(10000))]
     distill = profile_from_name("qwen_image_distill_full_bf16")
@@ -212,17 +214,17 @@ def test_equal_parts_of_a_fixed_list_family_follow_the_model(sd_table):
     assert phased is not None and phased.resolved(sd_table.tolist()) is phased
 
 
-def test_refused_families_say_why():
+def test_unsupported_methods_say_why():
     for name in ("nitrosd-realism_comfyui", "instaflow_0_9B", "perflow-sd15-delta-weights"):
         profile = profile_from_name(name)
-        assert profile is not None and profile.sampling_class == "X" and len(profile.note) > 40
+        assert profile is not None and profile.sampling_class == "unsupported" and len(profile.note) > 40
 
 
 def test_the_table_is_whole():
-    for row in lookup.table()["families"]:
+    for row in lookup.table()["methods"]:
         assert row["source"] and isinstance(row["verified"], bool)
-        assert row["class"] in ("P", "D", "R", "A", "1", "X")
-        assert row["class"] == "X" or {"steps", "sigmas", "timesteps"} & set(row)
+        assert row["class"] in get_args(SamplingClass)
+        assert row["class"] == "unsupported" or {"steps", "sigmas", "timesteps"} & set(row)
         for sigmas in (row["sigmas"],) if "sigmas" in row else ():
             assert sigmas[-1] == 0 and sorted(sigmas, reverse=True) == sigmas and len(set(sigmas)) == len(sigmas)
 
@@ -234,17 +236,22 @@ def test_metadata_of_our_distiller():
     profile = profile_from_metadata({"pcm_phases": "4", "pcm_cfg": "1.0", "pcm_spacing": "aligned", "pcm_shift": "3.0",
                                      "pcm_base_model": "demo_sd3", "pcm_loss": "x", "other": "y"})  # fmt: skip
     assert profile is not None
-    assert (profile.family, profile.phases, profile.steps, profile.spacing, profile.shift) == (
+    assert (profile.method, profile.phases, profile.steps, profile.spacing, profile.shift) == (
         "PCM",
         4,
         4,
         "aligned",
         3.0,
     )
-    assert profile.base == "demo_sd3" and profile.sources["phases"] == "metadata"
+    assert profile.base_model == "demo_sd3" and profile.sources["phases"] == "metadata"
     like_lcm = profile_from_metadata({"pcm_phases": "1", "pcm_determinism": "0.0", "pcm_steps": "4"})
     assert like_lcm is not None
-    assert (like_lcm.family, like_lcm.sampling_class, like_lcm.phases, like_lcm.steps) == ("LCM-like", "R", None, 4)
+    assert (like_lcm.method, like_lcm.sampling_class, like_lcm.phases, like_lcm.steps) == (
+        "LCM-like",
+        "renoised",
+        None,
+        4,
+    )
     assert profile_from_metadata({"format": "pt"}) is None
 
 
@@ -256,6 +263,19 @@ def test_metadata_round_trip(name):
     assert back is not None
     same = {**back.__dict__, "sources": {}, "verified": profile.verified}
     assert same == {**profile.__dict__, "sources": {}}
+
+
+@pytest.mark.parametrize(
+    ("letter", "word"),
+    [("P", "phased"), ("D", "fixed"), ("R", "renoised"), ("A", "ancestral"), ("1", "single"), ("X", "unsupported")],
+)
+def test_metadata_written_by_0_1_0(letter, word):
+    old = {"pcm_family": "Hyper-SD", "pcm_sampling_class": letter, "pcm_steps": "4", "pcm_prediction": "eps",
+           "pcm_base_model": "sdxl"}  # fmt: skip
+    profile = profile_from_metadata(old)
+    assert profile is not None
+    assert (profile.method, profile.sampling_class, profile.base_model) == ("Hyper-SD", word, "sdxl")
+    assert profile_to_metadata(profile)["pcm_method"] == "Hyper-SD"
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_every_preset_is_a_release_that_the_profiles_know():
         assert set(family.uniform) <= set(family.presets)
         for name in family.presets:
             profile = family.preset(name)
-            assert profile.family == name
-            assert profile.base in family.bases
+            assert profile.method == name
+            assert profile.base_model in family.bases
             assert profile.sampling_class not in ("X", "1")
     assert len(set(video.preset_names())) == len(video.preset_names())
 
@@ -71,21 +71,21 @@ def test_image_models_are_refused(base):
 
 def test_choose_takes_the_lora_then_the_default():
     wan = video.family_of("wan")
-    lora = PCMProfile(family="PCM", phases=4, steps=4)
+    lora = PCMProfile(method="PCM", phases=4, steps=4)
     assert video.choose(wan, lora) == (lora, ())
     for attached in (None, PCMProfile()):
         profile, notes = video.choose(wan, attached)
-        assert profile.family == "LightX2V-Wan2.1" and "LightX2V-Wan2.1" in notes[0]
+        assert profile.method == "LightX2V-Wan2.1" and "LightX2V-Wan2.1" in notes[0]
     profile, notes = video.choose(video.family_of("sd15"), None)
     assert not profile.known and notes == ()
 
 
 def test_choose_by_name_overrides_the_lora_and_says_so():
     wan = video.family_of("wan")
-    profile, notes = video.choose(wan, PCMProfile(family="PCM"), "FastWan")
+    profile, notes = video.choose(wan, PCMProfile(method="PCM"), "FastWan")
     assert profile.sigmas == (1, 0.757, 0.522, 0) and profile.determinism == 0
     assert len(notes) == 1
-    assert video.choose(wan, PCMProfile(family="FastWan"), "FastWan")[1] == ()
+    assert video.choose(wan, PCMProfile(method="FastWan"), "FastWan")[1] == ()
     assert video.choose(wan, None, "FastWan")[1] == ()
 
 
@@ -114,7 +114,7 @@ def test_fast_hunyuan_follows_steps_and_shift():
 
 def test_fast_hunyuan_from_a_lora_is_spaced_alike():
     family, lora = video.family_of("hunyuan-video"), profile_from_name("hyvideo_FastVideo_LoRA-fp8")
-    assert lora is not None and lora.family == "FastHunyuan"
+    assert lora is not None and lora.method == "FastHunyuan"
     assert video.with_sigmas(family, lora, flow_table(17)).sigmas == pytest.approx(FAST_HUNYUAN, abs=1e-5)
 
 
@@ -214,11 +214,11 @@ def test_check_latent():
 
 def test_beta_warning(sd_table, linear_table):
     assert float(linear_table[-1]) == pytest.approx(25.146115, rel=1e-5)
-    pcm = PCMProfile(family="PCM", base="sd15")
+    pcm = PCMProfile(method="PCM", base_model="sd15")
     assert video.beta_warning(pcm, linear_table) is not None
     assert video.beta_warning(pcm, sd_table) is None
     assert video.beta_warning(PCMProfile(), linear_table) is None
-    assert video.beta_warning(PCMProfile(family="AnimateLCM"), linear_table) is None
+    assert video.beta_warning(PCMProfile(method="AnimateLCM"), linear_table) is None
 
 
 # Noise

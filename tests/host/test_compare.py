@@ -107,7 +107,7 @@ def test_rows_are_prompts_by_seeds_by_batch(host, zoo, vae):
 
 def test_other_models_and_their_own_settings(host, zoo, vae):
     tiny = zoo["sd3"]
-    profile = host.pack("pcm_core.profiles").PCMProfile(family="PCM", phases=2, steps=2, cfg=1.5)
+    profile = host.pack("pcm_core.profiles").PCMProfile(method="PCM", phases=2, steps=2, cfg=1.5)
     model_b = host.pack("nodes.host").attach_profile(tiny.model, profile)
     _, text = compare(host, tiny, vae, "1, 3", models={"model_b": model_b, "model_c": tiny.model})
     assert {title: values[:2] for title, values in table(text).items()} == {

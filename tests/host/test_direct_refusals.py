@@ -16,7 +16,7 @@ def error(host):
 @pytest.mark.parametrize("denoise", [-0.1, 1.5, math.nan])
 def test_denoise_is_a_share(host, zoo, error, denoise):
     """Also where the LoRA has a list of sigmas, which no schedule checks."""
-    listed = host.pack("pcm_core.profiles").PCMProfile(family="listed", sigmas=(1.0, 0.5, 0.0))
+    listed = host.pack("pcm_core.profiles").PCMProfile(method="listed", sigmas=(1.0, 0.5, 0.0))
     for model in (zoo["sd3"].model, host.pack("nodes.host").attach_profile(zoo["sd3"].model, listed)):
         with pytest.raises(error, match="denoise is"):
             host.pack("nodes.plan").make_plan(model, denoise=denoise)

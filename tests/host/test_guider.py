@@ -102,7 +102,7 @@ class TestPhaseOfForeignSigmas:
 
     def test_a_fixed_list_has_one_phase_per_step(self, host, zoo):
         tiny = zoo["sd3"]
-        recorder = Recorder(with_profile(host, tiny, family="Fast", sigmas=(1.0, 0.937, 0.833, 0.624, 0.0)))
+        recorder = Recorder(with_profile(host, tiny, method="Fast", sigmas=(1.0, 0.937, 0.833, 0.624, 0.0)))
         pcm(host, tiny, model=recorder.model, cfg="1, 5, 1, 5")
         assert recorder.rows == [1, 2, 1, 2]
 

@@ -150,7 +150,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=tiny.latent()
     )
     assert seen == sigmas.tolist()
-    assert f"profile: {profile.family}" in report
+    assert f"profile: {profile.method}" in report
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_other_loras_keep_the_settings_in_either_order(host, zoo):
     pcm, style = put(host, model, "pcm_deterministic_4step_shift3"), put(host, model, "my_style_lora", value=0.2)
     first, _ = load(host, model, pcm)
     both, report = load(host, first, style)
-    assert h.profile_of(both).family == "PCM" and "stay in force" in report
+    assert h.profile_of(both).method == "PCM" and "stay in force" in report
     (stock,) = host.call("LoraLoaderModelOnly", model=both, lora_name=style, strength_model=0.5)
     assert h.profile_of(stock).phases == 4
     after, _ = load(host, load(host, model, style)[0], pcm)

@@ -76,7 +76,7 @@ def test_denoise_0_draws_the_model_without_steps(host, zoo):
 
 
 def test_the_profile_names_itself(host, zoo):
-    profile = host.pack("pcm_core.profiles").PCMProfile(family="PCM", base="sd15", phases=2, steps=2, cfg=1.5)
+    profile = host.pack("pcm_core.profiles").PCMProfile(method="PCM", base_model="sd15", phases=2, steps=2, cfg=1.5)
     model = host.pack("nodes.host").attach_profile(zoo["eps"].model, profile)
     drawn = chart(host, model)
     assert drawn.title == "2 steps over 2 phases"

@@ -39,7 +39,7 @@ def stock(host, tiny, *, steps, cfg, seed=7, denoise=1.0, latent=None, sampler="
 
 
 def with_profile(host, tiny, **values):
-    profile = host.pack("pcm_core.profiles").PCMProfile(**{"family": "PCM", **values})
+    profile = host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", **values})
     return host.pack("nodes.host").attach_profile(tiny.model, profile)
 
 
@@ -285,7 +285,7 @@ class TestProfile:
     @hosts_noise
     def test_an_lcm_like_file_renoises(self, host, zoo):
         tiny = zoo["eps"]
-        model = with_profile(host, tiny, family="LCM", sampling_class="R", determinism=0.0, steps=4)
+        model = with_profile(host, tiny, method="LCM", sampling_class="renoised", determinism=0.0, steps=4)
         (auto, _) = pcm(host, tiny, model=model)
         close(auto, stock(host, tiny, steps=4, cfg=1.0, sampler="lcm"))
         (deterministic, _) = pcm(host, tiny, model=model, determinism=1.0)
@@ -293,7 +293,7 @@ class TestProfile:
 
     def test_gamma_of_a_profile_is_used_by_both_nodes(self, host, zoo):
         tiny = zoo["eps"]
-        model = with_profile(host, tiny, family="TCD", gamma=0.3, steps=4, spacing="tcd")
+        model = with_profile(host, tiny, method="TCD", gamma=0.3, steps=4, spacing="tcd")
         (auto, _) = pcm(host, tiny, model=model)
         (explicit, _) = pcm(host, tiny, steps=4, spacing="tcd", gamma=0.3, cfg="1")
         (sigmas,) = host.call("PCMPhaseScheduler", model=model)
@@ -302,8 +302,8 @@ class TestProfile:
         assert torch.equal(auto["samples"], via["samples"])
 
     def test_files_that_need_another_sampler_are_refused(self, host, zoo):
-        model = with_profile(host, zoo["eps"], family="Odd", sampling_class="X", note="Use the Odd nodes.")
-        with pytest.raises(ValueError, match=r"family Odd.*Use the Odd nodes\."):
+        model = with_profile(host, zoo["eps"], method="Odd", sampling_class="unsupported", note="Use the Odd nodes.")
+        with pytest.raises(ValueError, match=r"method Odd.*Use the Odd nodes\."):
             pcm(host, zoo["eps"], model=model)
 
 

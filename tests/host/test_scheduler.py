@@ -16,7 +16,7 @@ def schedule(host, model, **settings):
 
 
 def with_profile(host, tiny, **values):
-    profile = host.pack("pcm_core.profiles").PCMProfile(**{"family": "PCM", **values})
+    profile = host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", **values})
     return host.pack("nodes.host").attach_profile(tiny.model, profile)
 
 
@@ -137,7 +137,7 @@ class TestFixedList:
     LEVELS = (1.0, 0.937, 0.833, 0.624, 0.0)
 
     def model(self, host, zoo):
-        return with_profile(host, zoo["sd3"], family="Fast", sigmas=self.LEVELS, phases=None, steps=4)
+        return with_profile(host, zoo["sd3"], method="Fast", sigmas=self.LEVELS, phases=None, steps=4)
 
     def test_is_walked_as_it_is(self, host, zoo):
         assert torch.equal(schedule(host, self.model(host, zoo)), torch.tensor(self.LEVELS))

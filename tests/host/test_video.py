@@ -58,7 +58,7 @@ class Lab:
         return clone, calls
 
     def profile(self, **values):
-        return self.host.pack("pcm_core.profiles").PCMProfile(**{"family": "PCM", "phases": 4, **values})
+        return self.host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", "phases": 4, **values})
 
     def close(self, one, other, **tolerance):
         for a, b in zip(self.parts(one), self.parts(other), strict=True):
@@ -256,7 +256,7 @@ def test_wan_preset_equals_a_stock_graph(lab):
 
 def test_a_model_sampling_node_is_respected_unless_something_is_asked_for(lab):
     (model,) = lab.host.call("ModelSamplingSD3", model=lab["wan"].model, shift=8.0)
-    model = lab.api.attach_profile(model, lab.profile(family="LightX2V-Wan2.1", phases=None, shift=5.0))
+    model = lab.api.attach_profile(model, lab.profile(method="LightX2V-Wan2.1", phases=None, shift=5.0))
     for inputs, shift, said in (({}, 8, True), ({"shift": 5.0}, 5, False), ({"preset": "LightX2V-Wan2.1"}, 5, False)):
         watched, calls = lab.watch(model)
         _, report = lab.run("wan", model=watched, **inputs)
@@ -303,7 +303,7 @@ def test_an_assumed_preset_is_said_and_a_lora_is_not_questioned(lab):
 def test_linear_betas_are_read_from_the_model_and_warned_about_once(lab, caplog):
     lab.host.pack("nodes.video")._warn_once.cache_clear()
     watched, calls = lab.watch(lab["linear_beta"].model)
-    model = lab.api.attach_profile(watched, lab.profile(steps=4, base="sd15"))
+    model = lab.api.attach_profile(watched, lab.profile(steps=4, base_model="sd15"))
     reports = [lab.run("linear_beta", model=model)[1] for _ in range(2)]
     expected = [25.146115, 6.557213, 2.275963, 0.867020]
     assert sigmas_of(calls) == pytest.approx(expected, rel=2e-5)
@@ -368,7 +368,7 @@ def test_the_hand_over_changes_nothing(lab, determinism):
     assert lab.same(alone, both)
 
 
-@pytest.mark.parametrize("values", [{"family": "LightX2V-Wan2.2", "phases": None, "shift": 5.0}, {"phases": 4}])
+@pytest.mark.parametrize("values", [{"method": "LightX2V-Wan2.2", "phases": None, "shift": 5.0}, {"phases": 4}])
 def test_half_a_schedule_is_no_mistake(lab, values, caplog):
     model = lab.api.attach_profile(lab["wan"].model, lab.profile(steps=4, **values))
     lab.run("wan", model=model, second_model=lab["wan_twin"].model)
@@ -406,7 +406,7 @@ def test_the_second_expert_gets_the_first_ones_shift_and_stays_as_it_was(lab):
 
 def test_what_the_second_experts_lora_wants_otherwise_is_said_within_one_family_too(lab):
     high, low = (
-        lab.api.attach_profile(lab[name].model, lab.profile(family="PCM", phases=phases, steps=4, cfg=cfg))
+        lab.api.attach_profile(lab[name].model, lab.profile(method="PCM", phases=phases, steps=4, cfg=cfg))
         for name, phases, cfg in (("wan", 4, 1.0), ("wan_twin", 8, 3.0))
     )
     _, report = lab.run("wan", model=high, second_model=low)

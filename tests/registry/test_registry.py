@@ -21,7 +21,7 @@ from PIL import Image
 from devtools import host
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEEDED = ("__init__.py", "nodes/sampler.py", "pcm_core/profiles/families.json", "web/docs/PCMSampler.md",
+NEEDED = ("__init__.py", "nodes/sampler.py", "pcm_core/profiles/methods.json", "web/docs/PCMSampler.md",
           "web/docs/images/PCMSampler.png", "locales/zh/nodeDefs.json", "workflows/SDXL text to image.jpg",
           "subgraphs/PCM text to image.json", "pyproject.toml", "LICENSE", "README.md")  # fmt: skip
 # What talks to others, starts programs or installs, the formats that run code when they are read, and the ways around
