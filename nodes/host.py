@@ -24,17 +24,15 @@ import comfy.sd
 import comfy.utils
 import folder_paths as folder_paths  # for host_lora and host_training
 import latent_preview
-import torch
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 from ..pcm_core.lora.keys import CLASS_FAMILIES, UNET_FAMILIES
-from ..pcm_core.phases import table_scale
 from ..pcm_core.profiles import PCMProfile
+from ..pcm_core.sigma_table import SigmaTable
 
 CFGGuider = comfy.samplers.CFGGuider
 Latent = dict[str, Any]
-TRAIN_STEPS = 1000
 
 _PROFILE_KEY = "pcm_profile"
 _REFUSED = {
@@ -61,8 +59,8 @@ def model_sampling(model: Any) -> Any:
     return sampling
 
 
-def sigma_table(model: Any) -> Tensor:
-    """The model's sigmas by timestep: float32 [L] on the CPU, ascending, sigma of pure noise last.
+def sigma_table(model: Any) -> SigmaTable:
+    """The model's sigmas by timestep, with every ModelSampling* patch applied.
 
     Raises:
         PCMError: if PCM cannot serve the parametrisation, or the table cannot be indexed by timestep.
@@ -70,12 +68,17 @@ def sigma_table(model: Any) -> Tensor:
     return table_of(model_sampling(model))
 
 
-def table_of(sampling: Any) -> Tensor:
+def table_of(sampling: Any) -> SigmaTable:
     """``sigma_table`` of a sampling object, for callers that have no model."""
     _refuse(sampling)
-    table = sampling.sigmas.detach().flatten().to("cpu", torch.float32)
-    table_scale(table, TRAIN_STEPS)  # refuses what timesteps cannot index
-    return table
+    try:
+        return SigmaTable.of(sampling.sigmas.float(), flow=isinstance(sampling, comfy.model_sampling.CONST))
+    except PCMError as error:
+        raise PCMError(
+            error.found,
+            error.expected,
+            "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the model's own sigmas.",
+        ) from error
 
 
 def is_flow(model: Any) -> bool:

@@ -124,5 +124,5 @@ def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[s
     elif profile.shift is not None and current is None:
         profile = replace(profile, shift=None)
     if profile.timesteps is not None:
-        profile = profile.resolved(host.sigma_table(model).tolist())
+        profile = profile.resolved(host.sigma_table(model))
     return host.attach_profile(model, profile), profile, notes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.phases import PhaseSchedule, bottom_sigma
+from ..pcm_core.phases import PhaseSchedule
 from ..pcm_core.profiles import PCMProfile
+from ..pcm_core.sigma_table import SigmaTable
 from . import host
 
 AUTO = "auto"
@@ -68,7 +69,7 @@ def make_plan(
         PCMError: if a value is out of range, or PCM cannot serve the model.
     """
     table = host.sigma_table(model)
-    profile = _profile(model).resolved(table.tolist(), steps)
+    profile = _profile(model).resolved(table, steps)
     if not 0 <= denoise <= 1:  # also refuses NaN, which the host lets through
         raise PCMError(f"denoise is {denoise}.", "a number from 0 to 1.", "Use 1 to start from pure noise.")
     if profile.sigmas and spacing == AUTO and not phases and not grid:
@@ -139,18 +140,17 @@ def _assumptions(profile: PCMProfile, steps: int, phases: int, spacing: str, gri
     )
 
 
-def _phase_tops(schedule: PhaseSchedule, table: Tensor) -> tuple[float, ...]:
+def _phase_tops(schedule: PhaseSchedule, table: SigmaTable) -> tuple[float, ...]:
     """One timestep above each start: published schedules round the same point to either neighbour."""
-    one_above = tuple(min(start + 1, schedule.train_steps - 1) for start in schedule.starts)
-    return (math.inf, *replace(schedule, timesteps=one_above).sigmas(table)[1:-1].tolist())
+    return (math.inf, *(table.sigma(start + 1) for start in schedule.starts[1:]))
 
 
-def _from_list(profile: PCMProfile, table: Tensor, steps: int, terminal: str, denoise: float) -> Plan:
+def _from_list(profile: PCMProfile, table: SigmaTable, steps: int, terminal: str, denoise: float) -> Plan:
     """The profile's own sigmas: cut at the entry level, never spaced anew."""
     assert profile.sigmas is not None
     sigmas = torch.tensor(profile.sigmas, dtype=torch.float32)
-    if math.isclose(sigmas[0], table[-1], rel_tol=1e-3):
-        sigmas[0] = table[-1]  # published lists are rounded; the host starts from pure noise at its own sigma_max
+    if math.isclose(sigmas[0], table.top, rel_tol=1e-3):
+        sigmas[0] = table.top  # published lists are rounded; the host starts from pure noise at its own sigma_max
     tops = (math.inf, *(sigmas[1:-1] * (1 + 1e-4)).tolist())
     notes: list[str] = []
     if steps and steps != len(sigmas) - 1:
@@ -158,10 +158,10 @@ def _from_list(profile: PCMProfile, table: Tensor, steps: int, terminal: str, de
             f"This LoRA has a fixed list of {len(sigmas) - 1} steps, not {steps}; choose a spacing to leave it."
         )
     if 0 < denoise < 1:
-        entry = table[max(round(denoise * len(table)), 1) - 1]
+        entry = table.sigmas[max(round(denoise * len(table)), 1) - 1]
         kept = max(int((sigmas <= entry).sum()), 2)
         notes.append(f"Entered the LoRA's fixed list at sigma {sigmas[-kept]:.4g} for denoise {denoise:.2f}.")
         sigmas = sigmas[-kept:]
     if (terminal if terminal != AUTO else profile.terminal) == "alpha0":
-        sigmas[-1] = bottom_sigma(table)
+        sigmas[-1] = table.bottom
     return Plan(sigmas=sigmas, phase_tops=tops, schedule=None, notes=tuple(notes))

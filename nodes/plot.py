@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 from ..pcm_core.guidance import parse_guidance
 from ..pcm_core.sampling import check_sigmas
+from ..pcm_core.sigma_table import SigmaTable
 from . import host, widgets
 from .chart import Band, Lane, PhaseChart, draw_chart
 from .checks import checked
@@ -29,18 +29,13 @@ _STOCK = ("simple", "normal")
 class _Path:
     """The model's sigmas by progress: 0 is pure noise, 1 is timestep 0."""
 
-    table: Tensor
-
-    def index(self, sigma: float) -> float:
-        """Position in the table; between two entries for sigmas between them."""
-        levels = self.table.double().numpy()
-        return float(np.interp(sigma, levels, np.arange(len(levels))))
+    table: SigmaTable
 
     def progress(self, sigma: float) -> float:
-        return 1 - self.index(sigma) / (len(self.table) - 1)
+        return 1 - self.table.index(sigma) / (len(self.table) - 1)
 
     def timestep(self, sigma: float) -> int:
-        return max(round((self.index(sigma) + 1) * host.TRAIN_STEPS / len(self.table)) - 1, 0)
+        return round(self.table.timestep(sigma))
 
     def points(self, sigmas: list[float]) -> tuple[Point, ...]:
         return tuple((self.progress(sigma), sigma) for sigma in sigmas)
@@ -63,12 +58,12 @@ def chart_of_model(model: Any, sigmas: Tensor | None, cfg: str, denoise: float, 
     if levels and share >= 0.01:  # the host makes a schedule of steps / denoise sigmas
         stock = {name: host.stock_sigmas(model, name, asked, share)[:-1].tolist() for name in _STOCK}
         lanes += [Lane(name, tuple(map(path.progress, values))) for name, values in stock.items()]
-    late = bool(levels) and levels[0] < float(path.table[-1]) * (1 - 1e-5)
+    late = bool(levels) and levels[0] < path.table.top * (1 - 1e-5)
     entered = f"enters at t = {path.timestep(levels[0])}" if late else ""
     return PhaseChart(
         title=_title(len(levels), plan.phases),
         subtitle=_subtitle(model, plan, levels, own),
-        curve=path.points(path.table.flip(0)[:: max(len(path.table) // 1000, 1)].tolist()),
+        curve=path.points([*path.table.sigmas[:: -path.table.scale]]),
         steps=path.points(levels[:-1]),
         labels=tuple(str(path.timestep(sigma)) for sigma in levels[:-1]),
         end=(path.progress(levels[-1]), levels[-1]) if levels else None,
@@ -76,7 +71,7 @@ def chart_of_model(model: Any, sigmas: Tensor | None, cfg: str, denoise: float, 
         entry=path.progress(levels[0]) if late else None,
         entry_note=entered + (f" (denoise {denoise:g})" if own else ""),
         lanes=tuple(lanes),
-        logarithmic=not host.is_flow(model),
+        logarithmic=not path.table.flow,
         axis="progress from pure noise to image (share of timesteps)",
     )
 

@@ -14,10 +14,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pcm_core.errors import PCMError
-from ..pcm_core.phases import bottom_sigma
 from ..pcm_core.profiles import PCMProfile
 from ..pcm_core.profiles.advice import sampling_mistakes
 from ..pcm_core.sampling import ancestral_to_determinism, gamma_to_determinism, is_finite, sample_pcm
+from ..pcm_core.sigma_table import SigmaTable
 from . import host, widgets
 from .checks import checked
 from .guider import phase_guider
@@ -53,7 +53,7 @@ def sample_phased(
             not say why.
     """
     patcher = host.patcher_of(model)
-    flow, table = host.is_flow(patcher), host.sigma_table(patcher)
+    table = host.sigma_table(patcher)
     whole = sigmas if whole is None else whole
     if whole[:1].equal(sigmas[:1]):
         asked = None if determinism == _UNSET else determinism
@@ -72,15 +72,12 @@ def sample_phased(
         extra_args,
         watch,
         determinism=_rates(patcher, sigmas, table, determinism, gamma),
-        flow=flow,
+        flow=table.flow,
         noise_scale=host.noise_scale(patcher),
         progress=partial(host.steps, disable=disable),
         **options,
     )
-    bottom = float(bottom_sigma(table))
-    if not flow and len(sigmas) and float(sigmas[-1]) == bottom:
-        return samples * (1 + bottom**2) ** -0.5
-    return samples
+    return table.finished(samples, float(sigmas[-1])) if len(sigmas) else samples
 
 
 def _broken(info: dict[str, Any], whole: Tensor) -> PCMError:
@@ -100,24 +97,25 @@ def _broken(info: dict[str, Any], whole: Tensor) -> PCMError:
     )
 
 
-def _warn(model: Any, sigmas: Tensor, table: Tensor, cfg: float | None, determinism: float | None) -> None:
+def _warn(model: Any, sigmas: Tensor, table: SigmaTable, cfg: float | None, determinism: float | None) -> None:
     """Say in the log what people usually get wrong with this kind of LoRA."""
     profile = host.profile_of(model)
     if profile is None or not profile.known:
         return
     shift = host.flow_shift(model)
-    levels, entries = sigmas.tolist(), table.tolist()
-    for mistake in sampling_mistakes(profile, levels, entries, cfg=cfg, shift=shift, determinism=determinism):
+    for mistake in sampling_mistakes(profile, sigmas.tolist(), table, cfg=cfg, shift=shift, determinism=determinism):
         logging.warning("PCM Sampler: %s", mistake)
 
 
-def _rates(model: Any, sigmas: Tensor, table: Tensor, determinism: float, gamma: float) -> float | tuple[float, ...]:
+def _rates(
+    model: Any, sigmas: Tensor, table: SigmaTable, determinism: float, gamma: float
+) -> float | tuple[float, ...]:
     """r of Eq. 44 from the widgets, else from the profile; at most one of the widgets is set."""
     check_noise(determinism, gamma)
     if determinism == _UNSET and gamma == _UNSET:
         profile = host.profile_of(model) or PCMProfile()
         if profile.ancestral:
-            return ancestral_to_determinism(sigmas, flow=host.is_flow(model))
+            return ancestral_to_determinism(sigmas, flow=table.flow)
         determinism, gamma = profile.determinism, _UNSET if profile.gamma is None else profile.gamma
     return determinism if gamma == _UNSET else gamma_to_determinism(gamma, sigmas, table)
 

@@ -195,6 +195,7 @@ class Session:
         self.device = job.model.load_device
         self.flow = host.is_flow(job.model)
         self.table = host.sigma_table(job.model)
+        self.top = torch.tensor([self.table.top], device=self.device)
         generator = torch.Generator().manual_seed(job.config.seed)
         self.adapters = distill.Adapters(
             distill.adaptable(self.root, job.targets), job.rank, alpha=job.alpha, generator=generator,
@@ -204,7 +205,7 @@ class Session:
             self.adapters.load_lora(_existing(job.model, job.existing))
         self.backbone = host_training.Backbone(guider, extra_args, job.texts, job.negative)
         self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
-        self.backbone.write_elsewhere(self.data.latents(torch.tensor([0])), self.table[-1:].to(self.device))
+        self.backbone.write_elsewhere(self.data.latents(torch.tensor([0])), self.top)
         self.trainer = distill.Trainer(
             self.backbone, self.adapters, self.data, self.table, job.config, flow=self.flow,
             discriminator=self._discriminator(generator), processes=processes,
@@ -228,7 +229,7 @@ class Session:
         features = distill.BlockFeatures(self.backbone, chosen)
         with torch.no_grad():
             rows = torch.zeros(1, dtype=torch.int64)
-            sample = features(self.data.latents(rows), self.table[-1:].to(self.device), self.data.captions(rows))
+            sample = features(self.data.latents(rows), self.top, self.data.captions(rows))
         heads = distill.DiscriminatorHeads([tokens.shape[-1] for tokens in sample], _HEAD_CHANNELS, generator)
         return distill.Discriminator(features, heads.to(self.device))
 

@@ -16,8 +16,6 @@ model's own sigma table, so one schedule serves eps, v and flow models alike.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import PCMError
+from .sigma_table import SigmaTable
 
 Spacing = Literal["trailing", "aligned", "tcd"]
 Terminal = Literal["zero", "alpha0"]
@@ -126,20 +125,16 @@ class PhaseSchedule:
 
     Attributes:
         timesteps: evaluation points, strictly descending.
-        starts: upper end of every phase, descending; the phase of a step is found here.
-        edges: lower edges the model was trained on, ascending.
+        starts: upper end of every phase, descending.
         terminal: ``zero`` ends at sigma 0, ``alpha0`` at the sigma of timestep 0 (diffusers' set_alpha_to_one=False).
-        start: the timestep at which sampling enters; ``train_steps - 1`` for a full denoise.
         notes: what was snapped, dropped or assumed, one sentence each.
     """
 
     timesteps: tuple[int, ...]
     starts: tuple[int, ...]
-    edges: tuple[int, ...]
     spacing: Spacing
     grid: int
     terminal: Terminal = "zero"
-    start: int = 999
     train_steps: int = 1000
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -153,15 +148,21 @@ class PhaseSchedule:
         """Phases of the model."""
         return len(self.starts)
 
-    def phase_of(self, step: int) -> int:
-        """Phase of a step, 0 for the noisiest: the lowest phase whose upper end is not below the step's timestep."""
-        return sum(start >= self.timesteps[step] for start in self.starts) - 1
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Lower edges of the phases on the solver grid, ascending: where training jumps to."""
+        return phase_edges(self.phases, self.grid, self.train_steps)
 
-    def sigmas(self, table: Tensor) -> Tensor:
+    @property
+    def start(self) -> int:
+        """The timestep at which sampling enters; ``train_steps - 1`` for a full denoise."""
+        return self.timesteps[0]
+
+    def sigmas(self, table: SigmaTable | Tensor) -> Tensor:
         """Look the schedule up in a model's sigma table.
 
         Args:
-            table: [L] sigmas ascending, sigma of pure noise last; L is ``train_steps`` or a multiple of it.
+            table: of the model, or its [L] ascending sigmas; L is ``train_steps`` or a multiple of it.
 
         Returns:
             float32 [steps + 1] on the CPU, strictly descending, first entry bit-equal to a table entry.
@@ -169,43 +170,9 @@ class PhaseSchedule:
         Raises:
             PCMError: if the table cannot be indexed by timestep (for example the 50-entry LCM table).
         """
-        table = table.detach().flatten().to("cpu", torch.float32)
-        scale = table_scale(table, self.train_steps)
-        last = bottom_sigma(table, self.train_steps) if self.terminal == "alpha0" else table.new_zeros(())
-        return torch.stack([table[(t + 1) * scale - 1] for t in self.timesteps] + [last])
-
-
-def bottom_sigma(table: Tensor, train_steps: int = 1000) -> Tensor:
-    """The sigma of timestep 0, a scalar, where terminal ``alpha0`` ends; ``table`` as in ``PhaseSchedule.sigmas``."""
-    return table[table_scale(table, train_steps) - 1]
-
-
-def table_scale(table: Tensor, train_steps: int) -> int:
-    """Entries per timestep of a [L] sigma table: timestep t is entry ``(t + 1) * scale - 1``.
-
-    Raises:
-        PCMError: if L is not a multiple of ``train_steps``.
-    """
-    if len(table) < train_steps or len(table) % train_steps:
-        raise PCMError(
-            f"The model's sigma table has {len(table)} entries.",
-            f"{train_steps} entries, or a multiple of it.",
-            "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the full table.",
-        )
-    return len(table) // train_steps
-
-
-def sigma_at(table: Tensor | Sequence[float], share: float) -> float:
-    """The model's sigma at a share of the way from the picture (0) to pure noise (1), between entries of its table.
-
-    ``table`` as in ``PhaseSchedule.sigmas``. Exact at every entry: ``sigma_at(table, (i + 1) / L)`` is ``table[i]``.
-    """
-    place = min(max(share, 0.0), 1.0) * len(table) - 1
-    low = max(math.floor(place + 1e-6), 0)
-    high = min(low + 1, len(table) - 1)
-    share_high = max(place - low, 0.0)
-    low_sigma = float(table[low])
-    return low_sigma if share_high < 1e-6 else low_sigma + share_high * (float(table[high]) - low_sigma)
+        table = SigmaTable.of(table, train_steps=self.train_steps)
+        end = table.bottom if self.terminal == "alpha0" else 0.0
+        return torch.tensor([*map(table.sigma, self.timesteps), end], dtype=torch.float32)
 
 
 def build_schedule(
@@ -241,7 +208,7 @@ def build_schedule(
     _check_count("phases", phases, train_steps)
     if spacing == "trailing" and phases > grid >= 1:
         grid = _finer_grid(phases, train_steps)  # trailing points lie on no grid: any that can hold the edges will do
-    edges = phase_edges(phases, grid, train_steps)
+    phase_edges(phases, grid, train_steps)  # refuses a grid that cannot hold them
     notes: list[str] = []
     if count > phases and not spend_extra_steps:
         notes.append(f"{count} steps were asked of a {phases}-phase model; ran its {phases} phase jumps.")
@@ -254,11 +221,9 @@ def build_schedule(
     return PhaseSchedule(
         timesteps=timesteps,
         starts=eval_timesteps(phases, spacing=spacing, grid=grid, train_steps=train_steps),
-        edges=edges,
         spacing=spacing,
         grid=grid,
         terminal=terminal,
-        start=timesteps[0],
         train_steps=train_steps,
         notes=tuple(notes),
     )

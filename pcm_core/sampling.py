@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from .errors import PCMError
+from .sigma_table import SigmaTable
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[float, float], Tensor]
-_LARGE = 1 << 16  # numbers in a latent whose memory is used again; making a smaller one costs less than asking
 
 
 @torch.no_grad()
@@ -66,36 +66,24 @@ def sample_pcm(
     """
     extra_args = extra_args or {}
     levels = check_sigmas(sigmas)
-    steps = max(len(levels) - 1, 0)
-    rates = _rates(determinism, steps)
-    if noise_sampler is None and min(rates[:-1] if final else rates, default=1.0) < 1:
+    r = _r_per_step(determinism, max(len(levels) - 1, 0), final=final)
+    if noise_sampler is None and min(r, default=1.0) < 1:
         noise_sampler = seeded_noise(x, extra_args.get("seed"))
-    # A sigma per sample for every step at once, in memory of its own.
-    inputs = x.new_empty(len(levels), x.shape[0]).copy_(sigmas.unsqueeze(1)).unbind()
-    entries = sigmas.unbind()
-    large = x.numel() >= _LARGE
-    for i in progress(steps):
+    for i in progress(len(r)):
         sigma, sigma_next = levels[i], levels[i + 1]
-        shown = x.detach() if large else x
-        denoised = model(shown, inputs[i], **extra_args)
+        denoised = model(x, x.new_full((len(x),), sigma), **extra_args)
         if callback is not None:
-            callback({"x": shown, "i": i, "sigma": entries[i], "sigma_hat": entries[i], "denoised": denoised})
-        del shown  # whoever kept it keeps the memory from being written to
-        if sigma_next == 0.0:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        if sigma_next == 0:
             x = denoised
-        elif rates[i] == 1.0 or (final and i + 1 == steps):
-            weight = sigma_next / sigma  # of the jump
-            if large and i > 0 and _unshared(x):
-                torch.lerp(denoised, x, weight, out=x)  # landing in the memory of x
-            else:
-                x = torch.lerp(denoised, x, weight)
+        elif r[i] == 1:
+            x = jump(x, denoised, sigma, sigma_next)
         else:
             assert noise_sampler is not None
-            x = _land(x, denoised, sigma, sigma_next, rates[i], flow=flow)  # before the noise: a latent less at once
             noise = noise_sampler(sigma, sigma_next)
-            x = _add_noise(x, noise, sigma_next, rates[i], flow=flow, scale=noise_scale)
+            x = stochastic_jump(x, denoised, noise, sigma, sigma_next, r[i], flow=flow, noise_scale=noise_scale)
             del noise
-        del denoised  # a latent less while the model runs
+        del denoised  # the next call of the model may need the memory
     return x
 
 
@@ -104,43 +92,29 @@ def jump(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor
     return torch.lerp(denoised, x, sigma_next / sigma)
 
 
-# Builds of torch before 2.8 without CUDA lack it; there every step lands in new memory.
-_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)  # pyright: ignore[reportPrivateUsage]
-
-
-def _unshared(x: Tensor) -> bool:
-    """Whether no other tensor or array shares the memory of ``x``; False where that cannot be known."""
-    storage = x.untyped_storage()  # a second handle, beside x
-    return _use_count is not None and _use_count(storage._cdata) == 2  # pyright: ignore[reportPrivateUsage]
-
-
 def stochastic_jump(
-    x: Tensor, denoised: Tensor, noise: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool
+    x: Tensor,
+    denoised: Tensor,
+    noise: Tensor,
+    sigma: float,
+    sigma_next: float,
+    determinism: float,
+    *,
+    flow: bool,
+    noise_scale: float = 1.0,
 ) -> Tensor:
-    """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise."""
-    landing = _land(x, denoised, sigma, sigma_next, determinism, flow=flow)
-    return _add_noise(landing, noise, sigma_next, determinism, flow=flow, scale=1.0)
+    """Eq. 44: land on ``sigma_next`` with ``sqrt(r)`` of the predicted noise and ``sqrt(1 - r)`` of fresh noise.
 
-
-def _land(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, determinism: float, *, flow: bool) -> Tensor:
-    """The part of Eq. 44 without the fresh noise: new memory, or ``denoised`` itself where nothing of x stays."""
-    if determinism == 0:
-        return denoised
-    kept = math.sqrt(determinism) * sigma_next
-    if not flow:
-        return jump(x, denoised, sigma, kept)
-    weight = kept / sigma
-    return (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
-
-
-def _add_noise(
-    landing: Tensor, noise: Tensor, sigma_next: float, determinism: float, *, flow: bool, scale: float
-) -> Tensor:
-    fresh = math.sqrt(1 - determinism) * sigma_next * scale
-    if determinism > 0:
-        return landing.add_(noise, alpha=fresh)  # landing is nobody else's
-    # The model's own x0 must not be written to.
-    return (landing * (1 - sigma_next)).add_(noise, alpha=fresh) if flow else torch.add(landing, noise, alpha=fresh)
+    ``noise`` has unit variance; ``noise_scale`` is the standard deviation of a flow model's. Memory: one new tensor.
+    """
+    predicted = math.sqrt(determinism) * sigma_next
+    fresh = math.sqrt(1 - determinism) * sigma_next * noise_scale
+    if flow:  # eps = (x - (1 - sigma) x0) / sigma
+        weight = predicted / sigma
+        landing = (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
+    else:
+        landing = jump(x, denoised, sigma, predicted)
+    return landing.add_(noise, alpha=fresh)
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
@@ -161,7 +135,7 @@ def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
     return sample
 
 
-def gamma_to_determinism(gamma: float, sigmas: Tensor, table: Tensor) -> tuple[float, ...]:
+def gamma_to_determinism(gamma: float, sigmas: Tensor, table: SigmaTable | Tensor) -> tuple[float, ...]:
     """TCD's gamma as r of Eq. 44, one value per step of ``sigmas``.
 
     TCD goes to timestep ``s' = floor((1 - gamma) s)`` and forward-noises to s (``TCDScheduler.step``); in sigma space
@@ -172,26 +146,23 @@ def gamma_to_determinism(gamma: float, sigmas: Tensor, table: Tensor) -> tuple[f
     Args:
         gamma: 0 (deterministic) to 1.
         sigmas: [N + 1] the schedule.
-        table: [L] the model's ascending sigma table; a flow table ends at 1.
+        table: of the model, or its [L] ascending sigmas.
 
     Raises:
         PCMError: if gamma is outside 0..1.
     """
     if not 0 <= gamma <= 1:
         raise PCMError(f"gamma is {gamma}.", "a number from 0 (deterministic) to 1.", "TCD recommends 0.3.")
-    flow = bool(table[-1] <= 1 + 1e-5)  # the host's shifts round
-    values = [float(s) for s in sigmas]
-    ascending = table.detach().flatten().to("cpu", torch.float64)
-    rates: list[float] = []
-    for sigma in values[1:]:
+    table = SigmaTable.of(table)
+    r: list[float] = []
+    for sigma in (float(s) for s in sigmas[1:]):
         if sigma <= 0 or gamma == 0:
-            rates.append(1.0)
+            r.append(1.0)
             continue
-        s = int((ascending - sigma).abs().argmin())
-        lower = float(ascending[math.floor((1 - gamma) * s)])
-        ratio = lower * (1 - sigma) / (sigma * (1 - lower)) if flow else lower / sigma
-        rates.append(min(1.0, ratio**2))
-    return tuple(rates)
+        lower = table.sigmas[math.floor((1 - gamma) * table.nearest(sigma))]
+        ratio = lower * (1 - sigma) / (sigma * (1 - lower)) if table.flow else lower / sigma
+        r.append(min(1.0, ratio**2))
+    return tuple(r)
 
 
 def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]:
@@ -201,11 +172,11 @@ def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]
     form (``sample_euler_ancestral_RF`` of the host) keeps x on the path: ``r = ((1 - s) / (1 - d) * d / s)^2``.
     """
     levels = [float(level) for level in sigmas.detach().flatten().cpu()]
-    rates: list[float] = []
+    r: list[float] = []
     for sigma, lower in itertools.pairwise(levels):
         down = lower * lower / sigma
-        rates.append(1.0 if lower <= 0 else ((1 - lower) / (1 - down) * down / lower if flow else lower / sigma) ** 2)
-    return tuple(rates)
+        r.append(1.0 if lower <= 0 else ((1 - lower) / (1 - down) * down / lower if flow else lower / sigma) ** 2)
+    return tuple(r)
 
 
 def is_finite(x: Tensor) -> bool:
@@ -231,24 +202,26 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
         raise PCMError(
             f"The schedule has a single sigma, {levels[0]:.6g}.",
             "at least two: where to start and where to end.",
-            "Raise steps, or move the split of SplitSigmas.",
+            "Use a schedule of more steps, or cut it elsewhere.",
         )
     for i, (high, low) in enumerate(itertools.pairwise(levels)):
         if not (math.isfinite(high) and high > low >= 0):
             raise PCMError(
                 f"Sigma {i + 1} of the schedule is {low:.6g} after {high:.6g}.",
                 "finite sigmas that strictly descend and stay at or above zero.",
-                "Use the PCM Phase Scheduler, or check what edits the SIGMAS on the way.",
+                "Use those of a phase schedule, or check what edits them on the way.",
             )
     return levels
 
 
-def _rates(determinism: float | Sequence[float], steps: int) -> list[float]:
+def _r_per_step(determinism: float | Sequence[float], steps: int, *, final: bool) -> list[float]:
+    """One r per step; that of the last is 1 if nothing comes after it."""
     single = isinstance(determinism, (int, float))
-    given = [float(determinism)] if single else [float(rate) for rate in determinism]
+    given = [float(determinism)] if single else [float(r) for r in determinism]
     if not single and len(given) != steps:
         raise PCMError(f"{len(given)} values of determinism for {steps} steps.", "one per step.", "Match the schedule.")
-    for rate in given:
-        if not 0 <= rate <= 1:
-            raise PCMError(f"determinism is {rate}.", "0 (full renoising) to 1 (deterministic).", "Use 1 for PCM.")
-    return given * steps if single else given
+    for r in given:
+        if not 0 <= r <= 1:
+            raise PCMError(f"determinism is {r}.", "0 (full renoising) to 1 (deterministic).", "Use 1 for PCM.")
+    given = given * steps if single else given
+    return [*given[:-1], 1.0] if final and given else given

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PCMError
-from ..phases import Spacing, Terminal, eval_timesteps, phase_edges, table_scale
+from ..phases import Spacing, Terminal, eval_timesteps, phase_edges
+from ..sigma_table import SigmaTable
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Prediction = Literal["eps", "v", "x0", "flow"]
@@ -43,7 +44,12 @@ class SolverGrid:
 
     @classmethod
     def from_table(
-        cls, table: Tensor, phases: int, grid: int = 50, terminal: Terminal = "alpha0", train_steps: int = 1000
+        cls,
+        table: SigmaTable | Tensor,
+        phases: int,
+        grid: int = 50,
+        terminal: Terminal = "alpha0",
+        train_steps: int = 1000,
     ) -> SolverGrid:
         """Build the grid of ``phase_edges(phases, grid)`` from a model's ascending sigma table.
 
@@ -54,17 +60,15 @@ class SolverGrid:
             PCMError: as ``phase_edges``, or if the table cannot be indexed by timestep.
         """
         edges = phase_edges(phases, grid, train_steps)
-        ascending = table.detach().flatten().to("cpu", torch.float32)
-        stride, scale = train_steps // grid, table_scale(ascending, train_steps)
-        lowest = ascending[scale - 1]
-        bottom = lowest if terminal == "alpha0" else torch.zeros_like(lowest)
-        sigma = ascending[stride * scale - 1 :: stride * scale]
-        below = torch.cat([bottom.reshape(1), sigma[:-1]])
+        table, stride = SigmaTable.of(table, train_steps=train_steps), train_steps // grid
+        bottom = table.bottom if terminal == "alpha0" else 0.0
+        sigma = [table.sigma(stride * (i + 1) - 1) for i in range(grid)]
+        below = [bottom, *sigma[:-1]]
         # The phase of point i starts at the highest edge not above the point below it.
         lower = [max(stride * i - 1, 0) for i in range(grid)]
         target = [max(edge for edge in edges if edge <= low) for low in lower]
-        edge = torch.stack([ascending[(t + 1) * scale - 1] if t else bottom for t in target])
-        return cls(sigma, below, edge)
+        edge = [table.sigma(t) if t else bottom for t in target]
+        return cls(*(torch.tensor(row, dtype=torch.float32) for row in (sigma, below, edge)))
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor, *, flow: bool) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PCMError
+from ..sigma_table import SigmaTable
 from .adapters import Adapters
 from .adversarial import Discriminator, hinge_discriminator, hinge_generator, renoise
 from .checkpoint import migrate
@@ -42,7 +43,7 @@ class Trainer(TrainingLoop):
             twice the batch where the teacher is guided: the captions, then the null caption -1.
         adapters: attached by the caller (``with adapters.attached():``); the model is frozen.
         data: what to train on.
-        table: the model's ascending sigma table, as for ``SolverGrid.from_table``.
+        table: of the model, as for ``SolverGrid.from_table``.
         flow: how latents are noised.
         discriminator: needed where ``config.adversarial`` is above 0.
         processes: every process draws the global batch and keeps its part, so that n processes do what one does.
@@ -56,7 +57,7 @@ class Trainer(TrainingLoop):
         backbone: Backbone,
         adapters: Adapters,
         data: Data,
-        table: Tensor,
+        table: SigmaTable | Tensor,
         config: DistillConfig,
         *,
         flow: bool,

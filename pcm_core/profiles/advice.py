@@ -11,10 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import PCMError
 from ..lora.keys import FAMILY_NAMES
+from ..sigma_table import SigmaTable
 from .profile import PCMProfile
 
 # Relative difference above which two noise levels are not the same one rounded.
@@ -79,7 +78,7 @@ def loading_mistakes(
 def sampling_mistakes(
     profile: PCMProfile,
     sigmas: Sequence[float],
-    table: Sequence[float],
+    table: SigmaTable,
     *,
     cfg: float | None,
     shift: float | None,
@@ -90,7 +89,7 @@ def sampling_mistakes(
     Args:
         profile: of the LoRA on the model.
         sigmas: the schedule that runs.
-        table: the model's ascending sigma table.
+        table: of the model.
         cfg: guidance of the first step, if known.
         shift: the model's linear shift; ``None`` for models without one.
         determinism: set instead of the profile's own, if it was.
@@ -107,8 +106,8 @@ def sampling_mistakes(
         found.append(f"The model's shift is {shift:.4g}, and {profile.method} is made for {profile.shift:g}.")
     if profile.sampling_class == "renoised" and determinism:
         found.append(f"determinism is {determinism:g}, and {profile.method} is made for 0, new noise in every step.")
-    found += _zero_snr(profile, table[-1])
-    if len(sigmas) > 1 and math.isclose(sigmas[0], table[-1], rel_tol=TOLERANCE):
+    found += _zero_snr(profile, table.top)
+    if len(sigmas) > 1 and math.isclose(sigmas[0], table.top, rel_tol=TOLERANCE):
         found += _schedule_mistakes(profile, sigmas, table)
     return found
 
@@ -121,7 +120,7 @@ def _zero_snr(profile: PCMProfile, sigma_max: float) -> list[str]:
     return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.method} was trained without."]
 
 
-def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequence[float]) -> list[str]:
+def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: SigmaTable) -> list[str]:
     """Steps and noise levels of a full denoise against the method's own."""
     steps = len(sigmas) - 1
     fixed = profile.resolved(table, steps).sigmas
@@ -131,7 +130,7 @@ def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sequ
     if profile.method == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
     try:
-        own = fixed or tuple(float(sigma) for sigma in profile.schedule(steps).sigmas(torch.tensor(table)))
+        own = fixed or tuple(float(sigma) for sigma in profile.schedule(steps).sigmas(table))
     except PCMError:  # more steps than any few-step schedule has
         return [f"{steps} steps, and {profile.method} is made for about {profile.steps}."]
     worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule, sigma_at
+from ..phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule
+from ..sigma_table import SigmaTable
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
 # phased: trained as jumps between fixed edges. fixed: a list of noise levels, deterministic. renoised: new noise at
@@ -66,24 +67,23 @@ class PCMProfile:
         """Whether anything said which method this is."""
         return self.method != "unknown"
 
-    def resolved(self, table: Sequence[float], steps: int = 0) -> PCMProfile:
-        """With the ``sigmas`` that a model's ascending sigma table gives; unchanged where a schedule says them exactly.
+    def resolved(self, table: SigmaTable, steps: int = 0) -> PCMProfile:
+        """Return a copy whose ``sigmas`` are looked up in the model's table; unchanged if a schedule is exact.
 
-        That is: with ``timesteps`` looked up, or, for a fixed method without a list, with equal parts that whole
-        timesteps can only round (1000 / 12) looked up between them.
+        Looked up are ``timesteps``, and the equal parts of a fixed method without a list where whole timesteps can
+        only round them (1000 / 12).
 
         Args:
-            table: sigmas of the model, that of pure noise last.
+            table: of the model.
             steps: asked for, which a method of equal parts follows; 0 for the profile's own.
         """
         if self.timesteps is not None:
-            scale = len(table) // 1000
-            return replace(self, sigmas=(*(float(table[(t + 1) * scale - 1]) for t in self.timesteps), 0.0))
+            return replace(self, sigmas=(*map(table.sigma, self.timesteps), 0.0))
         count = steps or self.steps
         whole = not 1 <= count <= MAX_COUNT or 1000 % count == 0
         if self.sampling_class != "fixed" or self.sigmas is not None or whole:
             return self
-        return replace(self, sigmas=(*(sigma_at(table, k / count) for k in range(count, 0, -1)), 0.0), steps=count)
+        return replace(self, sigmas=(*(table.sigma_at(k / count) for k in range(count, 0, -1)), 0.0), steps=count)
 
     def schedule(
         self,

@@ -8,5 +8,4 @@ from .families import expert_edge as expert_edge
 from .families import families as families
 from .families import family_of as family_of
 from .families import preset_names as preset_names
-from .families import timestep_of as timestep_of
 from .families import with_sigmas as with_sigmas

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-from torch import Tensor
+from typing import Any
 
 from ..errors import PCMError
-from ..phases import MAX_COUNT, sigma_at
+from ..phases import MAX_COUNT
 from ..profiles import PCMProfile, profile_from_name
+from ..sigma_table import SigmaTable
 
 AUTO = "auto"
 
@@ -137,11 +136,11 @@ def choose(family: VideoFamily, attached: PCMProfile | None, name: str = AUTO) -
     return family.preset(family.default), (note,)
 
 
-def with_sigmas(family: VideoFamily, profile: PCMProfile, table: Tensor, steps: int = 0) -> PCMProfile:
+def with_sigmas(family: VideoFamily, profile: PCMProfile, table: SigmaTable, steps: int = 0) -> PCMProfile:
     """The profile with its sigmas spaced on the model's own table, where its releases are spaced evenly.
 
     Args:
-        table: [L] the model's ascending sigma table after its shift.
+        table: of the model after its shift.
         steps: asked for; 0 for the profile's own.
 
     Raises:
@@ -150,19 +149,19 @@ def with_sigmas(family: VideoFamily, profile: PCMProfile, table: Tensor, steps: 
     if not 0 <= steps <= MAX_COUNT:
         raise PCMError(f"steps is {steps}.", f"1 to {MAX_COUNT}, or 0 for what the model wants.", "Use 0.")
     if profile.method not in family.uniform:
-        return profile.resolved(cast(Any, table).tolist(), steps)
+        return profile.resolved(table, steps)
     count = steps or profile.steps
-    sigmas = (*(sigma_at(table, 1 - i / count) for i in range(count)), 0.0)
+    sigmas = (*(table.sigma_at(1 - i / count) for i in range(count)), 0.0)
     return replace(profile, sigmas=sigmas, steps=count)
 
 
-def expert_edge(sigmas: Sequence[float], boundary: float, table: Tensor) -> tuple[float, str]:
+def expert_edge(sigmas: Sequence[float], boundary: float, table: SigmaTable) -> tuple[float, str]:
     """The phase edge at which the second expert takes over: the one nearest to ``boundary``.
 
     Args:
         sigmas: the whole schedule, descending, as for a full denoise.
         boundary: timestep, 0 to 1000, on the scale the experts were trained with: 1000 sigma for flow models.
-        table: [L] the model's ascending sigma table.
+        table: of the model.
 
     Returns:
         The sigma from which on the second expert is evaluated, and a sentence that says so.
@@ -176,29 +175,27 @@ def expert_edge(sigmas: Sequence[float], boundary: float, table: Tensor) -> tupl
     if not inner:
         raise PCMError("The schedule has a single step.", "at least one for each expert.", "Use 2 steps or more.")
     # Ties go to the noisier edge.
-    edge = min(inner, key=lambda sigma: abs(timestep_of(sigma, table) - boundary))
+    edge = min(inner, key=lambda sigma: abs(_timestep(sigma, table) - boundary))
     first = sum(float(sigma) > edge for sigma in sigmas)
     return edge, (
-        f"The second expert takes over at timestep {timestep_of(edge, table):g}, the phase edge nearest to the "
+        f"The second expert takes over at timestep {_timestep(edge, table):g}, the phase edge nearest to the "
         f"boundary {boundary:g}: {first} of {len(sigmas) - 1} steps on the first."
     )
 
 
-def timestep_of(sigma: float, table: Tensor) -> float:
-    """Timestep on the scale 0 to 1000: 1000 sigma for flow tables, which end at 1, else the nearest index."""
-    if float(table[-1]) <= 1 + 1e-5:  # the host's shifts round
-        return round(1000 * sigma, 2)
-    return int((table - sigma).abs().argmin()) * 1000 // len(table)
+def _timestep(sigma: float, table: SigmaTable) -> float:
+    """On the scale of the boundary, which people type with at most two decimals."""
+    return round(table.model_timestep(sigma), 2)
 
 
-def beta_warning(profile: PCMProfile, table: Tensor) -> str | None:
+def beta_warning(profile: PCMProfile, table: SigmaTable) -> str | None:
     """What to tell about an SD LoRA on a motion model with another noise schedule; ``None`` if there is nothing.
 
     SD 1.5, SDXL and the LoRAs for them use diffusers' scaled_linear betas (sigma_max 14.61); AnimateDiff's motion
     modules, and the LoRAs made with them, were trained on linear ones (25.15). The same timestep is another noise level
     there.
     """
-    linear = math.isclose(float(table[-1]), 25.146115, rel_tol=1e-3)
+    linear = math.isclose(table.top, 25.146115, rel_tol=1e-3)
     if not linear or not profile.known or profile.method.startswith("Animate"):
         return None
     return (

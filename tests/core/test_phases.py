@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcm_core.errors import PCMError
+from pcm_core.guidance import phase_at
 from pcm_core.phases import (
     MAX_COUNT,
     SPACINGS,
@@ -199,7 +200,7 @@ def test_more_steps_than_phases_run_the_phase_jumps_and_say_so() -> None:
 def test_extra_steps_are_spent_when_asked() -> None:
     schedule = build_schedule(4, 8, spend_extra_steps=True)
     assert schedule.timesteps == eval_timesteps(8) and schedule.notes == ()
-    assert [schedule.phase_of(i) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [phase_at(t, schedule.starts) for t in schedule.timesteps] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("phases", [50, 51, 64])
@@ -212,7 +213,7 @@ def test_fewer_steps_than_phases_run_with_a_note() -> None:
     assert schedule.timesteps == eval_timesteps(4)
     (note,) = schedule.notes
     assert "8 phases" in note and "4 steps" in note
-    assert [schedule.phase_of(i) for i in range(4)] == [0, 2, 4, 6]
+    assert [phase_at(t, schedule.starts) for t in schedule.timesteps] == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_an_entry_keeps_every_later_point(options: dict[str, Any]) -> None:
 @given(options=schedule_options())
 def test_phases_of_the_steps_never_go_back(options: dict[str, Any]) -> None:
     schedule = build_schedule(**options)
-    phases = [schedule.phase_of(i) for i in range(schedule.steps)]
+    phases = [phase_at(t, schedule.starts) for t in schedule.timesteps]
     assert phases == sorted(phases)
     assert 0 <= phases[0] and phases[-1] < schedule.phases
     if schedule.start == 999:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from pcm_core.profiles import profile_from_metadata, profile_from_name, profile_to_metadata
 from pcm_core.profiles.advice import ModelFacts, loading_mistakes, sampling_mistakes
+from pcm_core.sigma_table import SigmaTable
 
 HIGH = ModelFacts(file="wan2.2_t2v_high_noise_14B_fp8.safetensors", image_input=False)
 IMAGE = ModelFacts(file="wan2.1_i2v_480p.safetensors", image_input=True)
 EIGHT = (999, 874, 749, 624, 499, 374, 249, 124)
-FLOW = [(i + 1) / 1000 for i in range(1000)]
+FLOW = SigmaTable.shifted_flow()
 
 
 def of(name):
@@ -74,12 +74,12 @@ SAMPLING = [
 def test_sampling(row, sd_table):
     name, timesteps, cfg, shift, message = row
     sigmas = [float(sd_table[t]) for t in timesteps] + [0.0]
-    (found,) = sampling_mistakes(of(name), sigmas, sd_table.tolist(), cfg=cfg, shift=shift)
+    (found,) = sampling_mistakes(of(name), sigmas, SigmaTable.of(sd_table), cfg=cfg, shift=shift)
     assert message in found and "\n" not in found
 
 
 def test_determinism_against_the_family(sd_table):
-    lcm, table = of("lcm-lora-sdxl"), sd_table.tolist()
+    lcm, table = of("lcm-lora-sdxl"), SigmaTable.of(sd_table)
     own = lcm.schedule().sigmas(sd_table).tolist()
     (found,) = sampling_mistakes(lcm, own, table, cfg=1.0, shift=None, determinism=1.0)
     assert found == "determinism is 1, and LCM-LoRA is made for 0, new noise in every step."
@@ -88,7 +88,7 @@ def test_determinism_against_the_family(sd_table):
 
 def test_zero_terminal_snr(sd_table):
     """Said of a table patched after loading too, and not of a LoRA whose own metadata speaks."""
-    table = [*sd_table.tolist()[:-1], 4518.76]
+    table = SigmaTable((*sd_table.tolist()[:-1], 4518.76), flow=False)
     pcm, part = of("pcm_sd15_smallcfg_4step"), [2.3, 1.61, 0.0]
     (found,) = sampling_mistakes(pcm, part, table, cfg=1.0, shift=None)
     assert found == "The model has zero terminal SNR (sigma up to 4519); PCM was trained without."
@@ -112,7 +112,7 @@ def test_wrong_shift_and_lists():
 
 def test_part_of_a_schedule_is_no_mistake(sd_table):
     profile = of("pcm_sdxl_smallcfg_4step")
-    assert sampling_mistakes(profile, [2.3, 1.61, 0.693, 0.0], sd_table.tolist(), cfg=1.0, shift=None) == []
+    assert sampling_mistakes(profile, [2.3, 1.61, 0.693, 0.0], SigmaTable.of(sd_table), cfg=1.0, shift=None) == []
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_part_of_a_schedule_is_no_mistake(sd_table):
 )
 def test_own_settings_are_no_mistake(name, sd_table):
     profile = of(name)
-    own = profile.resolved(sd_table.tolist()).sigmas or tuple(profile.schedule().sigmas(sd_table).tolist())
-    assert sampling_mistakes(profile, own, torch.Tensor(sd_table).tolist(), cfg=profile.cfg, shift=None) == []
+    own = profile.resolved(SigmaTable.of(sd_table)).sigmas or tuple(profile.schedule().sigmas(sd_table).tolist())
+    assert sampling_mistakes(profile, own, SigmaTable.of(sd_table), cfg=profile.cfg, shift=None) == []
 
 
 def test_many_steps_are_said_and_not_refused(sd_table):
     sigmas = [*reversed(sd_table.tolist()[::10]), 0.0]
     sigmas[0] = float(sd_table[-1])
-    (found,) = sampling_mistakes(of("lcm-lora-sdxl"), sigmas, sd_table.tolist(), cfg=1.0, shift=None)
+    (found,) = sampling_mistakes(of("lcm-lora-sdxl"), sigmas, SigmaTable.of(sd_table), cfg=1.0, shift=None)
     assert found == "100 steps, and LCM-LoRA is made for about 4."

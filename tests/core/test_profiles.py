@@ -21,6 +21,7 @@ from pcm_core.profiles import (
 )
 from pcm_core.profiles.profile import SamplingClass
 from pcm_core.sampling import ancestral_to_determinism
+from pcm_core.sigma_table import SigmaTable
 
 # pcm.md 4.4: name, base, phases, steps, cfg, cfg range, determinism, shift
 RELEASED = [
@@ -194,13 +195,14 @@ def test_timesteps(name, timesteps):
 def test_single_calls_below_pure_noise(name, first, sd_table):
     profile = profile_from_name(name)
     assert profile is not None
-    assert profile.resolved(sd_table.tolist()).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
+    assert profile.resolved(SigmaTable.of(sd_table)).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
 
 
 def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
     """A fixed method is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
     shift = 3.158
-    table = [shift * u / (1 + (shift - 1) * u) for u in ((i + 1) / 10000 for i in range(10000))]
+    fine = torch.arange(1, 10001, dtype=torch.float64) / 10000
+    table = SigmaTable.of(shift * fine / (1 + (shift - 1) * fine))
     distill = profile_from_name("qwen_image_distill_full_bf16")
     assert distill is not None and distill.sigmas is None
     for steps in (0, 12):
@@ -211,7 +213,7 @@ def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
     for steps in (10, -1, 1000):  # exact as timesteps, or for the schedule to refuse
         assert distill.resolved(table, steps) is distill
     phased = profile_from_name("Hyper-SDXL-12steps-CFG-lora")
-    assert phased is not None and phased.resolved(sd_table.tolist()) is phased
+    assert phased is not None and phased.resolved(SigmaTable.of(sd_table)) is phased
 
 
 def test_unsupported_methods_say_why():

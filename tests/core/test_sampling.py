@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampler_0_1_0 import sample_as_0_1_0
 from torch import Tensor
 
 from benchmarks.common import peak_bytes
-from pcm_core import sampling
 from pcm_core.errors import PCMError
 from pcm_core.phases import Spacing, build_schedule
 from pcm_core.sampling import gamma_to_determinism, is_finite, jump, sample_pcm, seeded_noise, stochastic_jump
@@ -257,7 +257,7 @@ def test_what_the_caller_owns_is_not_written_to(determinism: float, sigmas: Tens
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize(("determinism", "scale"), [(1.0, 1.0), (0.5, 1.0), (0.0, 1.0), (0.5, 2.0), (0.0, 2.0)])
 def test_memory_is_one_latent_beside_the_state(determinism: float, scale: float, flow: bool) -> None:
-    """The next state, or beside it the noise, drawn once the old state has gone."""
+    """The next state beside the one before, and the fresh noise where there is any; while the model runs, nothing."""
     x0, x = start(torch.ones(()), (1, 4, 64, 64), 1), start(torch.ones(()), (1, 4, 64, 64), 2)
     sigmas = torch.linspace(1, 0, 6)
     settings: dict[str, Any] = {"determinism": determinism, "flow": flow, "noise_scale": scale}
@@ -269,7 +269,8 @@ def test_memory_is_one_latent_beside_the_state(determinism: float, scale: float,
 
         return peak_bytes(lambda: sample_pcm(model, x, sigmas, **settings)) / x.nbytes
 
-    assert 2 <= held(0) < 2.01
+    most = 2 if determinism == 1 else 3
+    assert most <= held(0) < most + 0.01
     assert 1 + 9 <= held(9) < 1 + 9.01, "while the model runs only the state is held"
 
 
@@ -284,51 +285,6 @@ def test_the_x0_before_has_gone_when_the_model_runs(determinism: float) -> None:
 
     sample_pcm(model, start(torch.ones(())), torch.linspace(1, 0, 6), determinism=determinism)
     assert len(seen) == 5
-
-
-def test_a_large_latent_needs_one_more_of_its_size() -> None:
-    x0, x = start(torch.ones(()), (1, 16, 128, 128), 1), start(torch.ones(()), (1, 16, 128, 128), 2)
-    held = peak_bytes(lambda: sample_pcm(lambda latent, sigma: x0, x, torch.linspace(1, 0, 6))) / x.nbytes
-    assert 1 <= held < 1.01
-
-
-KEPT: dict[str, Callable[[Tensor], Any]] = {
-    "the tensor": lambda x: x,
-    "a view": lambda x: x[:, 2:3],
-    "another tensor": Tensor.detach,
-    "an array": Tensor.numpy,
-    "nothing": lambda x: None,
-}
-
-
-@pytest.mark.parametrize("who", ["callback", "model"])
-@pytest.mark.parametrize("what", KEPT)
-def test_a_large_latent_is_written_over_only_where_nobody_kept_it(what: str, who: str) -> None:
-    x0, x = start(torch.ones(()), (1, 16, 64, 64), 1), start(torch.ones(()), (1, 16, 64, 64), 2)
-    kept: list[tuple[Any, Any]] = []
-    places: set[int] = set()
-
-    def keep(latent: Tensor) -> None:
-        places.add(latent.data_ptr())
-        if what != "nothing":
-            kept.append((KEPT[what](latent), KEPT[what](latent.clone())))
-
-    def model(latent: Tensor, sigma: Tensor) -> Tensor:
-        if who == "model":
-            keep(latent)
-        return x0
-
-    landing = sample_pcm(
-        model, x, torch.linspace(1, 0.1, 6), callback=lambda entry: keep(entry["x"]) if who == "callback" else None
-    )
-    assert len(places) == (2 if what == "nothing" else 5), "the caller's latent and one more, or all of them"
-    assert all(bool((now == then).all()) for now, then in kept)
-    torch.testing.assert_close(landing, torch.lerp(x0, x, 0.1))
-
-
-def test_a_model_that_returns_its_input_is_not_written_over() -> None:
-    x = start(torch.ones(()), (1, 16, 64, 64))
-    assert torch.equal(sample_pcm(lambda latent, sigma: latent, x, torch.linspace(1, 0.1, 6)), x)
 
 
 def test_the_model_is_called_once_per_step_with_a_sigma_per_sample(sigmas: Tensor) -> None:
@@ -385,6 +341,31 @@ def test_every_rank_and_dtype(shape: tuple[int, ...], dtype: torch.dtype, determ
 
 def test_no_gradient_is_kept(sigmas: Tensor) -> None:
     assert not sample_pcm(free_model, start(sigmas[0]).requires_grad_(), sigmas).requires_grad
+
+
+# What 0.1.0 sampled
+
+
+LEVELS = {False: [14.614641, 4.081729, 1.612886, 0.693205, 0.0291672], True: [1.0, 0.9, 0.75, 0.5, 0.0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("determinism", [1.0, 0.7, 0.25, 0.0, (1.0, 0.5, 0.0, 0.3), (0.0, 1.0, 1.0, 0.0)])
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_same_bits_as_0_1_0(flow: bool, determinism: Any, dtype: torch.dtype) -> None:
+    options: dict[str, Any] = {"determinism": determinism, "flow": flow, "noise_scale": 2.0 if flow else 1.0}
+    levels = torch.tensor(LEVELS[flow])
+    for shape in ((2, 4, 8, 8), (1, 16, 3, 5, 7), (1, 16, 64, 66)):
+        x = start(levels[0], shape).to(dtype)
+        for part, final in ((levels, True), (levels[:3], False), (levels[1:], True)):
+            r = determinism if isinstance(determinism, float) else determinism[: len(part) - 1]
+            told: list[Tensor] = []
+            arguments = ({"seed": 11}, lambda info, told=told: told.append(info["x"]))
+            ours = sample_pcm(free_model, x, part, *arguments, **options | {"determinism": r, "final": final})
+            seen, told[:] = [*told], []
+            theirs = sample_as_0_1_0(free_model, x, part, *arguments, **options | {"determinism": r, "final": final})
+            assert torch.equal(ours, theirs), (shape, final)
+            assert all(map(torch.equal, seen, told))
 
 
 # Determinism
@@ -628,16 +609,3 @@ class TestIsFinite:
             assert is_finite(x)
         allocated = [event.self_cpu_memory_usage for event in profile.key_averages()]
         assert 0 < max(allocated) < 1000
-
-
-def test_a_torch_that_cannot_count_uses_gives_the_same_in_new_memory(monkeypatch):
-    """Builds before 2.8 without CUDA have no such count."""
-    x = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(0))
-    sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
-
-    def model(x, sigma):
-        return 0.5 * x
-
-    counted = sampling.sample_pcm(model, x, sigmas)
-    monkeypatch.setattr(sampling, "_use_count", None)
-    assert torch.equal(sampling.sample_pcm(model, x, sigmas), counted)

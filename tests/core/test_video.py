@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 
 from pcm_core import video
 from pcm_core.errors import PCMError
-from pcm_core.phases import sigma_at
 from pcm_core.profiles import PCMProfile, profile_from_name
+from pcm_core.sigma_table import SigmaTable
 from pcm_core.video.noise import ClipNoise, Windows, window_order
 
 FAST_HUNYUAN = (1, 0.988372, 0.971429, 0.944444, 0.894737, 0.772727, 0)
 FAST_MOCHI = (1, 0.983333, 0.966667, 0.95, 0.933333, 0.916667, 0.9, 0.666667, 0)
 
 
-def flow_table(shift: float, length: int = 1000) -> torch.Tensor:
-    u = torch.arange(1, length + 1, dtype=torch.float64) / length
-    return (shift * u / (1 + (shift - 1) * u)).float()
+def flow_table(shift: float) -> SigmaTable:
+    u = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    return SigmaTable.of((shift * u / (1 + (shift - 1) * u)).float())
 
 
 @pytest.fixture(scope="module")
-def linear_table() -> torch.Tensor:
+def linear_table() -> SigmaTable:
     """Sigmas of AnimateDiff's motion modules: diffusers' linear betas."""
     alphas = torch.cumprod(1 - torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64), dim=0)
-    return ((1 - alphas) / alphas).sqrt().float()
+    return SigmaTable.from_alphas_cumprod(alphas)
 
 
 # Families and presets
@@ -132,17 +132,6 @@ def test_steps_out_of_range(steps):
         video.with_sigmas(family, family.preset("FastMochi"), flow_table(6), steps)
 
 
-@given(st.sampled_from([1000, 10000]), st.floats(1, 20), st.integers(0, 999))
-def test_sigma_at_is_exact_on_the_table(length, shift, i):
-    table = flow_table(shift, length)
-    assert sigma_at(table, (i + 1) / length) == float(table[i])
-
-
-@given(st.floats(1, 20), st.floats(0.01, 1))
-def test_sigma_at_between_entries(shift, u):
-    assert sigma_at(flow_table(shift), u) == pytest.approx(shift * u / (1 + (shift - 1) * u), abs=3e-5)
-
-
 # Experts
 
 
@@ -161,7 +150,7 @@ def test_expert_edge_tie_goes_to_the_noisier():
 
 def test_expert_edge_on_a_table_of_timesteps(sd_table):
     sigmas = [float(sd_table[t]) for t in (999, 749, 499, 249)] + [0.0]
-    assert video.expert_edge(sigmas, 520, sd_table)[0] == pytest.approx(float(sd_table[499]))
+    assert video.expert_edge(sigmas, 520, SigmaTable.of(sd_table))[0] == pytest.approx(float(sd_table[499]))
 
 
 @pytest.mark.parametrize("boundary", [-1, 1000.5, math.nan, math.inf])
@@ -213,10 +202,10 @@ def test_check_latent():
 
 
 def test_beta_warning(sd_table, linear_table):
-    assert float(linear_table[-1]) == pytest.approx(25.146115, rel=1e-5)
+    assert linear_table.top == pytest.approx(25.146115, rel=1e-5)
     pcm = PCMProfile(method="PCM", base_model="sd15")
     assert video.beta_warning(pcm, linear_table) is not None
-    assert video.beta_warning(pcm, sd_table) is None
+    assert video.beta_warning(pcm, SigmaTable.of(sd_table)) is None
     assert video.beta_warning(PCMProfile(), linear_table) is None
     assert video.beta_warning(PCMProfile(method="AnimateLCM"), linear_table) is None
 
