@@ -111,7 +111,10 @@ def stochastic_jump(
     fresh = math.sqrt(1 - determinism) * sigma_next * noise_scale
     if flow:  # eps = (x - (1 - sigma) x0) / sigma
         weight = predicted / sigma
-        landing = (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
+        if weight == 0:
+            landing = denoised * (1 - sigma_next)
+        else:
+            landing = (weight * x).add_(denoised, alpha=(1 - sigma_next) - weight * (1 - sigma))
     else:
         landing = jump(x, denoised, sigma, predicted)
     return landing.add_(noise, alpha=fresh)

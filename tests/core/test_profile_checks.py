@@ -11,7 +11,6 @@ from pcm_core.sigma_table import SigmaTable
 HIGH = ModelFacts(file="wan2.2_t2v_high_noise_14B_fp8.safetensors", image_input=False)
 IMAGE = ModelFacts(file="wan2.1_i2v_480p.safetensors", image_input=True)
 EIGHT = (999, 874, 749, 624, 499, 374, 249, 124)
-FLOW = SigmaTable.shifted_flow()
 
 
 def of(name):
@@ -99,14 +98,14 @@ def test_zero_terminal_snr(sd_table):
 def test_wrong_shift_and_lists():
     quarters = (1, 0.75, 0.5, 0.25, 0)
     lightx2v = of("wan2.1_t2v_14b_lora_rank64_lightx2v_4step")
-    at_8, at_5 = shifted(8, FLOW), shifted(5, FLOW)
+    at_8, at_5 = SigmaTable.shifted_flow(8), SigmaTable.shifted_flow(5)
     found = sampling_mistakes(lightx2v, shifted(8, quarters), at_8, cfg=1.0, shift=8.0)
     assert found == ["The model's shift is 8, and LightX2V-Wan2.1 is made for 5."]
     assert sampling_mistakes(lightx2v, shifted(5, quarters), at_5, cfg=1.0, shift=5.0) == []
     found = sampling_mistakes(of("ltx-2-19b-distilled-lora-384"), shifted(5, quarters), at_5, cfg=1.0, shift=None)
     assert found == ["4 steps, and LTX-2-distilled is made for exactly 8."]
     nine = shifted(3, [1 - i / 9 for i in range(10)])
-    (found,) = sampling_mistakes(of("z_image_turbo_bf16"), nine, shifted(3, FLOW), cfg=1.0, shift=3.0)
+    (found,) = sampling_mistakes(of("z_image_turbo_bf16"), nine, SigmaTable.shifted_flow(3), cfg=1.0, shift=3.0)
     assert "idle call" in found
 
 

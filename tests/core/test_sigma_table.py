@@ -22,7 +22,7 @@ def flow_table(shift: float, length: int = 1000) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_timesteps_of_stable_diffusion(dtype: torch.dtype, sd_table: Tensor) -> None:
-    table = SigmaTable.of(sd_table.to(dtype).requires_grad_())
+    table = SigmaTable.of(sd_table.clone().to(dtype).requires_grad_())
     assert not table.flow and table.shift is None and len(table) == 1000
     for t, sigma in ((0, 0.029167), (249, 0.693205), (499, 1.612886), (999, 14.614641)):
         assert table.sigma(t) == sd_table[t].item() == pytest.approx(sigma, abs=1e-6)

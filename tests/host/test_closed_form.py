@@ -21,9 +21,8 @@ def level(sigma, variance, flow):
 
 def phased(host, tiny, phases, grid, variance, *, flow=False):
     """A clone whose x0 is the one that lands on the phase edge of the sigma it is asked at."""
-    table = host.pack("nodes.host").sigma_table(tiny.model).double()
-    scale = len(table) // 1000
-    edges = [float(table[(t + 1) * scale - 1]) for t in host.pack("pcm_core.phases").phase_edges(phases, grid)]
+    table = host.pack("nodes.host").sigma_table(tiny.model)
+    edges = [table.sigma(t) for t in host.pack("pcm_core.phases").phase_edges(phases, grid)]
 
     def jump(args):
         sigma = float(args["sigma"].flatten()[0])

@@ -132,7 +132,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
     (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
     if isinstance(listed[0], int) and listed[0] > 1:
         table = host.pack("nodes.host").sigma_table(model)
-        listed = [float(table[t]) for t in listed]
+        listed = [table.sigma(t) for t in listed]
     assert sigmas[:-1].tolist() == pytest.approx(list(listed), abs=1e-4)
     profile = host.pack("nodes.host").profile_of(loaded)
     assert profile.terminal == "alpha0" or sigmas[-1] == 0
@@ -164,7 +164,8 @@ def test_shift_is_patched_on_a_clone_and_said(host, zoo, family, name, shift):
     loaded, report = load(host, model, put(host, model, name))
     assert h.flow_shift(loaded) == pytest.approx(shift) and h.flow_shift(model) == before
     assert f"The model's shift was {before:.4g}" in report
-    table, u = h.sigma_table(loaded), torch.arange(1, len(h.sigma_table(loaded)) + 1) / len(h.sigma_table(loaded))
+    table = torch.tensor(h.sigma_table(loaded).sigmas)
+    u = torch.arange(1, len(table) + 1) / len(table)
     assert torch.allclose(table, shift * u / (1 + (shift - 1) * u), atol=1e-6)
     assert (
         type(loaded.get_model_object("model_sampling")).__bases__

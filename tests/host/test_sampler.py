@@ -330,11 +330,11 @@ class TestAlpha0:
         from dataclasses import replace
 
         (model,) = host.call("ModelSamplingStableCascade", model=zoo["eps"].model, shift=2.0)
-        tiny, table = replace(zoo["eps"], model=model), host.pack("nodes.host").sigma_table(model)
+        tiny, table = replace(zoo["eps"], model=model), host.pack("nodes.host").sigma_table(model).sigmas
         (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4, terminal="alpha0")
-        assert len(table) == 10000 and float(sigmas[-1]) == float(table[9])
+        assert len(table) == 10000 and float(sigmas[-1]) == table[9]
         (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")
-        expected = self.euler(host, tiny, sigmas)["samples"] * (1 + float(table[9]) ** 2) ** -0.5
+        expected = self.euler(host, tiny, sigmas)["samples"] * (1 + table[9] ** 2) ** -0.5
         close(own, {"samples": expected}, 2e-6)
 
     def test_is_left_to_the_host_on_flow_models(self, host, zoo):
