@@ -61,7 +61,7 @@ def test_the_aligned_schedule_is_exact(host, zoo, phases, grid, variance):
     tiny = zoo["eps"]
     model, table = phased(host, tiny, phases, grid, variance)
     got = ratio(host, tiny, model, phases=phases, spacing="aligned", grid=grid, terminal="alpha0")
-    top, bottom = float(table[-1]), float(table[0])
+    top, bottom = table.top, table.bottom
     flow = level(bottom, variance, False) / level(top, variance, False)
     expected = math.sqrt(1 + top**2) * flow / math.sqrt(1 + bottom**2)
     assert got == pytest.approx(expected, rel=2e-5)
@@ -76,7 +76,7 @@ def test_the_aligned_schedule_is_exact_on_a_flow_model(host, zoo, phases, grid, 
     tiny = zoo["sd3"]
     model, table = phased(host, tiny, phases, grid, variance, flow=True)
     got = ratio(host, tiny, model, phases=phases, spacing="aligned", grid=grid, terminal="alpha0")
-    bottom = float(table[0])
+    bottom = table.bottom
     assert got == pytest.approx(level(bottom, variance, True) / (1 - bottom), rel=2e-5)
 
 
@@ -101,7 +101,7 @@ def test_img2img_lands_on_the_data_from_inside_a_phase(host, zoo):
     tiny = zoo["eps"]
     model, table = phased(host, tiny, 4, 50, 1.0)
     got = ratio(host, tiny, model, phases=4, spacing="aligned", terminal="alpha0", denoise=0.6)
-    sigma, bottom = float(table[600]), float(table[0])
+    sigma, bottom = table.sigma(600), table.bottom
     flow = level(bottom, 1.0, False) / level(sigma, 1.0, False)
     assert got == pytest.approx(sigma * flow / math.sqrt(1 + bottom**2), rel=2e-5)
 
@@ -111,6 +111,6 @@ def test_the_stock_ksampler_reaches_it_by_name(host, zoo):
     tiny = zoo["eps"]
     model, table = phased(host, tiny, 4, 40, 1.0)
     out = stock(host, replace(tiny, model=model), steps=4, cfg=1.0, sampler="pcm", scheduler="pcm")
-    edge, bottom = float(table[249]), float(table[0])
+    edge, bottom = table.sigma(249), table.bottom
     x, landed = level(edge, 1.0, False), level(bottom, 1.0, False)
     assert gain(tiny, out) == pytest.approx(x - edge * (x - landed) / (edge - bottom), rel=2e-5)
