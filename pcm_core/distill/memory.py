@@ -1,0 +1,274 @@
+"""What a distillation will need on its device, found without running it.
+
+One update goes through the real network on torch's fake tensors, which have shapes and no memory, while a ledger adds
+up what is alive. A model of 14 billion parameters is planned in seconds on a laptop. What kernels allocate for
+themselves while they run is not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .adapters import Adapters, Mode, adaptable
+from .streaming import DirectCarrier, inner_tensors, streamed, streamed_tensors
+
+GIB = 2**30
+PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "teacher")
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What an update does, as far as memory goes.
+
+    Attributes:
+        shape: one latent, without the batch.
+        rank, targets: of the adapters.
+        batch, accumulate: rows of a pass, passes of an update.
+        guided: whether the teacher sees the texts and the null text, twice the rows.
+        ema, adversarial: whether there is a moving average, a discriminator (its heads are too small to count).
+        checkpointing: blocks are recomputed in the backward pass.
+        streaming: frozen weights of blocks come and go; implies ``checkpointing``.
+        autocast: compute dtype of the passes.
+        device: ``cpu`` counts the copy that a run falls back on, which is off the device elsewhere.
+    """
+
+    shape: tuple[int, ...]
+    rank: int
+    targets: tuple[str, ...] = ()
+    batch: int = 1
+    accumulate: int = 1
+    guided: bool = True
+    ema: bool = False
+    adversarial: bool = False
+    checkpointing: bool = False
+    streaming: bool = False
+    autocast: torch.dtype | None = None
+    device: str = "cuda"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes at the moment when most are alive, by part; ``PARTS`` names them.
+
+    Attributes:
+        parts: ``weights`` frozen, ``adapters`` with their averages and copies, ``gradients``, ``optimizer`` moments,
+            ``activations`` kept or made for the backward pass, ``teacher`` what the passes without gradient add.
+        estimated: not traced but estimated, and why; empty if it was traced.
+    """
+
+    parts: dict[str, int]
+    estimated: str = ""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        """``14.2 GB (weights 5.1, adapters and optimizer 3.1, activations 6.0)``; a GB is 2^30 bytes."""
+        trained = sum(self.parts.get(part, 0) for part in ("adapters", "gradients", "optimizer"))
+        passes = self.parts.get("activations", 0) + self.parts.get("teacher", 0)
+        shown = {"weights": self.parts.get("weights", 0), "adapters and optimizer": trained, "activations": passes}
+        return f"{gigabytes(self.total)} GB ({', '.join(f'{name} {gigabytes(size)}' for name, size in shown.items())})"
+
+
+def gigabytes(size: int) -> str:
+    """Bytes in GB of 2^30, with two significant places below 1 and one decimal above."""
+    value = size / GIB
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of the tensors that are alive, by the label under which each was made, and the most there were at once.
+
+    Works for real and for fake tensors. A storage counts once, until the last tensor on it is gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: Counter[str] = Counter()
+        self.total = self.most = 0
+        self.peak: dict[str, int] = {}
+        self.label = "activations"
+        self._labels: dict[int, tuple[str, int]] = {}
+
+    @contextmanager
+    def labeled(self, label: str) -> Iterator[None]:
+        """What is made inside belongs to that part."""
+        before, self.label = self.label, label
+        try:
+            yield
+        finally:
+            self.label = before
+
+    def hold(self, label: str, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that are there already; one that was counted under another label moves to this one."""
+        for tensor in _tensors(list(tensors)):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._labels:
+                before, size = self._labels[key]
+                self.alive[before] -= size
+                self.alive[label] += size
+                self._labels[key] = (label, size)
+            else:
+                self._add(storage, label, storage.nbytes())
+        self._look()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):  # a view of these is no new memory
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._labels:
+                self._add(storage, self.label, 0)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._labels:
+                self._add(storage, self.label, storage.nbytes())
+        self._look(_scratch(args, result) if func in _CONVOLUTIONS else 0)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage, label: str, size: int) -> None:
+        key = storage._cdata
+        self._labels[key] = (label, size)
+        self.alive[label] += size
+        self.total += size
+        weakref.finalize(storage, self._release, key)
+
+    def _release(self, key: int) -> None:
+        label, size = self._labels.pop(key)
+        self.alive[label] -= size
+        self.total -= size
+
+    def _look(self, scratch: int = 0) -> None:
+        if self.total + scratch > self.most:
+            self.most, self.peak = self.total + scratch, dict(self.alive)
+            self.peak[self.label] = self.peak.get(self.label, 0) + scratch
+
+
+# While they run they hold their pictures a second time, in a layout of their own (seen with oneDNN, on the CPU).
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def _scratch(arguments: Any, result: Any) -> int:
+    """Bytes of the batches, of rank 4 or 5, that go into and come out of a convolution; its weights not among them."""
+    weight = arguments[2] if len(tuple(_tensors(result))) > 1 else arguments[1]
+    return sum(t.nbytes for t in _tensors((arguments, result)) if t.ndim == weight.ndim and t.shape != weight.shape)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            yield from inner_tensors(leaf)
+
+
+def plan(network: nn.Module, forward: Forward, load: Workload) -> MemoryPlan:
+    """What one update of ``load`` needs, traced.
+
+    Args:
+        network: real or on the meta device; it is copied without its memory and stays as it is.
+        forward: ``(copy of the network, x [B, ...] float32) -> output [B, ...]``, as the trainer calls the model.
+
+    Raises:
+        Exception: what the network raises where it cannot be run on fake tensors.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode(False), torch.enable_grad():
+        traced, ledger = fake_copy(network, mode), Ledger()
+        adapters = Adapters(adaptable(traced, load.targets), load.rank)
+        _Update(traced, forward, load, adapters, ledger).run()
+    return MemoryPlan({part: ledger.peak.get(part, 0) for part in PARTS})
+
+
+def fake_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The module with fake tensors on the CPU in place of all its tensors, frozen; the original is not touched."""
+    memo: dict[int, Any] = {}
+    with mode:
+        for tensor in (*network.parameters(), *network.buffers()):
+            shape = torch.empty_like(tensor, device="cpu")
+            memo[id(tensor)] = nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape
+    return copy.deepcopy(network, memo)
+
+
+@dataclass
+class _Update:
+    """One update, in the order of ``Trainer.step``."""
+
+    network: nn.Module
+    forward: Forward
+    load: Workload
+    adapters: Adapters
+    ledger: Ledger
+    held: list[Tensor] = field(default_factory=list)
+
+    def run(self) -> None:
+        self._lay_out()
+        with ExitStack() as stack:
+            stack.enter_context(self.adapters.attached())
+            if self.load.streaming:
+                stack.enter_context(streamed(self.adapters, self.network, DirectCarrier(self._bring)))
+            elif self.load.checkpointing:
+                stack.enter_context(self.adapters.checkpointed(self.network))
+            stack.enter_context(self.ledger)
+            for _ in range(min(self.load.accumulate, 2)):  # from the second on, gradients are there from the start
+                self._pass()
+
+    def _bring(self, tensor: Tensor) -> Tensor:
+        with self.ledger.labeled("weights"):
+            return torch.empty_like(tensor)
+
+    def _lay_out(self) -> None:
+        """What lies on the device between two updates."""
+        load, ledger, trained = self.load, self.ledger, self.adapters.parameters()
+        if load.ema:
+            self.adapters.update_average(0)
+        copies = [torch.empty_like(tensor) for tensor in self.adapters.tensors()] if load.device == "cpu" else []
+        moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        self.held = [*copies, *moments]
+        away = streamed_tensors(self.network) if load.streaming else set[int]()
+        weights = (*self.network.parameters(), *self.network.buffers())
+        ledger.hold("weights", [weight for weight in weights if id(weight) not in away])
+        ledger.hold("adapters", [*self.adapters.tensors(), *copies])
+        ledger.hold("optimizer", moments)
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(_gradient_keeper(ledger))
+
+    def _pass(self) -> None:
+        load = self.load
+        x = torch.zeros(load.batch, *load.shape)
+        prediction = self._as("student", x)
+        with torch.no_grad(), self.ledger.labeled("teacher"):
+            landing = self._as("off", torch.cat([x, x]) if load.guided else x)[: load.batch]
+            landing = self._as("target" if load.ema else "student", landing)
+        loss = (prediction - landing).square().mean()
+        if load.adversarial:
+            with torch.no_grad(), self.ledger.labeled("teacher"):
+                self._as("off", landing)
+            loss = loss + self._as("off", prediction).square().mean()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+
+    def _as(self, mode: Mode, x: Tensor) -> Tensor:
+        dtype = self.load.autocast
+        around = nullcontext() if dtype is None else torch.amp.autocast("cpu", dtype=dtype)
+        with self.adapters.use(mode), around:
+            return self.forward(self.network, x).float()
+
+
+def _gradient_keeper(ledger: Ledger) -> Callable[[Tensor], None]:
+    def keep(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            ledger.hold("gradients", [parameter.grad])
+
+    return keep
