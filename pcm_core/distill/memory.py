@@ -5,6 +5,9 @@ up what is alive. A model of 14 billion parameters is planned in seconds on a la
 themselves while they run is not seen.
 """
 
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
+# (A storage is known by the private ``_cdata``; modes and hooks are untyped in torch.)
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +214,7 @@ class _Update:
     load: Workload
     adapters: Adapters
     ledger: Ledger
-    held: list[Tensor] = field(default_factory=list)
+    held: list[Tensor] = field(default_factory=list[Tensor])
 
     def run(self) -> None:
         self._lay_out()
@@ -257,7 +260,7 @@ class _Update:
             with torch.no_grad(), self.ledger.labeled("teacher"):
                 self._as("off", landing)
             loss = loss + self._as("off", prediction).square().mean()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        loss.backward()
 
     def _as(self, mode: Mode, x: Tensor) -> Tensor:
         dtype = self.load.autocast

@@ -63,7 +63,7 @@ class StreamCarrier:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self._events: dict[int, torch.cuda.Event] = {}
+        self._events: dict[int, Any] = {}
 
     def begin(self, tensors: list[Tensor]) -> list[Tensor]:
         with torch.cuda.stream(self.stream):
@@ -85,7 +85,9 @@ class StreamCarrier:
 
 def carrier_for(device: torch.device) -> Carrier:
     """The carrier of a device: a second stream on CUDA, plain copies elsewhere."""
-    return StreamCarrier(device) if device.type == "cuda" else DirectCarrier(lambda tensor: tensor.to(device, copy=True))
+    if device.type == "cuda":
+        return StreamCarrier(device)
+    return DirectCarrier(lambda tensor: tensor.to(device, copy=True))
 
 
 def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -31,7 +31,8 @@ WORK = {
 def config(load: memory.Workload) -> distill.DistillConfig:
     cfg = (4.0, 6.0) if load.guided else (1.0, 1.0)
     return distill.DistillConfig(
-        steps=9, batch=load.batch, accumulate=load.accumulate, cfg=cfg, ema=0.9 * load.ema, target="ema" if load.ema else "student",
+        steps=9, batch=load.batch, accumulate=load.accumulate, cfg=cfg, ema=0.9 * load.ema,
+        target="ema" if load.ema else "student",
     )  # fmt: skip
 
 
