@@ -57,7 +57,9 @@ class Adapters(nn.Module):
         device: torch.device | str = "cpu",
     ) -> LowRankSet:  # fmt: skip
         """Add one more network in this memory; the adapters may be attached already."""
-        added = LowRankSet(self._shapes, rank, alpha=alpha, generator=generator).to(device)
+        added = LowRankSet(self._shapes, rank, alpha=alpha, generator=generator)
+        if torch.device(device).type != "cpu":  # where it is made; fake parameters cannot even be moved there
+            added.to(device)
         self.sets[name] = added
         return added
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils import dlpack
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @contextmanager
@@ -15,8 +16,8 @@ def differentiable_weights(root: nn.Module) -> Iterator[None]:
     """Freeze a module and let autograd run through it, even if it was loaded in inference mode.
 
     Tensors made there cannot be saved for backward, not even after they were moved to another device. Inside the block
-    each is replaced by an ordinary tensor on the same memory; afterwards the very same objects are back. Where the
-    memory cannot be shared (a quantised subclass), by a copy. Must run outside inference mode.
+    each is replaced by an ordinary tensor on the same memory, of the same subclass if it is a quantized one; afterwards
+    the very same objects are back. Where the memory cannot be shared, by a copy. Must run outside inference mode.
     """
     with ExitStack() as stack:
         for parameter in root.parameters():
@@ -46,11 +47,34 @@ def _can_be_saved(tensor: Tensor) -> bool:
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
+    """The tensor as it would be had it been made outside inference mode."""
+    kind = type(tensor)
+    if is_traceable_wrapper_subclass(tensor):  # a quantized weight: its parts hold the memory
+        return _rebuilt(tensor)
+    shared = _shared(tensor)
+    if kind is nn.Parameter:
+        return nn.Parameter(shared, requires_grad=False)
+    if kind is not Tensor:  # a GGUF weight: a plain tensor with attributes that say what its bytes mean
+        shared = shared.as_subclass(kind)
+        vars(shared).update(vars(tensor))
+    return shared
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """An ordinary plain tensor on the same memory; a copy of it if that cannot be shared."""
+    plain = tensor.data.as_subclass(Tensor)
     try:
-        shared = dlpack.from_dlpack(tensor.detach())
+        return dlpack.from_dlpack(plain)
     except (BufferError, RuntimeError, TypeError):
-        shared = tensor.detach().clone()
-    return nn.Parameter(shared, requires_grad=False) if isinstance(tensor, nn.Parameter) else shared
+        return plain.clone()
+
+
+def _rebuilt(tensor: Any) -> Tensor:
+    names, context = tensor.__tensor_flatten__()
+    parts = {name: _ordinary(getattr(tensor, name)) for name in names}
+    kind: Any = tensor.__class__
+    rebuilt: Tensor = kind.__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
+    return nn.Parameter(rebuilt, requires_grad=False) if isinstance(tensor, nn.Parameter) else rebuilt
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

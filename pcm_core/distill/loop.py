@@ -127,10 +127,10 @@ class TrainingLoop(ABC):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Keep the adapters as they are before an update, to come back to."""
+        """Keep the adapters as they are before an update, to come back to; on the CPU, wherever they are."""
         tensors = self._tensors()
         if len(tensors) != len(self._good):
-            self._good = [tensor.detach().clone() for tensor in tensors]
+            self._good = [torch.empty_like(tensor, device="cpu") for tensor in tensors]
         for good, tensor in zip(self._good, tensors, strict=True):
             good.copy_(tensor)
         self._good_step = self.step_number

@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .adapters import Adapters, Mode, adaptable
+from .adapters import Adapters
+from .low_rank import adaptable
 from .streaming import DirectCarrier, inner_tensors, streamed, streamed_tensors
 
 GIB = 2**30
@@ -234,16 +235,17 @@ class _Update:
 
     def _lay_out(self) -> None:
         """What lies on the device between two updates."""
-        load, ledger, trained = self.load, self.ledger, self.adapters.parameters()
+        load, ledger, trained = self.load, self.ledger, list(self.adapters.student.parameters())
         if load.ema:
-            self.adapters.update_average(0)
-        copies = [torch.empty_like(tensor) for tensor in self.adapters.tensors()] if load.device == "cpu" else []
+            self.adapters.update_ema(0)
+        pairs = list(self.adapters.parameters())
+        copies = [torch.empty_like(tensor) for tensor in pairs] if load.device == "cpu" else []
         moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
         self.held = [*copies, *moments]
         away = streamed_tensors(self.network) if load.streaming else set[int]()
         weights = (*self.network.parameters(), *self.network.buffers())
         ledger.hold("weights", [weight for weight in weights if id(weight) not in away])
-        ledger.hold("adapters", [*self.adapters.tensors(), *copies])
+        ledger.hold("adapters", [*pairs, *copies])
         ledger.hold("optimizer", moments)
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_gradient_keeper(ledger))
@@ -254,7 +256,7 @@ class _Update:
         prediction = self._as("student", x)
         with torch.no_grad(), self.ledger.labeled("teacher"):
             landing = self._as("off", torch.cat([x, x]) if load.guided else x)[: load.batch]
-            landing = self._as("target" if load.ema else "student", landing)
+            landing = self._as("ema" if load.ema else "student", landing)
         loss = (prediction - landing).square().mean()
         if load.adversarial:
             with torch.no_grad(), self.ledger.labeled("teacher"):
@@ -262,7 +264,7 @@ class _Update:
             loss = loss + self._as("off", prediction).square().mean()
         loss.backward()
 
-    def _as(self, mode: Mode, x: Tensor) -> Tensor:
+    def _as(self, mode: str, x: Tensor) -> Tensor:
         dtype = self.load.autocast
         around = nullcontext() if dtype is None else torch.amp.autocast("cpu", dtype=dtype)
         with self.adapters.use(mode), around:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from .adapters import Adapters, blocks
+from .adapters import Adapters
+from .autograd import blocks
 
 Store = dict[str, Any]
 

@@ -56,8 +56,8 @@ def measured(network: nn.Module, load: memory.Workload) -> int:
         running._zero_grad()
         with Allocated() as during:
             running.step()
-    moments = [value for state in running.optimiser.state.values() for value in state.values()]
-    lying = [*adapters.tensors(), *running._good, *moments]
+    moments = [value for state in running.optimizer.state.values() for value in state.values()]
+    lying = [*adapters.parameters(), *running._good, *moments]
     away = streaming.streamed_tensors(network) if load.streaming else set()
     lying += [weight for weight in network.parameters() if id(weight) not in away]
     return sum(tensor.nbytes for tensor in lying) + during.peak
@@ -126,7 +126,9 @@ def test_streamed_gradients_are_the_resident_ones_to_the_bit(make):
                     "streamed": lambda: counted(adapters, network, nullcontext)}  # noqa: B023  # fmt: skip
         before = {name: id(tensor) for name, tensor in network.named_parameters()}
         with adapters.attached(), contexts[way]() as device:
-            seen[way] = [[running.step().loss, *(p.grad.clone() for p in adapters.parameters())] for _ in range(3)]
+            seen[way] = [
+                [running.step().loss, *(p.grad.clone() for p in adapters.student.parameters())] for _ in range(3)
+            ]
         assert {name: id(tensor) for name, tensor in network.named_parameters()} == before
         assert not any("forward" in module.__dict__ for module in network.modules())
     sizes = sorted(streaming.blocks_bytes(network))
