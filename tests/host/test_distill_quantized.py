@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from devices import hosts_fp8
-from torch import nn
 
 SCHEMES = [pytest.param("float8_e4m3fn", marks=hosts_fp8), "nvfp4", "int8_tensorwise"]
 SETTINGS = {
