@@ -63,7 +63,7 @@ class Maker:
 
     def __init__(self, pack: Pack) -> None:
         self.pack, self.host = pack, pack("nodes.host")
-        self.files = pack("nodes.host_files")
+        self.files = pack("nodes.host.loaders")
         self.files.quiet()
         self.teacher = self.files.load_model(WEIGHTS / "demo_sd3.safetensors")
 
@@ -72,11 +72,13 @@ class Maker:
         model = self.teacher
         if system.lora:
             path = WEIGHTS / f"{system.lora.format(n=steps)}.safetensors"
-            model = self.pack("nodes.lora").load_lora(model, path, 1.0)[0]
+            model = self.pack("nodes.load_lora").load_lora(model, path, 1.0)[0]
         (column,) = self.pack("nodes.sampling.columns").parse_columns(system.column.format(n=steps))
-        sampling = self.pack("nodes.compare").Sampling(column, model, name="benchmark")
+        sampling = self.pack("nodes.sampling.comparison").Sampling(column, model, name="benchmark")
         if system.gamma is not None:
-            sampling.sampler = self.host.ksampler(self.pack("nodes.sampler").sample_phased, gamma=system.gamma)
+            sampling.sampler = self.host.ksampler(
+                self.pack("nodes.sampling.function").sample_phased, gamma=system.gamma
+            )
         assert sampling.steps == steps, (system.name, sampling.steps)
         return sampling
 

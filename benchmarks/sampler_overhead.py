@@ -179,8 +179,12 @@ def main() -> None:
             ["latent", "sampler", f"{'CPU ' if cpu else ''}us per step", "x euler", "quartiles", "latents held"], rows
         )
     )
-    print("\n*Latents held*: the most alive at once beside the caller's and the model's x0; 2 are the current one and the")
-    print(f"next, 3 with fresh noise. The most that ours held: {most:.1f}. Target: a step costs under 0.1 % of a step of")
+    print(
+        "\n*Latents held*: the most alive at once beside the caller's and the model's x0; 2 are the current one and the"
+    )
+    print(
+        f"next, 3 with fresh noise. The most that ours held: {most:.1f}. Target: a step costs under 0.1 % of a step of"
+    )
     print("the smallest real model (SD1.5 at 512 pixels), and at most one extra latent.")
 
 

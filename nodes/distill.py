@@ -15,10 +15,12 @@ from PIL import Image
 
 from ..pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, usual_warmup
 from ..pcm_core.phases import MAX_COUNT
-from . import host_lora, host_training
-from .checks import checked
-from .lora_file import write_lora
-from .training import Job, Outcome, metadata_for, run, with_matching_grid
+from .host import lora as host_lora
+from .host import training as host_training
+from .training.job import Job, metadata_for, with_matching_grid
+from .training.lora_file import write_lora
+from .training.session import Outcome, run
+from .validation import checked
 
 _NONE = "[none]"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

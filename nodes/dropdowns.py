@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..pcm_core.phases import MAX_COUNT, build_schedule
 from . import host
-from .sampler import sample_phased
+from .sampling.function import sample_phased
 
 NAME = "pcm"
 

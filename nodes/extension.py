@@ -17,11 +17,11 @@ class PhasedConsistencyExtension(ComfyExtension):
         from .compare import PCMCompare
         from .distill import PCMDistillLora, PCMSaveLora
         from .guider import PCMGuider
-        from .lora import PCMLoraLoader
-        from .plot import PCMPhasePlot
+        from .load_lora import PCMLoraLoader
+        from .phase_plot import PCMPhasePlot
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
-        from .video import PCMVideoSampler
+        from .video_sampler import PCMVideoSampler
 
         return [
             PCMCompare,

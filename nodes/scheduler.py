@@ -9,9 +9,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import widgets
-from .checks import checked
-from .plan import make_plan
+from . import inputs
+from .sampling.plan import make_plan
+from .validation import checked
 
 
 class PCMPhaseScheduler(io.ComfyNode):
@@ -25,14 +25,14 @@ class PCMPhaseScheduler(io.ComfyNode):
             "on auto the LoRA decides the rest.",
             search_aliases=["phased consistency", "pcm", "few step", "4 step", "lcm", "tcd", "timesteps", "sigmas"],
             inputs=[
-                widgets.model(),
-                widgets.steps(),
-                widgets.denoise(),
-                widgets.phases(),
-                widgets.spacing(),
-                widgets.terminal(),
-                widgets.grid(),
-                widgets.spend_extra_steps(),
+                inputs.model(),
+                inputs.steps(),
+                inputs.denoise(),
+                inputs.phases(),
+                inputs.spacing(),
+                inputs.terminal(),
+                inputs.grid(),
+                inputs.spend_extra_steps(),
             ],
             outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty where denoise is 0.")],
         )

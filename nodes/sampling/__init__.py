@@ -1,0 +1,1 @@
+"""Sampling in the host: the sampler function, guidance by phase, clips, and what is compared."""

@@ -135,12 +135,12 @@ def make_config(options: argparse.Namespace, pack: Pack) -> Any:
         autocast=torch.bfloat16 if options.bf16 else None,
         seed=options.seed,
     )  # fmt: skip
-    return pack("nodes.training").with_matching_grid(config, options.solver_grid)
+    return pack("nodes.training.job").with_matching_grid(config, options.solver_grid)
 
 
 def load_model(path: Path, pack: Pack) -> Any:
     try:
-        return pack("nodes.host_files").load_model(path)
+        return pack("nodes.host.loaders").load_model(path)
     except Exception as error:  # the host's loader raises what it meets in a file that is no model
         refuse(
             f"{path} cannot be loaded ({reason(error)}).",
@@ -151,7 +151,7 @@ def load_model(path: Path, pack: Pack) -> Any:
 
 def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
     """The model and the data, checked by the node's own checks."""
-    training, cached = pack("nodes.training"), read_cache(cache_path(options))
+    training, cached = pack("nodes.training.job"), read_cache(cache_path(options))
     return training.Job(
         model=load_model(options.model, pack),
         latents=cached["latents"],
@@ -167,7 +167,7 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
 
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
-    training = pack("nodes.training")
+    training = pack("nodes.training.job")
     metadata = training.metadata_for(job.model, job.config, None)
     processes = pack("pcm_core.distill").Processes(workers.rank, workers.count, workers.average)
     sessions: list[Any] = []
@@ -205,7 +205,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
             sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command goes on from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
-        pack("nodes.lora_file").write_or_rescue(options.out, outcome.lora)
+        pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)
         print(f"wrote {options.out}", file=sys.stderr)
 
 
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = make_config(options, pack)  # before pictures are encoded, which can take hours
         if options.images is not None:
             if workers.first:
-                encode_images(options, pack("nodes.host_files"))
+                encode_images(options, pack("nodes.host.loaders"))
             workers.wait()
         train(options, pack, workers, make_job(options, pack, config))
     except errors.PCMError as error:

@@ -61,11 +61,11 @@ class PictureMaker:
     """
 
     def __init__(self, options: argparse.Namespace, pack: Pack, prompts: Sequence[str]) -> None:
-        self.files = pack("nodes.host_files")
+        self.files = pack("nodes.host.loaders")
         self.files.quiet()
         model, self.vae, self.texts = _load(options, self.files, prompts)
         if options.lora:
-            model = pack("nodes.lora").load_lora(model, options.lora, options.strength)[0]
+            model = pack("nodes.load_lora").load_lora(model, options.lora, options.strength)[0]
         self.negative = self.texts(options.negative)
         self.settings = _named(options)
         self.sample = _ready(self, model, options, pack)
@@ -150,11 +150,11 @@ def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: P
     host, column, frames = pack("nodes.host"), _column(options, pack), None
     setup: Any = None
     if options.length:
-        setup = pack("nodes.video_setup").set_up(model, "auto", column.steps, options.shift)
+        setup = pack("nodes.sampling.video_setup").set_up(model, "auto", column.steps, options.shift)
         model, frames = setup.model, setup.family.latent_frames(options.length, "length")
     elif options.shift:
         model = _with_shift(host, model, options.shift)
-    sampling = pack("nodes.compare").Sampling(column, model, name="generate")
+    sampling = pack("nodes.sampling.comparison").Sampling(column, model, name="generate")
     latent = host.fix_latent(model, {"samples": maker.files.empty_latent(maker.vae, *options.size, frames)})
     maker.settings |= {
         "sampler": f"{column.sampler}/{column.scheduler}" if column.sampler else "PCM",
@@ -181,7 +181,7 @@ def _with_shift(host: Any, model: Any, shift: float) -> Any:
 
 def _clips(setup: Any, sampling: Any, latent: Any, pack: Pack) -> Sample:
     """As the PCM Video Sampler does it, with its defaults."""
-    video, noise = pack("nodes.video"), pack("pcm_core.video.noise").ClipNoise
+    video, noise = pack("nodes.sampling.clip"), pack("pcm_core.video.noise").ClipNoise
 
     def sample(positive: Any, negative: Any, seed: int) -> Any:
         ready, positive, negative = video.condition(setup, positive, negative, latent["samples"].shape, -1.0)

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from phased_consistency.nodes.sampling.columns import Column, parse_columns
 
 from pcm_core.errors import PCMError
 from pcm_core.metrics import cosine, psnr, ssim
+from phased_consistency.nodes.sampling.columns import Column, parse_columns
 
 
 @pytest.mark.parametrize(

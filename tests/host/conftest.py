@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from devtools.server import on_cpu
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
+COMFYUI = os.environ.get("COMFYUI_PATH")
 # The stock nodes that the tests compare with or send through.
 EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
@@ -32,6 +34,44 @@ EXTRAS = (
 
 if str(HERE) not in sys.path:
     sys.path.append(str(HERE))  # for ``import tiny``
+
+
+def _prepare(comfyui: Path, base: Path) -> None:
+    """Make ``import comfy`` work, with the settings of these tests: test modules import the pack by path."""
+    if not (comfyui / "nodes.py").exists():
+        pytest.exit(f"COMFYUI_PATH is {comfyui}, which holds no nodes.py", returncode=1)
+    here = (PACK, comfyui)
+    sys.path[:] = [str(comfyui), *(p for p in sys.path if p and Path(p).resolve() not in here), str(PACK)]
+    import comfy.options  # parsing stays off: pytest's own arguments are none of the host's business
+
+    comfy.options.enable_args_parsing(False)
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = on_cpu()  # before comfy.model_management
+    comfy.cli_args.args.force_fp32 = True  # what a CPU does anyway
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    comfy.cli_args.args.base_directory = str(base)
+    comfy.cli_args.args.disable_api_nodes = True
+    importlib.import_module("utils.extra_config")  # before nodes, which puts <host>/comfy and its utils.py first
+
+
+_folder = tempfile.TemporaryDirectory(prefix="comfyui-base-")
+BASE = Path(_folder.name)
+if COMFYUI:
+    _prepare(Path(COMFYUI).resolve(), BASE)
+
+
+class WithoutHost(pytest.Module):
+    """A test module that cannot even be imported without a ComfyUI."""
+
+    def collect(self) -> Any:
+        pytest.skip("COMFYUI_PATH is not set: host tests need a ComfyUI checkout", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module | None:
+    if COMFYUI or HERE not in module_path.parents:
+        return None
+    return WithoutHost.from_parent(parent, path=module_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,18 +141,6 @@ class Host:
 
 
 def _boot(comfyui: Path, base: Path) -> Host:
-    sys.path[:] = [str(comfyui)] + [p for p in sys.path if p and Path(p).resolve() not in (PACK, comfyui)] + [str(PACK)]
-    import comfy.options  # parsing stays off: pytest's own arguments are none of the host's business
-
-    comfy.options.enable_args_parsing(False)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = on_cpu()  # before comfy.model_management
-    comfy.cli_args.args.force_fp32 = True  # what a CPU does anyway
-    comfy.cli_args.args.use_pytorch_cross_attention = True
-    comfy.cli_args.args.base_directory = str(base)
-    comfy.cli_args.args.disable_api_nodes = True
-    importlib.import_module("utils.extra_config")  # before nodes, which puts <host>/comfy and its utils.py first
     nodes, server = importlib.import_module("nodes"), importlib.import_module("server")
     import torch
 
@@ -178,14 +206,9 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[A
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        pytest.skip("COMFYUI_PATH is not set: host tests need a ComfyUI checkout, 0.16.3 or later")
-    comfyui = Path(path).resolve()
-    if not (comfyui / "nodes.py").exists():
-        pytest.fail(f"COMFYUI_PATH is {comfyui}, which holds no nodes.py")
-    yield _boot(comfyui, tmp_path_factory.mktemp("comfyui"))
+def host() -> Iterator[Host]:
+    assert COMFYUI is not None
+    yield _boot(Path(COMFYUI).resolve(), BASE)
 
 
 @pytest.fixture(scope="session")

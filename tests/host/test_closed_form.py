@@ -13,6 +13,9 @@ from dataclasses import replace
 import pytest
 from test_sampler import pcm, stock
 
+from pcm_core import phases as core_phases
+from phased_consistency.nodes import host as nodes_host
+
 
 def level(sigma, variance, flow):
     """Standard deviation of x at sigma."""
@@ -21,8 +24,8 @@ def level(sigma, variance, flow):
 
 def phased(host, tiny, phases, grid, variance, *, flow=False):
     """A clone whose x0 is the one that lands on the phase edge of the sigma it is asked at."""
-    table = host.pack("nodes.host").sigma_table(tiny.model)
-    edges = [table.sigma(t) for t in host.pack("pcm_core.phases").phase_edges(phases, grid)]
+    table = nodes_host.sigma_table(tiny.model)
+    edges = [table.sigma(t) for t in core_phases.phase_edges(phases, grid)]
 
     def jump(args):
         sigma = float(args["sigma"].flatten()[0])

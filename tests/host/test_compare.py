@@ -8,6 +8,11 @@ import pytest
 import torch
 from tiny import fill, fingerprint, make_vae
 
+from pcm_core import metrics as core_metrics
+from pcm_core.errors import PCMError
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+
 CELL = 64  # what a latent of 8 x 8 decodes to: pictures go on the sheet unscaled
 
 
@@ -72,7 +77,7 @@ def test_every_cell_is_what_the_sampler_nodes_make(host, zoo, vae):
     spots = [place(sheet, picture) for picture in shown]
     assert [x for _, x in spots] == sorted({x for _, x in spots}), "columns in order"
     assert len({y for y, _ in spots}) == 1, "one row"
-    core = host.pack("pcm_core.metrics")
+    core = core_metrics
     figures = table(text)
     assert list(figures) == ["1 step", "4 steps", "teacher (beta)"]
     for (_, values), latent, picture in zip(figures.items(), latents, shown, strict=True):
@@ -107,14 +112,14 @@ def test_rows_are_prompts_by_seeds_by_batch(host, zoo, vae):
 
 def test_other_models_and_their_own_settings(host, zoo, vae):
     tiny = zoo["sd3"]
-    profile = host.pack("pcm_core.profiles").PCMProfile(method="PCM", phases=2, steps=2, cfg=1.5)
-    model_b = host.pack("nodes.host").attach_profile(tiny.model, profile)
+    profile = PCMProfile(method="PCM", phases=2, steps=2, cfg=1.5)
+    model_b = nodes_host.attach_profile(tiny.model, profile)
     _, text = compare(host, tiny, vae, "1, 3", models={"model_b": model_b, "model_c": tiny.model})
     assert {title: values[:2] for title, values in table(text).items()} == {
         "1 step": ["1", "auto"], "3 steps": ["3", "auto"], "b: auto": ["2", "1.5"], "c: auto": ["4", "auto"],
     }  # fmt: skip
     assert table(text)["b: auto"][2:] != table(text)["c: auto"][2:]
-    error = host.pack("pcm_core.errors").PCMError
+    error = PCMError
     with pytest.raises(error, match="model_d"):
         compare(host, tiny, vae, "1, d: 2")
     with pytest.raises(error, match="euler"):
@@ -163,7 +168,7 @@ def test_every_few_step_system_and_the_stock_samplers_in_one_run(host, zoo):
     for column, (sampler, scheduler, steps, cfg) in STOCK.items():
         alone += host.call("KSampler", model=models[column[0]], seed=3, steps=steps, cfg=cfg, sampler_name=sampler,
                            scheduler=scheduler, denoise=1.0, **given)  # fmt: skip
-    cosine = host.pack("pcm_core.metrics").cosine
+    cosine = core_metrics.cosine
     expected = [cosine(latent["samples"], alone[-1]["samples"]) for latent in alone]
     assert [float(values[2]) for values in figures.values()] == pytest.approx(expected, abs=1e-4)
     assert len(figures) == len(alone) == 9 and len(set(expected)) == 9, "no two are one sampler"

@@ -7,46 +7,58 @@ from pathlib import Path
 
 import pytest
 
+from pcm_core import distill as core_distill
+from pcm_core.errors import PCMError
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes import load_lora as load_lora_node
+from phased_consistency.nodes.host import loaders as host_loaders
+from phased_consistency.nodes.host import training as host_training
+from phased_consistency.nodes.sampling import clip as clip_sampling
+from phased_consistency.nodes.sampling import function as sampler_function
+from phased_consistency.nodes.sampling import plan as planning
+from phased_consistency.nodes.sampling import video_setup
+from phased_consistency.nodes.training import job as training_job
+from phased_consistency.nodes.training import session as training_session
+
 
 @pytest.fixture
 def error(host):
-    return host.pack("pcm_core.errors").PCMError
+    return PCMError
 
 
 @pytest.mark.parametrize("denoise", [-0.1, 1.5, math.nan])
 def test_denoise_is_a_share(host, zoo, error, denoise):
     """Also where the LoRA has a list of sigmas, which no schedule checks."""
-    listed = host.pack("pcm_core.profiles").PCMProfile(method="listed", sigmas=(1.0, 0.5, 0.0))
-    for model in (zoo["sd3"].model, host.pack("nodes.host").attach_profile(zoo["sd3"].model, listed)):
+    listed = PCMProfile(method="listed", sigmas=(1.0, 0.5, 0.0))
+    for model in (zoo["sd3"].model, nodes_host.attach_profile(zoo["sd3"].model, listed)):
         with pytest.raises(error, match="denoise is"):
-            host.pack("nodes.plan").make_plan(model, denoise=denoise)
+            planning.make_plan(model, denoise=denoise)
 
 
 @pytest.mark.parametrize("values", [(-0.5, -1.0), (-1.0, 2.0), (math.nan, -1.0)])
 def test_noise_is_a_share(host, error, values):
     with pytest.raises(error, match=r"is (-0.5|2.0|nan)\."):
-        host.pack("nodes.sampler").check_noise(*values)
+        sampler_function.check_noise(*values)
 
 
 @pytest.mark.parametrize("shift", [-1.0, math.inf, math.nan])
 def test_a_shift_is_a_number(host, zoo, error, shift):
     with pytest.raises(error, match="shift is"):
-        host.pack("nodes.video_setup").set_up(zoo["wan"].model, "auto", 0, shift)
+        video_setup.set_up(zoo["wan"].model, "auto", 0, shift)
 
 
 @pytest.mark.parametrize("guidance", [-0.5, math.inf, math.nan])
 def test_an_embedded_guidance_is_a_number(host, zoo, error, guidance):
     given = zoo["wan"]
-    setup = host.pack("nodes.video_setup").set_up(given.model, "auto", 0, 0.0)
+    setup = video_setup.set_up(given.model, "auto", 0, 0.0)
     with pytest.raises(error, match="embedded_guidance is"):
-        host.pack("nodes.video").condition(
-            setup, given.positive, given.negative, given.latent()["samples"].shape, guidance
-        )
+        clip_sampling.condition(setup, given.positive, given.negative, given.latent()["samples"].shape, guidance)
 
 
 def test_a_host_without_windows_for_audio_is_named(host, zoo, error, monkeypatch):
     """So are the oldest of the supported ones; a newer one is made like them."""
-    module = host.pack("nodes.host")
+    module = nodes_host
     handler = module.comfy.context_windows.IndexListContextHandler
     monkeypatch.delattr(handler, "_build_window_state", raising=False)
     with pytest.raises(error, match="no windows for video with audio"):
@@ -54,7 +66,7 @@ def test_a_host_without_windows_for_audio_is_named(host, zoo, error, monkeypatch
 
 
 def job(host, given, **settings):
-    config = host.pack("pcm_core.distill").DistillConfig(**settings)
+    config = core_distill.DistillConfig(**settings)
     return {
         "model": given.model, "latents": [given.latent()["samples"]], "texts": [given.positive], "rank": 2,
         "negative": given.negative, "config": config,
@@ -63,16 +75,16 @@ def job(host, given, **settings):
 
 def test_distillation_needs_a_text(host, zoo, error):
     with pytest.raises(error, match="no positive conditioning"):
-        host.pack("nodes.training").Job(**job(host, zoo["sd3"]) | {"texts": []})
+        training_job.Job(**job(host, zoo["sd3"]) | {"texts": []})
 
 
 def test_a_model_without_blocks_has_no_adversary(host, zoo, error, monkeypatch):
     """No model of the host is without: this one hides them."""
-    training = host.pack("nodes.training")
+    training = training_job
     monkeypatch.setattr(training.distill, "blocks", lambda root: [])
     asked = training.Job(**job(host, zoo["sd3"], steps=1, batch=1, adversarial=0.1))
     with pytest.raises(error, match="no list of blocks"):
-        training.run(asked, lambda steps: {})
+        training_session.run(asked, lambda steps: {})
 
 
 def test_steps_of_a_hostile_file_are_not_counted(host, zoo):
@@ -83,19 +95,19 @@ def test_steps_of_a_hostile_file_are_not_counted(host, zoo):
     path.parent.mkdir(parents=True, exist_ok=True)
     for taken, whole in (("41", "42"), ("9" * 6000, "1"), ("-3", "1"), ("\u0664\u0661", "42")):
         save_file({"a.lora_up.weight": torch.ones(1, 1)}, path, metadata={"pcm_train_steps": taken})
-        config = host.pack("pcm_core.distill").DistillConfig()
-        written = host.pack("nodes.training").metadata_for(zoo["sd3"].model, config, path.name)(1)
+        config = core_distill.DistillConfig()
+        written = training_job.metadata_for(zoo["sd3"].model, config, path.name)(1)
         assert written["pcm_train_steps"] == whole
 
 
 @pytest.mark.parametrize("strength", [math.inf, math.nan])
 def test_a_strength_is_a_number(host, zoo, error, tmp_path, strength):
     with pytest.raises(error, match="strength is"):
-        host.pack("nodes.lora").load_lora(zoo["sd3"].model, tmp_path / "none.safetensors", strength)
+        load_lora_node.load_lora(zoo["sd3"].model, tmp_path / "none.safetensors", strength)
 
 
 def test_files_for_scripts_are_what_they_should_be(host, zoo, error):
-    files = host.pack("nodes.host_files")
+    files = host_loaders
     with pytest.raises(error, match="holds no VAE"):
         files.load_vae([zoo["sd3"].path])
     with pytest.raises(error, match=r'text encoder type is "sd9".*one of .*sd3'):
@@ -152,7 +164,7 @@ def test_an_input_of_the_wrong_kind_is_named(host, zoo, error, node, inputs, wor
 
 
 def test_a_folder_that_cannot_be_made_is_said(host, error):
-    files = host.pack("nodes.host_training")
+    files = host_training
     folder = Path(files.folder_paths.get_output_directory()) / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "taken").write_text("a file")

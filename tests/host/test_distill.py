@@ -13,6 +13,19 @@ import torch
 from devices import ON_CPU
 from safetensors.torch import load_file
 
+from pcm_core import distill as core_distill
+from pcm_core import errors as core_errors
+from pcm_core import lora as core_lora
+from pcm_core.distill import trainer as core_distill_trainer
+from pcm_core.errors import PCMError
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes.drawing import loss_curve
+from phased_consistency.nodes.host import lora as host_lora
+from phased_consistency.nodes.host import training as host_training
+from phased_consistency.nodes.training import job as training_job
+from phased_consistency.nodes.training import lora_file
+from phased_consistency.nodes.training import session as training_session
+
 FAMILIES = ["eps", "v", "sd3", "wan"]
 IN_PLACE = ["flux", "hunyuan_video"]  # their blocks write over what a gradient needs
 # Few solver points: then the teacher's guided step is a large part of what random networks have to learn.
@@ -94,13 +107,12 @@ def test_distil_save_load(host, zoo, distil, family):
     given = zoo[family]
     before = predict(host, given.model, given)  # first: it takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
-    training = host.pack("nodes.training")
     seen = {}
-    original = training.Session.run
+    original = training_session.Session.run
 
     def run_and_probe(session):
         original(session)
-        seen["loss"] = loss_on_fixed_batches(host.pack("pcm_core.distill"), session)
+        seen["loss"] = loss_on_fixed_batches(core_distill, session)
         x = 0.7 * torch.randn(given.latent()["samples"].shape, generator=torch.Generator().manual_seed(3))
         x, sigma, captions = x.to(session.device), torch.full((1,), 0.7, device=session.device), torch.tensor([0])
         with session.adapters.attached(), torch.no_grad():
@@ -108,11 +120,11 @@ def test_distil_save_load(host, zoo, distil, family):
                 with session.adapters.use(mode):
                     seen[mode] = session.backbone(x, sigma, captions).cpu()
 
-    training.Session.run = run_and_probe
+    training_session.Session.run = run_and_probe
     try:
         lora, loss_map, steps = distil(given).args
     finally:
-        training.Session.run = original
+        training_session.Session.run = original
     losses = loss_map["loss"]
     assert steps == len(losses) == RANKS["steps"]
     untrained, trained = seen["loss"]
@@ -127,7 +139,7 @@ def test_distil_save_load(host, zoo, distil, family):
     same = 1e-6 if ON_CPU else 4e-6  # fp32 arithmetic in another order; 7e-7 was seen on the CPU
     torch.testing.assert_close(after, seen["student"], rtol=0, atol=same * scale)
     assert float((after - before).abs().max()) > 1e-3 * scale, "the LoRA changes nothing"
-    profile = host.pack("nodes.host").profile_of(loaded)
+    profile = nodes_host.profile_of(loaded)
     assert (profile.phases, profile.steps, profile.cfg, profile.grid) == (2, 2, 1.0, 4), report
     assert torch.equal(predict(host, given.model, given), before)
 
@@ -218,56 +230,55 @@ def test_cancel_saves_what_was_trained_and_leaves_the_model(host, zoo, distil, f
     weights = tiny.fingerprint(given.model.model.state_dict())
     import comfy.model_management
 
-    training = host.pack("nodes.training")
-    original = training.Session._after_step
+    original = training_session.Session._after_step
 
     def cancel_at_three(session, report):
         if report.step == 3:
             comfy.model_management.interrupt_current_processing()
         original(session, report)
 
-    training.Session._after_step = cancel_at_three
-    known = set(host.pack("nodes.host_lora").lora_names())
+    training_session.Session._after_step = cancel_at_three
+    known = set(host_lora.lora_names())
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             distil(given)
     finally:
-        training.Session._after_step = original
+        training_session.Session._after_step = original
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
     assert torch.equal(predict(host, given.model, given), before)
     assert not comfy.model_management.in_training
-    (saved,) = set(host.pack("nodes.host_lora").lora_names()) - known
+    (saved,) = set(host_lora.lora_names()) - known
     assert "pcm_interrupted" in saved
     loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=saved)
     assert not torch.equal(predict(host, loaded, given), before)
-    metadata = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(saved))[1]
+    metadata = core_lora.read_lora(host_lora.lora_path(saved))[1]
     assert metadata["pcm_train_steps"] == "3"
 
 
 def first_step(host, distil, given) -> dict[str, torch.Tensor]:
     """The LoRA of a run that was cancelled after one step."""
-    training, found = host.pack("nodes.training"), []
-    original = training.Session._after_step
+    found = []
+    original = training_session.Session._after_step
 
     def stop(session, report):
         found.append(session.lora(lambda steps: {}))
         raise KeyboardInterrupt
 
-    training.Session._after_step = stop
+    training_session.Session._after_step = stop
     try:
         with pytest.raises(KeyboardInterrupt):
             distil(given)
     finally:
-        training.Session._after_step = original
+        training_session.Session._after_step = original
     return dict(found[0])
 
 
 def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
     given = zoo["sd3"]
-    errors = host.pack("pcm_core.errors")
+    errors = core_errors
     predict(host, given.model, given)  # takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
-    backbone = host.pack("nodes.host_training").Backbone
+    backbone = host_training.Backbone
     original, calls = backbone.__call__, []
 
     def poisoned(self, x, sigma, captions):
@@ -277,15 +288,15 @@ def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
         return out * float("nan") if len(calls) == 3 else out
 
     backbone.__call__ = poisoned
-    known = set(host.pack("nodes.host_lora").lora_names())
+    known = set(host_lora.lora_names())
     try:
         with pytest.raises(errors.PCMError, match=r"at step 3\..*Saved as .*pcm_interrupted"):
             distil(given)
     finally:
         backbone.__call__ = original
-    lora = host.pack("pcm_core.lora")
-    (saved,) = set(host.pack("nodes.host_lora").lora_names()) - known
-    tensors, metadata = lora.read_lora(host.pack("nodes.host_lora").lora_path(saved))
+    lora = core_lora
+    (saved,) = set(host_lora.lora_names()) - known
+    tensors, metadata = lora.read_lora(host_lora.lora_path(saved))
     # What the second update made gave no finite loss; what the first made did.
     assert metadata["pcm_train_steps"] == "1"
     good = first_step(host, distil, given)
@@ -302,7 +313,7 @@ def test_go_on_from_an_existing_lora(host, zoo, distil):
     for key, tensor in lora.items():
         torch.testing.assert_close(more[key], tensor, rtol=1e-4, atol=1e-6)
     assert more.metadata["pcm_train_steps"] == "6"
-    errors = host.pack("pcm_core.errors")
+    errors = core_errors
     with pytest.raises(errors.PCMError, match="rank it was trained with"):
         distil(given, rank=8, existing_lora=name)
 
@@ -322,9 +333,9 @@ def test_every_option_trains(zoo, distil, settings):
 
 @pytest.mark.parametrize("family", ["sd3", "wan"])
 def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, family):
-    training = host.pack("nodes.training")
-    session, shown = training.Session, []
-    sample, show = session._sample_grid, host.pack("nodes.host_training").Progress.show
+    training = training_job
+    session, shown = training_session.Session, []
+    sample, show = session._sample_grid, host_training.Progress.show
     drawn = {}
 
     def sampling(self):
@@ -336,7 +347,7 @@ def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, fa
         show(self, step, picture)
 
     monkeypatch.setattr(session, "_sample_grid", sampling)
-    monkeypatch.setattr(host.pack("nodes.host_training").Progress, "show", showing)
+    monkeypatch.setattr(host_training.Progress, "show", showing)
     result = distil(zoo[family], steps=7, preview_every=3)
     assert list(drawn) == [3, 6]
     assert [step for step, _ in shown] == list(range(1, 8))
@@ -354,7 +365,7 @@ def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, fa
 
 
 def test_the_discriminator_looks_where_it_helped(host, zoo, distil, monkeypatch):
-    trainer, spans = host.pack("pcm_core.distill.trainer").Trainer, []
+    trainer, spans = core_distill_trainer.Trainer, []
     draw = trainer._draw
 
     def drawing(self):
@@ -387,7 +398,7 @@ def test_texts_of_other_lengths_and_latents_of_other_sizes(zoo, distil):
 
 
 def test_bad_input(host, zoo, distil):
-    given, error = zoo["sd3"], host.pack("pcm_core.errors").PCMError
+    given, error = zoo["sd3"], PCMError
     with pytest.raises(error, match="this model's latents have 16 channels"):
         distil(given, latents=[{"samples": torch.zeros(1, 4, 8, 8)}])
     with pytest.raises(error, match="no latents"):
@@ -414,11 +425,11 @@ def test_bad_input(host, zoo, distil):
         distil(zoo["cogvideo"])
     with pytest.raises(error, match="several streams"):
         distil(zoo["ltx2"])
-    assert not host.pack("nodes.host").comfy.model_management.in_training
+    assert not nodes_host.comfy.model_management.in_training
 
 
 def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
-    given, error = zoo["sd3"], host.pack("pcm_core.errors").PCMError
+    given, error = zoo["sd3"], PCMError
     lora = distil(given, steps=1).args[0]
     (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/teacher")
     loaded, _ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
@@ -453,28 +464,28 @@ def test_a_model_without_a_path_is_trained_like_any_other(zoo, distil):
     ],
 )
 def test_a_file_stays_in_its_folder(host, prefix):
-    with pytest.raises(host.pack("pcm_core.errors").PCMError, match="inside output/loras"):
+    with pytest.raises(PCMError, match="inside output/loras"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix=prefix)
 
 
 def test_a_full_disk_loses_nothing(host, monkeypatch):
-    files = host.pack("nodes.lora_file")
+    files = lora_file
 
     def full(state, path, metadata=None):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(host.pack("pcm_core.errors").PCMError, match="No space left"):
+    with pytest.raises(PCMError, match="No space left"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="crowded/disk")
-    assert not [name for name in host.pack("nodes.host_lora").lora_names() if "crowded" in name]
+    assert not [name for name in host_lora.lora_names() if "crowded" in name]
 
 
 def test_a_lora_whose_tensors_share_memory_is_saved_for_everybody(host):
     whole = torch.arange(8.0).reshape(2, 4)
     (name,) = host.call("PCMSaveLora", lora={"a.lora_up.weight": whole, "b.lora_up.weight": whole[:1]}, prefix="test/x")
-    path = host.pack("nodes.host_lora").lora_path(name)
-    tensors, _ = host.pack("pcm_core.lora").read_lora(path)
+    path = host_lora.lora_path(name)
+    tensors, _ = core_lora.read_lora(path)
     assert torch.equal(tensors["a.lora_up.weight"], whole) and torch.equal(tensors["b.lora_up.weight"], whole[:1])
     plain = path.with_name("plain")
     plain.touch()
@@ -487,21 +498,21 @@ def test_loras_of_other_trainers_and_smaller_dtypes(host, caplog):
     with caplog.at_level("WARNING"):
         (name,) = host.call("PCMSaveLora", lora=lora, prefix="test/other", dtype="fp16")
     assert "another trainer" in caplog.text
-    tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
+    tensors, _ = core_lora.read_lora(host_lora.lora_path(name))
     assert tensors["diffusion_model.a.lora_up.weight"].dtype == torch.float16
     assert float(tensors["diffusion_model.a.alpha"]) == 2
 
 
 @pytest.mark.parametrize("losses", [[], [0.5], [0.5, 0.5], [0.5, float("nan"), 0.1], [0.0, 0.0]], ids=str)
 def test_the_loss_plot_never_divides_by_zero(host, losses):
-    picture = host.pack("nodes.loss_plot").draw_loss(losses, 10)
+    picture = loss_curve.draw_loss(losses, 10)
     assert picture.size == (640, 240)
 
 
 @pytest.mark.parametrize("family", ["sd3", *IN_PLACE])
 def test_checkpointing_changes_no_gradient(host, zoo, distil, family):
-    training, gradients = host.pack("nodes.training"), []
-    original = training.Session.run
+    gradients = []
+    original = training_session.Session.run
 
     def probe(session):
         with_random_ups(session, torch.Generator().manual_seed(1))
@@ -519,12 +530,12 @@ def test_checkpointing_changes_no_gradient(host, zoo, distil, family):
         trainer.step = look
         original(session)
 
-    training.Session.run = probe
+    training_session.Session.run = probe
     try:
         for checkpointing in (False, True):
             distil(zoo[family], steps=1, gradient_checkpointing=checkpointing)
     finally:
-        training.Session.run = original
+        training_session.Session.run = original
     plain, again = gradients
     assert plain.abs().max() > 0
     assert (again - plain).norm() < 1e-4 * plain.norm()
@@ -540,7 +551,7 @@ def test_the_adversarial_loss_takes_texts_that_make_no_batch(host, zoo, distil):
 
 
 def test_a_model_that_scales_its_noise_is_refused(host, zoo, distil, monkeypatch):
-    monkeypatch.setattr(host.pack("nodes.host"), "noise_scale", lambda model: 8.0)
+    monkeypatch.setattr(nodes_host, "noise_scale", lambda model: 8.0)
     with pytest.raises(ValueError, match="scales its noise by 8"):
         distil(zoo["sd3"])
 
@@ -555,7 +566,7 @@ def test_latents_of_another_rank(host, zoo, distil):
 
 
 def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil, monkeypatch):
-    monkeypatch.setattr(host.pack("nodes.host_training"), "_COPIED", ())
+    monkeypatch.setattr(host_training, "_COPIED", ())
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)
 
@@ -580,8 +591,8 @@ def test_gradients_through_what_is_written_over_are_those_of_a_network_that_does
 
     def gradient():
         """Of one step with trained adapters."""
-        training, found = host.pack("nodes.training"), []
-        original = training.Session.run
+        found = []
+        original = training_session.Session.run
 
         def probe(session):
             with_random_ups(session, torch.Generator().manual_seed(7))
@@ -596,7 +607,7 @@ def test_gradients_through_what_is_written_over_are_those_of_a_network_that_does
             original(session)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training.Session, "run", probe)
+            patch.setattr(training_session.Session, "run", probe)
             distil(zoo["ltxv"], steps=1)
         return found[0]
 
@@ -613,7 +624,7 @@ def test_a_kernel_without_a_gradient_is_named(host, zoo, distil, monkeypatch):
     def kernel(trainer, *_):
         raise RuntimeError("Trying to backward through a::b but no autograd formula was registered.")
 
-    monkeypatch.setattr(host.pack("pcm_core.distill").Trainer, "run", kernel)
+    monkeypatch.setattr(core_distill.Trainer, "run", kernel)
     with pytest.raises(ValueError, match="SD3 calls a kernel that has no gradient"):
         distil(zoo["sd3"], steps=1)
 
@@ -672,7 +683,7 @@ def test_a_model_too_big_for_the_device_is_refused(zoo, distil, monkeypatch):
 def test_weights_that_stayed_elsewhere_are_refused(host):
     base = torch.nn.Module()
     base.diffusion_model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(512, 512, device="meta"))
-    check_loaded = host.pack("nodes.host_training").check_loaded
+    check_loaded = host_training.check_loaded
     with pytest.raises(ValueError, match="1 MB of the model's weights are not on cpu"):
         check_loaded(base, torch.device("cpu"))
     del base.diffusion_model[1]
@@ -695,7 +706,7 @@ def test_a_streamed_model_without_a_file_is_refused(zoo, distil, monkeypatch):
 
 def test_a_session_dies_with_its_run(host, zoo, distil, monkeypatch):
     """With the optimiser and all that lies on the device beside the model."""
-    session, found = host.pack("nodes.training").Session, []
+    session, found = training_session.Session, []
     original = session.run
 
     def run(self):
@@ -712,7 +723,7 @@ def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, endin
     """No entry in the host's list, which would become the streamed model's, and after a whole run no memory either."""
     import comfy.model_management as management
 
-    given, sessions = zoo["sd3"], host.pack("nodes.training").Session
+    given, sessions = zoo["sd3"], training_session.Session
     streamed = given.model.clone()  # never loaded: the host would look for what only a streamed model has
     again, original = [], sessions.run
 
@@ -743,19 +754,19 @@ def test_a_model_read_again_leaves_nothing(host, zoo, distil, monkeypatch, endin
 
 def test_what_resolution_bucket_delivers(host, zoo, distil, monkeypatch):
     """A batch per size, with as many texts as rows: every row keeps its own."""
-    given, training = zoo["sd3"], host.pack("nodes.training")
+    given = zoo["sd3"]
     latents = [given.latent(1, seed=seed) for seed in range(3)]
     latents[1] = {"samples": latents[1]["samples"][..., :-2]}
     texts = [[[given.positive[0][0] + number, given.positive[0][1]]] for number in range(3)]
     buckets, conditionings = host.call("ResolutionBucket", latents=latents, conditioning=texts)
     assert [len(text) for text in conditionings] == [2, 1]
-    seen, original = [], training.Session.run
+    seen, original = [], training_session.Session.run
 
     def look(session):
         seen.append(session)
         original(session)
 
-    monkeypatch.setattr(training.Session, "run", look)
+    monkeypatch.setattr(training_session.Session, "run", look)
     assert distil(given, steps=2, latents=buckets, positive=conditionings).args[2] == 2
     (session,) = seen
     numbers = session.data.captions(torch.arange(3))
@@ -775,9 +786,8 @@ def test_what_is_not_used_is_said(zoo, distil, caplog):
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, bare):
     """Where a write that nobody returns counts, landing elsewhere would change what the network computes."""
-    training, host_training = host.pack("nodes.training"), host.pack("nodes.host_training")
     given, seen = zoo["sd3"], []
-    original = training.Session.run
+    original = training_session.Session.run
 
     def look(session):
         seen.append(session.backbone.around)
@@ -789,25 +799,25 @@ def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, ba
         return None if bare else written
 
     hook = given.model.model.diffusion_model.x_embedder.register_forward_hook(write)
-    training.Session.run = look
+    training_session.Session.run = look
     try:
         assert distil(given, steps=2).args[2] == 2
     finally:
-        training.Session.run = original
+        training_session.Session.run = original
         hook.remove()
     assert (seen == [host_training.WritingElsewhere]) is not bare
 
 
 def test_writing_elsewhere_keeps_the_dtype(host):
     half, full = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
-    with host.pack("nodes.host_training").WritingElsewhere():
+    with host_training.WritingElsewhere():
         before = half
         half += full
     assert half.dtype == torch.bfloat16 and half is not before and float(before[0]) == 1
 
 
 def test_more_phases_than_usual_grids_hold_are_trained_on_a_grid_that_is_named(host):
-    training, distill = host.pack("nodes.training"), host.pack("pcm_core.distill")
+    training, distill = training_job, core_distill
     config = training.with_matching_grid(distill.DistillConfig(phases=64, steps=1), 100)
     assert (config.grid, config.spacing) == (100, "aligned")
 

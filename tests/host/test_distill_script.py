@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from phased_consistency.nodes import distill as distill_node
 from scripts import workers as processes
 from scripts.distill import command as distill
 from scripts.distill import files as distill_files
@@ -486,7 +487,7 @@ def test_settings_are_checked_before_pictures_are_encoded(run, host, pictures, i
 def test_the_warm_up_is_that_of_the_node(host, zoo, steps):
     words = ["--model", "m", "--out", "o", "--steps", str(steps)]
     ours = distill.make_config(distill.parser().parse_args(words), host.pack)
-    node, given = host.pack("nodes.distill"), zoo["sd3"]
+    node, given = distill_node, zoo["sd3"]
     schema = node.PCMDistillLora.define_schema().inputs
     values = {each.id: each.default for each in schema if hasattr(each, "default")}
     values |= {"model": given.model, "steps": steps, "cfg_min": 1.0, "cfg_max": 1.0}

@@ -8,6 +8,9 @@ import pytest
 import torch
 from test_sampler import close, pcm, stock
 
+from phased_consistency.nodes import dropdowns
+from phased_consistency.nodes.sampling import function as sampler_function
+
 
 def options(host, node_id, name):
     return host.node(node_id).INPUT_TYPES()["required"][name]
@@ -98,7 +101,7 @@ class TestRegistration:
 
     def test_twice_is_once_and_nothing_is_lost(self, host, lists):
         before = [list(lists.SAMPLER_NAMES), list(lists.SCHEDULER_NAMES), dict(lists.SCHEDULER_HANDLERS)]
-        host.pack("nodes.dropdowns").register()
+        dropdowns.register()
         assert [list(lists.SAMPLER_NAMES), list(lists.SCHEDULER_NAMES), dict(lists.SCHEDULER_HANDLERS)] == before
         assert lists.SAMPLER_NAMES.count("pcm") == lists.SCHEDULER_NAMES.count("pcm") == 1
 
@@ -107,7 +110,7 @@ class TestRegistration:
         import comfy.k_diffusion.sampling
 
         importlib.reload(comfy.k_diffusion.sampling)
-        assert comfy.k_diffusion.sampling.sample_pcm is host.pack("nodes.sampler").sample_phased
+        assert comfy.k_diffusion.sampling.sample_pcm is sampler_function.sample_phased
         stock(host, zoo["sd3"], steps=2, cfg=1.0, sampler="pcm", scheduler="pcm")
 
     def test_registers_in_both_lists_after_a_pack_has_rebound_them(self, host, zoo, lists):
@@ -117,7 +120,7 @@ class TestRegistration:
         s.KSampler.SCHEDULERS = [*s.SCHEDULER_NAMES]
         s.SAMPLER_NAMES = [n for n in s.SAMPLER_NAMES if n != "pcm"]
         s.KSampler.SAMPLERS = ["other", *s.SAMPLER_NAMES]
-        host.pack("nodes.dropdowns").register()
+        dropdowns.register()
         for names in (s.SCHEDULER_NAMES, s.KSampler.SCHEDULERS, s.SAMPLER_NAMES, s.KSampler.SAMPLERS):
             assert names.count("pcm") == 1
         assert "other" in s.SCHEDULER_NAMES
@@ -140,5 +143,5 @@ class TestRegistration:
 
         core = object()
         monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_pcm", core)
-        host.pack("nodes.dropdowns").register()
+        dropdowns.register()
         assert comfy.k_diffusion.sampling.sample_pcm is core

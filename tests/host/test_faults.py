@@ -14,6 +14,12 @@ import pytest
 import tiny
 import torch
 
+from pcm_core import lora as core_lora
+from pcm_core.errors import PCMError
+from phased_consistency.nodes.host import lora as host_lora
+from phased_consistency.nodes.host import training as host_training
+from phased_consistency.nodes.training import lora_file
+
 MNT_DETACH = 2
 WALKS = ("PCM Sampler", "SamplerPCM", "the name pcm", "PCM Video Sampler")
 
@@ -64,9 +70,7 @@ def test_a_broken_prediction_names_the_step_and_the_sigma(host, zoo, way, value)
         return x0
 
     model, seen = broken_at(given, 3, one)
-    with pytest.raises(
-        host.pack("pcm_core.errors").PCMError, match="model returned NaN or infinity at step 3 of 4"
-    ) as e:
+    with pytest.raises(PCMError, match="model returned NaN or infinity at step 3 of 4") as e:
         walk(host, given, model, way)
     assert len(seen) == 3 and f"(sigma {seen[-1]:.4g})" in str(e.value)
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
@@ -76,7 +80,7 @@ def test_a_broken_prediction_names_the_step_and_the_sigma(host, zoo, way, value)
 def test_the_second_expert_counts_the_steps_on(host, zoo):
     given = zoo["wan"]
     model, seen = broken_at(given, 1, lambda x0: x0 * math.nan)
-    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"at step [34] of 4") as error:
+    with pytest.raises(PCMError, match=r"at step [34] of 4") as error:
         walk(host, given, given.model, "PCM Video Sampler", second_model=model, boundary=700)
     assert f"(sigma {seen[0]:.4g})" in str(error.value)
 
@@ -86,7 +90,7 @@ def test_a_broken_latent_is_not_blamed_on_the_model(host, zoo, way):
     given = zoo["wan"]
     latent = given.latent(seed=2)
     latent["samples"].view(-1)[5] = math.nan
-    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"The latent or its noise held NaN .* step 1 of 4"):
+    with pytest.raises(PCMError, match=r"The latent or its noise held NaN .* step 1 of 4"):
         walk(host, given, given.model, way, latent)
 
 
@@ -100,9 +104,7 @@ def test_huge_but_finite_is_left_alone(host, zoo):
 def test_a_broken_column_of_a_stock_sampler_is_named(host, zoo):
     given = zoo["sd3"]
     model, _ = broken_at(given, 2, lambda x0: x0 * math.nan)
-    with pytest.raises(
-        host.pack("pcm_core.errors").PCMError, match=r'Column "teacher" .* NaN or infinity after 3 steps'
-    ):
+    with pytest.raises(PCMError, match=r'Column "teacher" .* NaN or infinity after 3 steps'):
         host.call("PCMCompare", model=model, positive=given.positive, negative=given.negative,
                   vae=SimpleNamespace(decode=pytest.fail), latent_image=given.latent(),
                   columns="euler/simple@3 = teacher")  # fmt: skip
@@ -171,7 +173,7 @@ def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
     given, unloaded = zoo["sd3"], []
     unload = comfy.model_management.unload_all_models
     monkeypatch.setattr(comfy.model_management, "unload_all_models", lambda: (unloaded.append(1), unload()))
-    weights, known = tiny.fingerprint(given.model.model.state_dict()), set(host.pack("nodes.host_lora").lora_names())
+    weights, known = tiny.fingerprint(given.model.model.state_dict()), set(host_lora.lora_names())
     sound = host.run_prompt(graph(Faulty(given.model, 0, None).model, node, **RUNS[node]))
     assert sound.success
     faulty = Faulty(given.model, 3 if node == "PCMSampler" else 7, OUT_OF_MEMORY[where])
@@ -182,7 +184,7 @@ def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
     assert bool(unloaded) == (where == "a device")
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
     assert not comfy.model_management.in_training
-    saved = set(host.pack("nodes.host_lora").lora_names()) - known
+    saved = set(host_lora.lora_names()) - known
     assert len(saved) == (node == "PCMDistillLora") and all("pcm_interrupted" in name for name in saved)
     assert host.run_prompt(graph(Faulty(given.model, 0, None).model, node, **RUNS[node])).success
     first, again = graph.taken
@@ -242,7 +244,7 @@ SMALL = {"a.lora_up.weight": torch.ones(4, 4), "a.lora_down.weight": torch.ones(
 
 
 def test_a_disk_that_is_really_full(host, full_disk):
-    error = host.pack("pcm_core.errors").PCMError
+    error = PCMError
     with full_disk() as folder:
         (first,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
         with pytest.raises(error, match=r"lora_00002_\.safetensors cannot be written .*Free some space"):
@@ -250,13 +252,13 @@ def test_a_disk_that_is_really_full(host, full_disk):
         assert [path.name for path in folder.iterdir()] == ["lora_00001_.safetensors"]
         (second,) = host.call("PCMSaveLora", lora=SMALL, prefix="lora")
         for name in (first, second):
-            tensors, _ = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host_lora").lora_path(name))
+            tensors, _ = core_lora.read_lora(host_lora.lora_path(name))
             assert tiny.fingerprint(tensors) == tiny.fingerprint(SMALL)
 
 
 def test_a_save_that_is_interrupted_leaves_no_half_of_a_file(host, tmp_path, monkeypatch):
     """And the interrupt goes on: it says nothing about the disk."""
-    training = host.pack("nodes.lora_file")
+    training = lora_file
     path = tmp_path / "mine.safetensors"
     training.write_lora(path, SMALL, {"format": "pt"})
     before = path.read_bytes()
@@ -272,13 +274,13 @@ def test_a_save_that_is_interrupted_leaves_no_half_of_a_file(host, tmp_path, mon
 
 
 def test_a_lora_that_cannot_be_written_where_it_was_wanted_is_kept(host, tmp_path):
-    training = host.pack("nodes.lora_file")
-    with pytest.raises(host.pack("pcm_core.errors").PCMError, match=r"cannot be written .*Saved as pcm_interrupted"):
+    training = lora_file
+    with pytest.raises(PCMError, match=r"cannot be written .*Saved as pcm_interrupted"):
         training.write_or_rescue(
             tmp_path / "missing" / "mine.safetensors", training.TrainedLora(SMALL, {"pcm_phases": "4"})
         )
     saved = sorted((host.base / "output" / "loras").glob("pcm_interrupted_*.safetensors"))
-    assert tiny.fingerprint(host.pack("pcm_core.lora").read_lora(saved[-1])[0]) == tiny.fingerprint(SMALL)
+    assert tiny.fingerprint(core_lora.read_lora(saved[-1])[0]) == tiny.fingerprint(SMALL)
 
 
 def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
@@ -295,12 +297,12 @@ def test_a_checkpoint_on_a_disk_that_is_really_full(full_disk):
 
 def test_two_that_save_at_once_take_two_names(host):
     """Two ComfyUI with one output folder: each has its name before either has written."""
-    training, files = host.pack("nodes.lora_file"), host.pack("nodes.host_training")
+    training, files = lora_file, host_training
     (one, name), (two, other) = (files.new_lora_path("shared/lora") for _ in range(2))
     assert one != two and name != other
     for path, value in ((two, 2.0), (one, 1.0)):
         training.write_lora(path, {"a.lora_up.weight": torch.full((2, 2), value)}, {"format": "pt"})
-    values = [host.pack("pcm_core.lora").read_lora(path)[0]["a.lora_up.weight"].unique().item() for path in (one, two)]
+    values = [core_lora.read_lora(path)[0]["a.lora_up.weight"].unique().item() for path in (one, two)]
     assert values == [1.0, 2.0]
     assert sorted(path.suffix for path in one.parent.iterdir()) == [".safetensors"] * 2
     one.with_suffix(".part").touch()  # killed while it saved

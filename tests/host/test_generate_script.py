@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from demo.video_world import embed_video, parse_video_prompt
 from demo.world import all_prompts, embed, parse_prompt
 from devtools.base import link_file, model_folder
+from pcm_core.errors import PCMError
 from scripts.generate import command as generate
 from scripts.metrics import command as metrics
 from scripts.metrics import sources as pictures
@@ -170,7 +171,7 @@ def test_what_cannot_be_is_said_before_anything_is_made(host, prompts, tmp_path)
         (("--model", PCM.parent / "no.safetensors"), "is not there"),
         ((), "There is no model"),
     ):
-        with pytest.raises((SystemExit, host.pack("pcm_core.errors").PCMError), match=said):
+        with pytest.raises((SystemExit, PCMError), match=said):
             run(host, prompts, tmp_path / "out", *words)
     prompts.write_text("a red dog on blue", "utf-8")
     with pytest.raises(SystemExit, match="exactly one shape"):

@@ -11,10 +11,14 @@ import torch
 from devices import hosts_fp8
 from safetensors.torch import save_file
 
+from pcm_core.errors import PCMError
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes.host import lora as host_lora
+
 
 @pytest.fixture
 def error(host):
-    return host.pack("pcm_core.errors").PCMError
+    return PCMError
 
 
 def weights(model):
@@ -131,10 +135,10 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
     loaded, report = load(host, model, put(host, model, name, alpha=2.0))
     (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
     if isinstance(listed[0], int) and listed[0] > 1:
-        table = host.pack("nodes.host").sigma_table(model)
+        table = nodes_host.sigma_table(model)
         listed = [table.sigma(t) for t in listed]
     assert sigmas[:-1].tolist() == pytest.approx(list(listed), abs=1e-4)
-    profile = host.pack("nodes.host").profile_of(loaded)
+    profile = nodes_host.profile_of(loaded)
     assert profile.terminal == "alpha0" or sigmas[-1] == 0
     seen = []
 
@@ -142,7 +146,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
         seen.extend(steps.tolist())
         return x
 
-    sampler = host.pack("nodes.host").ksampler(record)
+    sampler = nodes_host.ksampler(record)
     tiny = zoo[family]
     (guider,) = host.call("BasicGuider", model=loaded, conditioning=tiny.positive)
     (noise,) = host.call("DisableNoise")
@@ -159,7 +163,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
      ("flux", "Qwen-Image-Lightning-4steps-V2.0", 3.0), ("ltxv", "flux1-schnell-lora", 1.0)],
 )  # fmt: skip
 def test_shift_is_patched_on_a_clone_and_said(host, zoo, family, name, shift):
-    model, h = zoo[family].model, host.pack("nodes.host")
+    model, h = zoo[family].model, nodes_host
     before = h.flow_shift(model)
     loaded, report = load(host, model, put(host, model, name))
     assert h.flow_shift(loaded) == pytest.approx(shift) and h.flow_shift(model) == before
@@ -202,7 +206,7 @@ def test_strength_scales(host, zoo, strength):
 
 def test_a_one_call_family_starts_where_its_timestep_says(host, zoo):
     """Its timestep is looked up in the model's own table; a shift means nothing to a model without one."""
-    model, h = zoo["sdxl"].model, host.pack("nodes.host")
+    model, h = zoo["sdxl"].model, nodes_host
     loaded, report = load(host, model, put(host, model, "dmd2_sdxl_1step_lora"))
     assert h.profile_of(loaded).sigmas == (pytest.approx(1.160578, abs=1e-4), 0.0) and "sigmas: 1.16" in report
     metadata = {"pcm_phases": "2", "pcm_shift": "3.0"}
@@ -214,7 +218,7 @@ def test_demo_metadata_configures_everything(host, zoo):
     model = zoo["sd3"].model
     metadata = {"pcm_phases": "8", "pcm_spacing": "aligned", "pcm_grid": "40", "pcm_cfg": "1.0", "pcm_shift": "3.0"}
     loaded, report = load(host, model, put(host, model, "whatever", metadata=metadata))
-    profile = host.pack("nodes.host").profile_of(loaded)
+    profile = nodes_host.profile_of(loaded)
     assert (profile.phases, profile.spacing, profile.grid, profile.steps) == (8, "aligned", 40, 8)
     assert "phases: 8 (metadata)" in report
     assert host.call("PCMPhaseScheduler", model=loaded)[0].shape == (9,)
@@ -224,7 +228,7 @@ def test_demo_metadata_configures_everything(host, zoo):
 
 
 def test_other_loras_keep_the_settings_in_either_order(host, zoo):
-    model, h = zoo["sd3"].model, host.pack("nodes.host")
+    model, h = zoo["sd3"].model, nodes_host
     pcm, style = put(host, model, "pcm_deterministic_4step_shift3"), put(host, model, "my_style_lora", value=0.2)
     first, _ = load(host, model, pcm)
     both, report = load(host, first, style)
@@ -291,7 +295,7 @@ def test_pickles_are_neither_listed_nor_opened(host, zoo, error, name):
     folder = host.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"a": torch.ones(1)}, folder / name)
-    assert name not in host.pack("nodes.host_lora").lora_names()
+    assert name not in host_lora.lora_names()
     with pytest.raises(error, match=r"a \.safetensors file"):
         load(host, zoo["sd3"].model, name)
 
@@ -330,7 +334,7 @@ def test_the_model_given_is_left_as_it_was(host, zoo):
     model = zoo["sd3"].model
     before = {key: value.clone() for key, value in model.model.state_dict().items()}
     load(host, model, put(host, model, "pcm_deterministic_4step_shift1"))
-    assert not model.patches and host.pack("nodes.host").profile_of(model) is None
+    assert not model.patches and nodes_host.profile_of(model) is None
     assert all(torch.equal(before[key], value) for key, value in model.model.state_dict().items())
 
 

@@ -8,6 +8,9 @@ from devices import hosts_noise
 from test_sampler import Recorder, advanced, close, pcm, stock
 from tiny import fingerprint
 
+from pcm_core import sampling as core_sampling
+from phased_consistency.nodes import host as nodes_host
+
 FAMILIES = ["eps", "v", "sd3", "flux", "wan", "ltxv"]
 
 
@@ -168,9 +171,9 @@ class TestNoise:
 
     def test_tcd_gamma_is_eq_44_at_that_timestep(self, host, zoo):
         """pcm.md 3.2: gamma .3 from 759 goes to 531: r = .177754; one value per step."""
-        tiny, sampling = zoo["eps"], host.pack("pcm_core.sampling")
+        tiny, sampling = zoo["eps"], core_sampling
         (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, spacing="tcd")
-        table = host.pack("nodes.host").sigma_table(tiny.model)
+        table = nodes_host.sigma_table(tiny.model)
         rates = sampling.gamma_to_determinism(0.3, sigmas, table)
         assert rates == pytest.approx((0.177754, 0.372067, 0.536617, 1.0), abs=2e-6)
 

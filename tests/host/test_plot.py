@@ -7,9 +7,14 @@ import math
 import pytest
 import torch
 
+from pcm_core.errors import PCMError
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes import phase_plot
+
 
 def chart(host, model, sigmas=None, cfg="auto", denoise=1.0, **settings):
-    return host.pack("nodes.plot").chart_of_model(model, sigmas, cfg, denoise, **settings)
+    return phase_plot.chart_of_model(model, sigmas, cfg, denoise, **settings)
 
 
 def plot(host, **inputs):
@@ -76,8 +81,8 @@ def test_denoise_0_draws_the_model_without_steps(host, zoo):
 
 
 def test_the_profile_names_itself(host, zoo):
-    profile = host.pack("pcm_core.profiles").PCMProfile(method="PCM", base_model="sd15", phases=2, steps=2, cfg=1.5)
-    model = host.pack("nodes.host").attach_profile(zoo["eps"].model, profile)
+    profile = PCMProfile(method="PCM", base_model="sd15", phases=2, steps=2, cfg=1.5)
+    model = nodes_host.attach_profile(zoo["eps"].model, profile)
     drawn = chart(host, model)
     assert drawn.title == "2 steps over 2 phases"
     assert drawn.subtitle == "PCM sd15; trailing; ends at sigma 0"
@@ -98,7 +103,7 @@ def test_sigmas_are_drawn_on_the_models_phases(host, zoo):
 
 
 def test_sigmas_alone_count_steps(host):
-    alone = host.pack("nodes.plot").chart_of_sigmas
+    alone = phase_plot.chart_of_sigmas
     drawn = alone(torch.tensor([14.6, 4.0, 1.6, 0.7, 0.0]), 2, "3, 1")
     assert drawn.labels == ("14.6", "4", "1.6", "0.7")
     assert [(band.start, band.end, band.note) for band in drawn.bands] == [(0, 0.5, "cfg 3"), (0.5, 1, "cfg 1")]
@@ -131,7 +136,7 @@ def test_the_caller_keeps_the_sigmas(host):
     ],
 )
 def test_bad_input_is_refused(host, inputs, found):
-    error = host.pack("pcm_core.errors").PCMError
+    error = PCMError
     if "sigmas" in inputs:
         inputs = inputs | {"sigmas": torch.tensor(inputs["sigmas"])}
     with pytest.raises(error, match=found):
@@ -147,6 +152,6 @@ def test_bad_input_is_refused(host, inputs, found):
     ],
 )
 def test_bad_settings_are_refused(host, zoo, inputs, found):
-    error = host.pack("pcm_core.errors").PCMError
+    error = PCMError
     with pytest.raises(error, match=found):
         host.call("PCMPhasePlot", model=zoo["eps"].model, **inputs)

@@ -9,6 +9,9 @@ import torch
 from devices import hosts_noise
 from tiny import fingerprint
 
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+
 FAMILIES = ["eps", "v", "edm", "sd3", "flux", "wan", "hunyuan_video", "ltxv"]
 
 
@@ -39,8 +42,8 @@ def stock(host, tiny, *, steps, cfg, seed=7, denoise=1.0, latent=None, sampler="
 
 
 def with_profile(host, tiny, **values):
-    profile = host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", **values})
-    return host.pack("nodes.host").attach_profile(tiny.model, profile)
+    profile = PCMProfile(**{"method": "PCM", **values})
+    return nodes_host.attach_profile(tiny.model, profile)
 
 
 class Recorder:
@@ -197,7 +200,7 @@ def test_nested_video_and_audio(host, zoo):
     (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=2)
     (euler,) = host.call("KSamplerSelect", sampler_name="euler")
     (expected, _) = advanced(host, tiny, sigmas, cfg=1.0, sampler=euler)
-    parts = host.pack("nodes.host").parts
+    parts = nodes_host.parts
     assert [tuple(p.shape) for p in parts(out["samples"])] == [(1, 128, 3, 4, 4), (1, 8, 10, 16)]
     for mine, theirs, last in zip(parts(out["samples"]), parts(expected["samples"]), parts(x0["samples"]), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
@@ -330,7 +333,7 @@ class TestAlpha0:
         from dataclasses import replace
 
         (model,) = host.call("ModelSamplingStableCascade", model=zoo["eps"].model, shift=2.0)
-        tiny, table = replace(zoo["eps"], model=model), host.pack("nodes.host").sigma_table(model).sigmas
+        tiny, table = replace(zoo["eps"], model=model), nodes_host.sigma_table(model).sigmas
         (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4, terminal="alpha0")
         assert len(table) == 10000 and float(sigmas[-1]) == table[9]
         (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")

@@ -7,6 +7,10 @@ import math
 import pytest
 import torch
 
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes.sampling import plan as planning
+
 SERVED = ["eps", "v", "v_zsnr", "edm", "sd3", "flux", "wan", "ltxv"]
 
 
@@ -16,8 +20,8 @@ def schedule(host, model, **settings):
 
 
 def with_profile(host, tiny, **values):
-    profile = host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", **values})
-    return host.pack("nodes.host").attach_profile(tiny.model, profile)
+    profile = PCMProfile(**{"method": "PCM", **values})
+    return nodes_host.attach_profile(tiny.model, profile)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "aligned", "tcd"])
@@ -72,7 +76,7 @@ def test_sd3_schedules_are_the_official_ones(host, zoo):
 
 def test_auto_asks_the_profile(host, zoo):
     model = with_profile(host, zoo["eps"], phases=8, steps=8, spacing="aligned", grid=40, terminal="alpha0")
-    table = host.pack("nodes.host").sigma_table(model)
+    table = nodes_host.sigma_table(model)
     expected = [table.sigma(t) for t in (999, 874, 749, 624, 499, 374, 249, 124, 0)]
     assert schedule(host, model).tolist() == expected
 
@@ -156,7 +160,10 @@ class TestFixedList:
         assert torch.equal(schedule(host, self.model(host, zoo), denoise=denoise), torch.tensor(self.LEVELS)[-kept:])
 
     def test_settings_that_leave_the_list_say_so(self, host, zoo):
-        model, plan = with_profile(host, zoo["eps"], sigmas=(14.615, 4.0, 1.6, 0.0)), host.pack("nodes.plan").make_plan
+        model, plan = (
+            with_profile(host, zoo["eps"], sigmas=(14.615, 4.0, 1.6, 0.0)),
+            planning.make_plan,
+        )
         for settings in ({"phases": 4}, {"grid": 50}, {"spacing": "trailing"}):
             assert any("own list of 3 steps is not used" in note for note in plan(model, **settings).notes), settings
         assert not any("own list" in note for note in plan(model).notes)

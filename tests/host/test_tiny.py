@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from phased_consistency.nodes import host as nodes_host
+
 CLASSES = {
     "eps": ("BaseModel", "EPS"), "v": ("BaseModel", "V_PREDICTION"), "v_zsnr": ("BaseModel", "V_PREDICTION"),
     "edm": ("BaseModel", "EDM"), "sd15": ("BaseModel", "EPS"), "sdxl": ("SDXL", "EPS"), "sd3": ("SD3", "FLOW"),
@@ -22,6 +24,6 @@ def test_class_and_finite_sample(host, zoo, name):
         "KSampler", model=tiny.model, seed=0, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple",
         positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(), denoise=1.0,
     )  # fmt: skip
-    for part in host.pack("nodes.host").parts(out["samples"]):
+    for part in nodes_host.parts(out["samples"]):
         assert torch.isfinite(part).all()
         assert part.std() > 0.01

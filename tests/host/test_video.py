@@ -7,6 +7,13 @@ import math
 import pytest
 import torch
 
+from pcm_core import errors
+from pcm_core import video as core_video
+from pcm_core.profiles import PCMProfile
+from phased_consistency.nodes import host as nodes_host
+from phased_consistency.nodes import video_sampler
+from phased_consistency.nodes.sampling import plan as planning
+
 FAMILIES = ("eps", "sd15", "wan", "wan22", "hunyuan_video", "ltxv", "ltx2", "mochi")
 STEPS = {"eps": 4, "sd15": 4, "wan": 4, "wan22": 4, "hunyuan_video": 6, "ltxv": 7, "ltx2": 8, "mochi": 8}
 # Where denoise 0.5 enters: the highest listed sigma at or below the noise level of the middle of the path.
@@ -22,7 +29,7 @@ class Lab:
 
     def __init__(self, host, zoo):
         self.host, self.zoo = host, zoo
-        self.api, self.plan, self.errors = (host.pack(m) for m in ("nodes.host", "nodes.plan", "pcm_core.errors"))
+        self.api, self.plan, self.errors = nodes_host, planning, errors
         self.extra = {}
 
     def __getitem__(self, name):
@@ -58,7 +65,7 @@ class Lab:
         return clone, calls
 
     def profile(self, **values):
-        return self.host.pack("pcm_core.profiles").PCMProfile(**{"method": "PCM", "phases": 4, **values})
+        return PCMProfile(**{"method": "PCM", "phases": 4, **values})
 
     def close(self, one, other, **tolerance):
         for a, b in zip(self.parts(one), self.parts(other), strict=True):
@@ -301,7 +308,7 @@ def test_an_assumed_preset_is_said_and_a_lora_is_not_questioned(lab):
 
 
 def test_linear_betas_are_read_from_the_model_and_warned_about_once(lab, caplog):
-    lab.host.pack("nodes.video")._warn_once.cache_clear()
+    video_sampler._warn_once.cache_clear()
     watched, calls = lab.watch(lab["linear_beta"].model)
     model = lab.api.attach_profile(watched, lab.profile(steps=4, base_model="sd15"))
     reports = [lab.run("linear_beta", model=model)[1] for _ in range(2)]
@@ -451,7 +458,7 @@ def test_long_clips_in_windows(lab, name, frames, window, overlap, windows):
     assert "windows of" in report
     assert lab.same(out, lab.run(name, latent, **inputs)[0])
     # One frame of context is put before the later windows of models with a video latent.
-    length = lab[name] and lab.host.pack("pcm_core.video").family_of(lab.api.family_of(model)).latent_frames(window, "")
+    length = lab[name] and core_video.family_of(lab.api.family_of(model)).latent_frames(window, "")
     assert max(x.shape[0 if name == "eps" else 2] for _, x, _ in calls) <= length + 1
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import fill
 
+from pcm_core import profiles as core_profiles
 from scripts import make_workflows, workflow_files, workflow_tables
 from scripts.host_nodes import describe_all
 from scripts.workflow_builder import Graph
@@ -206,7 +207,7 @@ def test_it_runs(host, files, stand_ins, stem):
         assert np.asarray(Image.open(path).convert("L")).std() > 0, path
     if stem == "Distil your own":
         (path,) = (host.base / "output" / "loras" / "pcm").glob("my_lora*.safetensors")
-        assert host.pack("pcm_core.profiles").profile_for(path).phases == 4
+        assert core_profiles.profile_for(path).phases == 4
 
 
 def test_the_files_are_what_the_script_writes(host):

@@ -1,7 +1,4 @@
-"""What Load PCM LoRA asks of ComfyUI: the files, what a model's weights are called, and the patching itself.
-
-Part of ``host``: it reaches ComfyUI through that file, which alone imports it.
-"""
+"""What Load PCM LoRA asks of ComfyUI: the files, what a model's weights are called, and the patching itself."""
 
 from __future__ import annotations
 
@@ -9,12 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
 from torch import Tensor
 
-from ..pcm_core.errors import PCMError
-from ..pcm_core.lora.keys import Target
-from ..pcm_core.profiles.advice import ModelFacts
-from .host import comfy, family_of, folder_paths, model_sampling
+from ...pcm_core.errors import PCMError
+from ...pcm_core.lora.keys import Target
+from ...pcm_core.profiles.advice import ModelFacts
+from .model import family_of, model_sampling
 
 
 def lora_names() -> list[str]:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..pcm_core.errors import PCMError
-from . import host_training
+from ...pcm_core.errors import PCMError
+from ..host import training as host_training
 
 
 class TrainedLora(dict[str, Tensor]):

@@ -15,12 +15,12 @@ from ..pcm_core.errors import PCMError
 from ..pcm_core.guidance import parse_guidance
 from ..pcm_core.sampling import check_sigmas
 from ..pcm_core.sigma_table import SigmaTable
-from . import host, widgets
-from .chart import Band, Lane, PhaseChart, draw_chart
-from .checks import checked
-from .guider import phase_cfg
-from .pen import THEMES, Point
-from .plan import AUTO, Plan, make_plan
+from . import host, inputs
+from .drawing.pen import THEMES, Point
+from .drawing.phase_chart import Band, Lane, PhaseChart, draw_chart
+from .sampling.guidance import phase_cfg
+from .sampling.plan import AUTO, Plan, make_plan
+from .validation import checked
 
 _STOCK = ("simple", "normal")
 
@@ -147,13 +147,13 @@ class PCMPhasePlot(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="Draws these steps instead of those of the settings below."
                 ),
-                widgets.steps(),
-                widgets.phases(),
-                widgets.cfg(),
-                widgets.denoise(),
-                widgets.spacing(),
-                widgets.terminal(),
-                widgets.grid(),
+                inputs.steps(),
+                inputs.phases(),
+                inputs.cfg(),
+                inputs.denoise(),
+                inputs.spacing(),
+                inputs.terminal(),
+                inputs.grid(),
                 io.Combo.Input("theme", options=list(THEMES), default="dark", tooltip="Colours of the picture."),
                 io.Int.Input("width", default=1024, min=480, max=4096, step=8, tooltip="In pixels."),
                 io.Int.Input("height", default=640, min=360, max=4096, step=8, tooltip="In pixels."),

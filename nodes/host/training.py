@@ -1,7 +1,4 @@
-"""What training asks of ComfyUI: a loaded model to differentiate through, its texts, previews, and where LoRAs go.
-
-The second half of ``host``: it reaches ComfyUI through that file, which alone imports it.
-"""
+"""What training asks of ComfyUI: a loaded model to differentiate through, its texts, previews, and where LoRAs go."""
 
 from __future__ import annotations
 
@@ -11,18 +8,24 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..pcm_core import distill
-from ..pcm_core.errors import PCMError
-from . import host
-from .host import comfy, folder_paths, latent_preview
+from ...pcm_core import distill
+from ...pcm_core.errors import PCMError
+from .model import family_of, is_flow
+from .sampling import CFGGuider
 
 Conditioning = list[list[Any]]
-
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _CACHED_TEXTS = 16
@@ -80,7 +83,7 @@ def _run(
     model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None]
 ) -> None:
     with torch.inference_mode(False), torch.enable_grad():
-        guider = host.CFGGuider(model)
+        guider = CFGGuider(model)
         guider.inner_set_conds({"positive": conditioning})
         guider.sample(torch.zeros(shape), torch.zeros(shape), _Body(body), torch.tensor([1.0, 0.0]), seed=0)
 
@@ -203,7 +206,7 @@ class Backbone:
         self.around = WritingElsewhere
         if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5, equal_nan=True):
             self.around, self.checkpointable = nullcontext, False
-        if host.family_of(self.guider.model_patcher) in _COPIED:
+        if family_of(self.guider.model_patcher) in _COPIED:
             self.around_step, self.checkpointable = torch.autograd.graph.allow_mutation_on_saved_tensors, False
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
@@ -256,7 +259,7 @@ def _join(texts: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def prediction_of(model: Any) -> str:
     """``eps``, ``v``, ``flow`` or the host's own name for the parametrisation in lower case."""
-    if host.is_flow(model):
+    if is_flow(model):
         return "flow"
     name: str = model.model.model_type.name
     return {"EPS": "eps", "V_PREDICTION": "v"}.get(name, name.lower())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pcm_core.phases import MAX_COUNT, SPACINGS, TERMINALS
-from .plan import AUTO
+from .sampling.plan import AUTO
 
 
 def model() -> io.Model.Input:

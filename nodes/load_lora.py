@@ -18,8 +18,9 @@ from ..pcm_core.errors import PCMError
 from ..pcm_core.lora import LoraReport
 from ..pcm_core.profiles import PCMProfile, profile_for
 from ..pcm_core.profiles.advice import loading_mistakes
-from . import host, host_lora
-from .checks import checked
+from . import host
+from .host import lora as host_lora
+from .validation import checked
 
 
 class PCMLoraLoader(io.ComfyNode):

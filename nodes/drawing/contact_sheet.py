@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 _PAPER, _INK, _SOFT, _ACCENT, _TRACK = "#ffffff", "#1c1e22", "#6c727d", "#2f6fde", "#e3e6eb"
 
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..pcm_core import video
-from ..pcm_core.errors import PCMError
-from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.video.noise import WINDOW_NOISES, Windows
-from . import host
+from ...pcm_core import video
+from ...pcm_core.errors import PCMError
+from ...pcm_core.profiles import PCMProfile
+from ...pcm_core.video.noise import WINDOW_NOISES, Windows
+from .. import host
 from .plan import AUTO
 
 # What two experts have in common, of the sizes that the host's detection finds.

@@ -1,7 +1,4 @@
-"""Files, for the command line: the host's own loaders of models, and what they make of texts and pictures.
-
-Part of ``host``: it reaches ComfyUI through that file, which alone imports it.
-"""
+"""Files, for the command line: the host's own loaders of models, and what they make of texts and pictures."""
 
 from __future__ import annotations
 
@@ -9,14 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
+import comfy.utils
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..pcm_core.errors import PCMError
-from .host import comfy
-from .host_training import Conditioning
+from ...pcm_core.errors import PCMError
+from .training import Conditioning
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

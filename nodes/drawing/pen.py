@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 ThemeName = Literal["dark", "light"]
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-
 SUPERSAMPLING = 2
 _DESIGN = (1024, 640)
 

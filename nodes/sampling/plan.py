@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pcm_core.errors import PCMError
-from ..pcm_core.phases import PhaseSchedule
-from ..pcm_core.profiles import PCMProfile
-from ..pcm_core.sigma_table import SigmaTable
-from . import host
+from ...pcm_core.errors import PCMError
+from ...pcm_core.phases import PhaseSchedule
+from ...pcm_core.profiles import PCMProfile
+from ...pcm_core.sigma_table import SigmaTable
+from .. import host
 
+# What a widget says where the profile decides: a choice, and a number that may be 0.
 AUTO = "auto"
+UNSET = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,142 @@
+"""What a model is to ComfyUI: its sigmas, its shift, and what is attached to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.context_windows
+import comfy.model_sampling
+
+from ...pcm_core.errors import PCMError
+from ...pcm_core.lora.keys import CLASS_FAMILIES, UNET_FAMILIES
+from ...pcm_core.profiles import PCMProfile
+from ...pcm_core.sigma_table import SigmaTable
+
+_PROFILE_KEY = "pcm_profile"
+_REFUSED = {
+    "IMG_TO_IMG": "an image-to-image model (Lotus)",
+    "IMG_TO_IMG_FLOW": "an image-to-image flow model (FlowRVS)",
+    "V_PREDICTION_DDPM": "a variance-preserving v model (CogVideoX)",
+}
+
+
+def model_sampling(model: Any) -> Any:
+    """The model's sampling object, with every ModelSampling* patch applied.
+
+    Args:
+        model: a ModelPatcher.
+
+    Raises:
+        PCMError: if PCM cannot serve this parametrisation.
+    """
+    sampling = model.get_model_object("model_sampling")
+    _refuse(sampling)
+    return sampling
+
+
+def sigma_table(model: Any) -> SigmaTable:
+    """The model's sigmas by timestep, with every ModelSampling* patch applied.
+
+    Raises:
+        PCMError: if PCM cannot serve the parametrisation, or the table cannot be indexed by timestep.
+    """
+    return table_of(model_sampling(model))
+
+
+def table_of(sampling: Any) -> SigmaTable:
+    """``sigma_table`` of a sampling object, for callers that have no model."""
+    _refuse(sampling)
+    try:
+        return SigmaTable.of(sampling.sigmas.float(), flow=isinstance(sampling, comfy.model_sampling.CONST))
+    except PCMError as error:
+        raise PCMError(
+            error.found,
+            error.expected,
+            "Remove ModelSamplingDiscrete (lcm) or a similar patch from the model; PCM needs the model's own sigmas.",
+        ) from error
+
+
+def is_flow(model: Any) -> bool:
+    """Whether x = (1 - sigma) x0 + sigma noise, rather than x = x0 + sigma noise."""
+    return isinstance(model_sampling(model), comfy.model_sampling.CONST)
+
+
+def noise_scale(model: Any) -> float:
+    """Standard deviation of a flow model's noise; 1 for all but one family of the host."""
+    return float(getattr(model_sampling(model), "noise_scale", 1.0))
+
+
+def family_of(model: Any) -> str:
+    """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
+    names = [parent.__name__ for parent in type(model.model).__mro__]
+    if names[0] == "BaseModel":
+        return UNET_FAMILIES.get(model.model.model_config.unet_config.get("context_dim"), "unet")
+    return next((CLASS_FAMILIES[name] for name in names if name in CLASS_FAMILIES), names[0].lower())
+
+
+def flow_shift(model: Any) -> float | None:
+    """The linear timestep shift of a flow model, whichever way the host stores it; ``None`` for other models."""
+    sampling = model_sampling(model)
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+        return math.exp(sampling.shift)
+    return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else None
+
+
+def with_flow_shift(model: Any, shift: float) -> Any:
+    """A clone of a flow model with that linear shift, in the class of sampling it already has."""
+    current = model_sampling(model)
+    sampling = type(current)(model.model.model_config)
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+        sampling.set_parameters(shift=math.log(shift))
+    else:
+        sampling.set_parameters(shift=shift, multiplier=current.multiplier)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    return clone
+
+
+def with_context_windows(model: Any, length: int, overlap: int, axis: int, *, nested: bool) -> Any:
+    """A clone that is evaluated in fixed windows along an axis, each frame weighted by its distance from the edge.
+
+    Raises:
+        PCMError: if the latent is ``nested`` and the host has no windows for that.
+    """
+    api = comfy.context_windows
+    if nested and not hasattr(api.IndexListContextHandler, "_build_window_state"):
+        raise PCMError(
+            "This ComfyUI has no windows for video with audio.", "a newer one.", "Update it, or use window 0."
+        )
+    handler = api.IndexListContextHandler(
+        context_schedule=api.get_matching_context_schedule(api.ContextSchedules.STATIC_STANDARD),
+        fuse_method=api.get_matching_fuse_method(api.ContextFuseMethods.PYRAMID),
+        context_length=length, context_overlap=overlap, dim=axis,
+    )  # fmt: skip
+    # Puts a frame before each later window, for models whose first latent frame is one picture. Newer hosts only.
+    handler.causal_window_fix = axis > 0
+    clone = model.clone()
+    clone.model_options["context_handler"] = handler
+    api.create_prepare_sampling_wrapper(clone)
+    return clone
+
+
+def attach_profile(model: Any, profile: PCMProfile) -> Any:
+    """A clone of the model that carries the profile; it survives later clones and patches."""
+    clone = model.clone()
+    clone.set_attachments(_PROFILE_KEY, profile)
+    return clone
+
+
+def profile_of(model: Any) -> PCMProfile | None:
+    """The profile that ``attach_profile`` put on the model, or ``None``."""
+    return model.get_attachment(_PROFILE_KEY)
+
+
+def _refuse(sampling: Any) -> None:
+    for parent in type(sampling).__mro__:
+        if parent.__name__ in _REFUSED:
+            raise PCMError(
+                f"This is {_REFUSED[parent.__name__]}: the host samples it as {parent.__name__}.",
+                "an eps, v, EDM or flow model.",
+                "Sample it with the host's own nodes.",
+            )

@@ -1,0 +1,141 @@
+"""PCM Video Sampler: one node for every video family the host loads, one expert or two, short clips or windows."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# The host declares execute(**kwargs); a node names its inputs.
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..pcm_core import video
+from ..pcm_core.video.noise import WINDOW_NOISES, ClipNoise
+from . import host, inputs
+from .sampling.clip import Clip, condition, run, split_experts
+from .sampling.function import check_noise
+from .sampling.plan import AUTO, UNSET, Plan, make_plan
+from .sampling.video_setup import Setup, second_expert, set_up, with_windows
+from .validation import checked
+
+_NODE = "PCM Video Sampler"
+_FRAME_NOISES = ("independent", "mixed", "shared")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logging.warning("%s: %s", _NODE, text)
+
+
+def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
+    """The settings in force, in one line."""
+    shift = host.flow_shift(setup.model)
+    values = [
+        f"{setup.family.name}, {setup.profile.family if setup.profile.known else 'no preset'}",
+        f"{max(len(plan.sigmas) - 1, 0)} steps",
+        "sigmas " + " ".join(f"{sigma:.6g}" for sigma in plan.sigmas.tolist()),
+        f"cfg {setup.profile.cfg:g}" if cfg.strip().lower() in (AUTO, "") else f"cfg {cfg.strip()}",
+    ]
+    if shift is not None:
+        values.append(f"shift {shift:g}")
+    if setup.windows is not None:
+        values.append(f"windows of {setup.windows.length} latent frames, {setup.windows.overlap} shared")
+    return ", ".join(values) + "."
+
+
+class PCMVideoSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PCMVideoSampler",
+            display_name="PCM Video Sampler",
+            category="PCM/sampling",
+            description="Samples video in a few steps: Wan, HunyuanVideo, Mochi, LTXV, LTX-2, AnimateDiff. Steps, "
+            "shift, sigmas and guidance come with the LoRA or the preset. Takes a second expert (Wan 2.2) and context "
+            "windows for long clips.",
+            search_aliases=["phased consistency", "pcm", "video", "few step", "wan", "hunyuan", "mochi", "ltx",
+                            "animatediff", "lightning", "fastvideo", "moe"],
+            inputs=[
+                inputs.model(),
+                io.Conditioning.Input("positive", tooltip="What to make."),
+                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
+                io.Latent.Input("latent_image", tooltip="The clip to fill or change, with its mask if it has one."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="Of the noise. On one machine, the same seed and settings give the same bits."),
+                io.Combo.Input("preset", options=[AUTO, *video.preset_names()], default=AUTO,
+                               tooltip="auto: what the LoRA says, else what suits the model's family. Choose one for a "
+                               "checkpoint that has a few-step LoRA merged in."),
+                inputs.steps(),
+                inputs.cfg(),
+                inputs.denoise(),
+                io.Float.Input("shift", default=0.0, min=0.0, max=100.0, step=0.1,
+                               tooltip="Linear flow shift; models that want its logarithm (LTX) get that. 0: what the "
+                               "LoRA or preset wants."),
+                io.Int.Input("boundary", default=875, min=0, max=1000,
+                             tooltip="Timestep at which second_model takes over, moved to the nearest phase edge."),
+                io.Int.Input("window", default=0, min=0, max=16384,
+                             tooltip="Pictures in one context window, for clips longer than the model knows. 0: the "
+                             "whole clip at once."),
+                io.Int.Input("overlap", default=16, min=0, max=16384,
+                             tooltip="Pictures that neighbouring windows share."),
+                io.Combo.Input("window_noise", options=list(WINDOW_NOISES), default=WINDOW_NOISES[0], advanced=True,
+                               tooltip="shuffled, tiled: every window starts from the same noise frames, so that they "
+                               "agree. independent: they do not."),
+                io.Combo.Input("frame_noise", options=list(_FRAME_NOISES), default="independent", advanced=True,
+                               tooltip="Noise of different frames: independent, partly the same, or the same. For "
+                               "AnimateDiff-style models."),
+                io.Float.Input("frame_correlation", default=0.5, min=0.0, max=1.0, step=0.05, advanced=True,
+                               tooltip="How much of the noise two frames share, for frame_noise mixed."),
+                io.Float.Input("embedded_guidance", default=UNSET, min=UNSET, max=100.0, step=0.1, advanced=True,
+                               tooltip="The guidance scalar of HunyuanVideo, which is not cfg. -1: what the "
+                               "conditioning has, else what the LoRA or preset wants."),
+                inputs.determinism(),
+                io.Model.Input("second_model", optional=True,
+                               tooltip="The low-noise expert of a pair (Wan 2.2), after its own Load PCM LoRA."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The clip."),
+                io.String.Output(display_name="report", tooltip="What was used, moved and assumed."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @checked
+    def execute(
+        cls, model: Any, positive: Any, negative: Any, latent_image: host.Latent, seed: int, preset: str, steps: int,
+        cfg: str, denoise: float, shift: float, boundary: float, window: int, overlap: int, window_noise: Any,
+        frame_noise: str, frame_correlation: float, embedded_guidance: float, determinism: float,
+        second_model: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_noise(determinism, UNSET)
+        parts = host.parts(latent_image["samples"])
+        setup = set_up(model, preset, steps, shift)
+        setup.family.check_latent(parts[0].shape)
+        setup = with_windows(setup, window, overlap, nested=len(parts) > 1, noise=window_noise)
+        twin = None if second_model is None else second_expert(setup, second_model)
+        if twin is not None:
+            twin = with_windows(twin, window, overlap, nested=len(parts) > 1)
+        latent = host.fix_latent(setup.model, latent_image)
+        shape = host.parts(latent["samples"])[0].shape
+        setup, positive, negative = condition(setup, positive, negative, shape, embedded_guidance)
+        plan = make_plan(setup.model, steps=steps, denoise=denoise)
+        stages, moved = split_experts(setup, twin, plan, steps, boundary)
+        plan = replace(plan, notes=setup.notes + plan.notes + moved).report(_NODE)
+        correlation = {"independent": 0.0, "mixed": frame_correlation, "shared": 1.0}[frame_noise]
+        noise = ClipNoise(
+            axis=setup.family.frames_axis, seed=seed, correlation=correlation, windows=setup.windows,
+            arrangement=window_noise,
+        )  # fmt: skip
+        result = run(Clip(noise, seed), latent, stages, positive, negative, cfg, plan, determinism)
+        return io.NodeOutput(result, "\n".join([_describe(setup, plan, cfg), *plan.notes, *_beta_warning(setup)]))
+
+
+def _beta_warning(setup: Setup) -> list[str]:
+    warning = video.beta_warning(setup.profile, host.sigma_table(setup.model))
+    if warning is None:
+        return []
+    _warn_once(warning)
+    return [warning]
