@@ -26,7 +26,7 @@ from scipy.optimize import nnls
 
 from benchmarks.common import MIB, markdown, peak_bytes
 from benchmarks.video_memory import defaults
-from scripts.host_nodes import ROOT, load
+from devtools.generate.host_nodes import ROOT, load
 
 POWERS = ("constant", "linear", "quadratic")
 

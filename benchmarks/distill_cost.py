@@ -30,9 +30,9 @@ from benchmarks.common import markdown
 from demo.distill import TABLE
 from demo.mmdit import MMDiT
 from demo.world import all_prompts, embed
+from devtools.generate.host_nodes import load
 from pcm_core import distill
 from pcm_core.distill import objective
-from scripts.host_nodes import load
 
 RANK = 16
 TARGET = 1.2  # times the plain loop's updates per second

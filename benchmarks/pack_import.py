@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import markdown, pack_label
-from scripts.host_nodes import ROOT, boot
+from devtools.generate.host_nodes import ROOT, boot
 
 TARGET = 0.05  # seconds
 HEAVY = ("matplotlib", "scipy", "transformers", "diffusers")

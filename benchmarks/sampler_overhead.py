@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import markdown, pack_label, peak_bytes, ratio_of
+from devtools.generate.host_nodes import load
 from pcm_core.phases import build_schedule
 from pcm_core.sampling import is_finite, sample_pcm
-from scripts.host_nodes import load
 
 SHAPES = {"SD1.5 512": (1, 4, 64, 64), "SD3 1024": (1, 16, 128, 128), "Wan 832x480x81": (1, 16, 21, 60, 104)}
 STOCK = ("euler", "ddim", "lcm", "dpmpp_2m")

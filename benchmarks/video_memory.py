@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import MIB, markdown, peak_bytes
-from scripts.host_nodes import ROOT, load
+from devtools.generate.host_nodes import ROOT, load
 
 STRIDE = 4  # pictures per latent frame of Wan
 

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.make_workflows import dump, version
-from scripts.workflow_builder import Graph
+from devtools.generate.workflow_builder import Graph
+from devtools.generate.workflows import dump, version
 
 from .client import Client
 

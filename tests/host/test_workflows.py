@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import fill
 
+from devtools.generate import workflow_files, workflow_tables, workflows
+from devtools.generate.host_nodes import describe_all
+from devtools.generate.workflow_builder import Graph
 from pcm_core import profiles as core_profiles
-from scripts import make_workflows, workflow_files, workflow_tables
-from scripts.host_nodes import describe_all
-from scripts.workflow_builder import Graph
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEMS = sorted(workflow_tables.WORKFLOWS)
@@ -216,12 +216,12 @@ def test_the_files_are_what_the_script_writes(host):
     if comfyui_version.__version__ != "0.30.0":
         pytest.skip("the workflows are written with the inputs of 0.30.0")
     infos = describe_all(host.nodes.NODE_CLASS_MAPPINGS)
-    built = make_workflows.build(infos)
-    assert make_workflows.GALLERY.read_text("utf-8") == make_workflows.gallery(infos)
-    shown = set(re.findall(r"\]\((images/.+?)\)", make_workflows.GALLERY.read_text("utf-8")))
+    built = workflows.build(infos)
+    assert workflows.GALLERY.read_text("utf-8") == workflows.gallery(infos)
+    shown = set(re.findall(r"\]\((images/.+?)\)", workflows.GALLERY.read_text("utf-8")))
     assert shown == {f"images/{path.name}" for path in (ROOT / "docs" / "images").glob("*.webp")}
     for path, content in built.items():
-        assert path.read_text("utf-8") == make_workflows.dump(content), f"run python -m scripts.make_workflows: {path}"
+        assert path.read_text("utf-8") == workflows.dump(content), f"run python -m devtools.generate.workflows: {path}"
     assert sorted(p for p in built if p.parent.name == "workflows") == sorted((ROOT / "workflows").glob("*.json"))
     assert sorted(p for p in built if p.parent.name == "api") == sorted((ROOT / "workflows" / "api").glob("*.json"))
 
@@ -242,7 +242,7 @@ def test_notes_links_and_marks(stem):
             assert model["name"] in node["widgets_values"], "else the frontend shows no download"
             assert model["url"].endswith(f"/{model['name']}") and model["url"] in note
         if node["type"].startswith("PCM") or node["type"] == "SamplerPCM":
-            assert properties["cnr_id"] == "phased-consistency" and properties["ver"] == make_workflows.version()
+            assert properties["cnr_id"] == "phased-consistency" and properties["ver"] == workflows.version()
 
 
 def test_a_note_that_forgets_a_file_would_be_seen():

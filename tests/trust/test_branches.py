@@ -1,4 +1,4 @@
-"""``scripts.raises`` finds the refusals that did not run, and nothing else."""
+"""``devtools.untested_raises`` finds the refusals that did not run, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from coverage import CoverageData
 
-from scripts import raises
+from devtools import untested_raises
 
 SOURCE = """\
 from typing import NoReturn
@@ -46,11 +46,11 @@ def test_what_did_not_run_is_named(tmp_path: Path, ran: list[int], missed: list[
     path.write_text(SOURCE)
     data = CoverageData(no_disk=True)
     data.add_lines({str(path): ran})
-    assert raises.missed([path], data) == (4, [f"{path}:{line}" for line in missed])
+    assert untested_raises.missed([path], data) == (4, [f"{path}:{line}" for line in missed])
 
 
 def test_the_exit_code_says_whether_any_is_left(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(raises, "ROOT", tmp_path)
+    monkeypatch.setattr(untested_raises, "ROOT", tmp_path)
     path = tmp_path / "nodes" / "module.py"
     path.parent.mkdir()
     path.write_text(SOURCE)
@@ -59,6 +59,6 @@ def test_the_exit_code_says_whether_any_is_left(tmp_path: Path, monkeypatch, cap
         data = CoverageData(file)
         data.add_lines({str(path): lines})
         data.write()
-    assert raises.main(files[:1]) == 1
+    assert untested_raises.main(files[:1]) == 1
     assert capsys.readouterr().out.splitlines() == [f"{path}:10", f"{path}:16", "2 of 4 refusals ran"]
-    assert raises.main(files) == 0
+    assert untested_raises.main(files) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .workflow_builder import Graph, Link, Model, Node
 from .workflow_files import (
@@ -67,7 +68,7 @@ def load_lora(graph: Graph, column: int, model: Link, lora: Model, title: str = 
 
 
 def sample(graph: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: Link, title: str = "",
-           **settings: object) -> Node:  # fmt: skip
+           **settings: Any) -> Node:  # fmt: skip
     return graph.add(
         "PCMSampler", column, title=title, model=model, positive=texts[0][0], negative=texts[1][0],
         latent_image=latent, **settings,
@@ -222,7 +223,7 @@ def compare_steps(g: Graph) -> None:
     texts = prompts(g, 1, base[1])
     second = g.add("CLIPTextEncode", 1, title="Second prompt", wide=340, clip=base[1],
                    text="a lighthouse on a cliff, storm, oil painting")  # fmt: skip
-    inputs = {"models.model_b": base[0], "prompts.positive_2": second[0]}
+    inputs: dict[str, Any] = {"models.model_b": base[0], "prompts.positive_2": second[0]}
     sheet = g.add(
         "PCMCompare", 2, wide=380, model=model[0], positive=texts[0][0], negative=texts[1][0], latent_image=latent[0],
         vae=base[2], seed=1, columns="1, 2, 4\nb: euler/simple@4 cfg 7\nb: euler/simple@25 cfg 7 = teacher",
@@ -249,10 +250,11 @@ def compare_systems(g: Graph) -> None:
         load_lora(g, 1, base[0], file, name)
         for file, name in ((SDXL_LCM_LIKE, "LCM"), (SDXL_HYPER, "Hyper-SD"), (SDXL_LIGHTNING, "Lightning"))
     ]
-    inputs = {f"models.model_{letter}": model[0] for letter, model in zip("bcd", others, strict=True)}
+    inputs: dict[str, Any] = {f"models.model_{letter}": model[0] for letter, model in zip("bcd", others, strict=True)}
+    inputs["models.model_e"] = base[0]
     sheet = g.add(
         "PCMCompare", 2, wide=400, model=pcm[0], positive=texts[0][0], negative=texts[1][0], latent_image=latent[0],
-        vae=base[2], seed=1, seeds=2, **inputs, **{"models.model_e": base[0]},
+        vae=base[2], seed=1, seeds=2, **inputs,
         columns="auto = PCM\nb: lcm/sgm_uniform@4 = LCM\nc: auto = Hyper-SD\nd: auto = Lightning\n"
         "e: ddim/ddim_uniform@8 cfg 7 = DDIM at 8\ne: dpmpp_2m/karras@25 cfg 7 = DPM++ at 25",
     )  # fmt: skip
@@ -335,7 +337,7 @@ def distil_your_own(g: Graph) -> None:
 
 
 def video(g: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: Link, vae: Link, prefix: str,
-          **settings: object) -> None:  # fmt: skip
+          **settings: Any) -> None:  # fmt: skip
     clip = g.add(
         "PCMVideoSampler", column, wide=360, model=model, positive=texts[0][0], negative=texts[1][0],
         latent_image=latent, seed=1, **settings,

@@ -1,7 +1,7 @@
 """Walk the newcomer's path in the real frontend with the demo's models, and photograph it for docs/first_picture.md.
 
-``COMFYUI_PATH=... python -m scripts.make_walk`` writes ``docs/images/walk/*.webp``. Every click is one of the
-mouse; what the page says was read off this walk.
+``COMFYUI_PATH=... python -m devtools.generate.walkthrough`` writes ``docs/images/walk/*.webp``. Every click is one of
+the mouse; what the page says was read off this walk.
 """
 
 from __future__ import annotations

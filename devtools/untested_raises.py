@@ -1,7 +1,7 @@
 """Which refusals no test has triggered: every ``raise``, and every call of what only raises, against coverage data.
 
     python dev.py test -- -n 2 --dist loadfile --cov=pcm_core --cov=nodes
-    python -m scripts.raises
+    python -m devtools.untested_raises
 
 The first command also prints the share of lines that ran; ``dev.py test --long`` does both. Exit code 1 if a refusal of
 ``pcm_core`` or ``nodes`` did not run, each of which is listed.
@@ -30,9 +30,13 @@ def refusals(source: str) -> Iterator[tuple[int, int]]:
         if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "NoReturn"
     }
     for node in ast.walk(tree):
-        call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-        if isinstance(node, ast.Raise) or (call and getattr(node.value.func, "id", None) in raisers):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and _called(node.value) in raisers):
             yield node.lineno, node.end_lineno or node.lineno
+
+
+def _called(node: ast.expr) -> str | None:
+    """The name that is called; ``None`` if it is no call of a plain name."""
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
 
 
 def missed(files: Iterable[Path], data: CoverageData) -> tuple[int, list[str]]:
@@ -48,7 +52,9 @@ def missed(files: Iterable[Path], data: CoverageData) -> tuple[int, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.raises", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m devtools.untested_raises", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("data", nargs="*", default=[".coverage"], help="coverage files (default: .coverage)")
     options = parser.parse_args(arguments)
     data = CoverageData(no_disk=True)

@@ -1,7 +1,7 @@
 """Write ``workflows/*.json``, their API twins in ``workflows/api``, the subgraph blueprint and ``docs/workflows.md``
 from one description.
 
-Run it after a node or a workflow changed: ``COMFYUI_PATH=... python -m scripts.make_workflows``, with the newest
+Run it after a node or a workflow changed: ``COMFYUI_PATH=... python -m devtools.generate.workflows``, with the newest
 supported host. The drift test makes the same comparison.
 """
 
@@ -25,7 +25,9 @@ _BLUEPRINT_ID = "6d5f4c1e-0a52-4c7e-9a53-5a2f3d1c8b07"
 
 def version() -> str:
     """Of the pack."""
-    return re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+    found = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 def build(infos: dict[str, Any]) -> dict[Path, dict[str, Any]]:
@@ -59,7 +61,7 @@ def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
 def gallery(infos: dict[str, Any]) -> str:
     """A page with every workflow: its picture, by make_screenshots, and its note."""
     parts = ["# The workflows", "", "In ComfyUI: Templates, then this pack's name under Extensions. Written by "
-             "`python -m scripts.make_workflows`; the API forms are in `workflows/api`."]  # fmt: skip
+             "`python -m devtools.generate.workflows`; the API forms are in `workflows/api`."]  # fmt: skip
     for stem, draw in WORKFLOWS.items():
         graph = Graph(infos, version())
         draw(graph)

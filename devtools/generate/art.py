@@ -1,16 +1,17 @@
 """Draw the icon and the banner of the registry page: a sigma curve cut into four phases, and the four jumps along it.
 
-``python -m scripts.make_art``
+``python -m devtools.generate.art``
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+from ..paths import ROOT
+
+ASSETS = ROOT / "assets"
 SUPERSAMPLING = 4
 PHASES = 4
 PAPER, INK, SOFT = "#16181d", "#f4f6fa", "#9aa3b2"

@@ -1,7 +1,8 @@
 """Write ``locales/en`` from the nodes' own schemas, and ``locales/zh`` from the same texts and ``zh.json`` beside this.
 
-Run it after a node, an input or a tooltip was added or reworded: ``COMFYUI_PATH=... python -m scripts.make_locales``.
-It lists the texts that ``zh.json`` lacks, with ``""`` to fill in. The drift test makes the same comparison.
+Run it after a node, an input or a tooltip was added or reworded:
+``COMFYUI_PATH=... python -m devtools.generate.locales``. It lists the texts that ``zh.json`` lacks, with ``""`` to fill
+in. The drift test makes the same comparison.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Graph:
             result: the link that becomes the outer node's output.
         """
         drawn, links = self._drawn()
-        inner = [dict(zip(_LINK_KEYS, link, strict=True)) for link in links]
+        inner: list[dict[str, Any]] = [dict(zip(_LINK_KEYS, link, strict=True)) for link in links]
         by_id = {node["id"]: node for node in drawn}
         inputs: list[dict[str, Any]] = []
         for node, widget in exposed:

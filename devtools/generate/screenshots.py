@@ -1,6 +1,6 @@
 """Photograph the pack in the real frontend: every node for its help page, every workflow for the docs and its card.
 
-``COMFYUI_PATH=... python -m scripts.make_screenshots`` writes ``web/docs/images/<node id>.png``, the whole graphs
+``COMFYUI_PATH=... python -m devtools.generate.screenshots`` writes ``web/docs/images/<node id>.png``, the whole graphs
 ``docs/images/<stem>.webp`` and the cards of the template browser ``workflows/<stem>.jpg``. The files that the workflows
 name are empty stand-ins here, so that nothing is marked as missing; no picture is generated.
 """
@@ -25,9 +25,9 @@ from pcm_core.profiles import profile_from_name
 from .cards import NODES_ON_CARD, draw_card
 from .frontend import open_frontend, palette, picture_of
 from .host_nodes import ROOT
-from .make_workflows import FOLDER
 from .workflow_builder import PACK
 from .workflow_files import SDXL_SMALL, all_models
+from .workflows import FOLDER
 
 IMAGES = ROOT / "web" / "docs" / "images"
 GRAPHS = ROOT / "docs" / "images"

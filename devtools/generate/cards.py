@@ -6,7 +6,7 @@ import re
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .make_art import BANDS, DOT, INK, PAPER, SOFT
+from .art import BANDS, DOT, INK, PAPER, SOFT
 
 SIZE = 512
 SHRINK = 5
@@ -18,7 +18,9 @@ def draw_card(title: str, steps: int, nodes: Image.Image) -> Image.Image:
     """What it is about large, the rest of the title below it, a bar with one piece per step, and the nodes."""
     card = Image.new("RGB", (SIZE, SIZE), PAPER)
     pen = ImageDraw.Draw(card)
-    first, rest = re.fullmatch(r"(\S+(?: \d\S*)?) ?(.*)", title).groups()  # a version goes with its name: Wan 2.2
+    words = re.fullmatch(r"(\S+(?: \d\S*)?) ?(.*)", title)  # a version goes with its name: Wan 2.2
+    assert words is not None, title
+    first, rest = words.groups()
     large = fitting(first, 80)
     pen.text((_LEFT, 84), first, INK, large, anchor="ls")
     pen.text((_LEFT, 136), rest, SOFT, fitting(rest, 40), anchor="ls")

@@ -1,0 +1,1 @@
+"""What writes workflows, locales, help images and art. Run one: ``python -m devtools.generate.locales``."""
