@@ -34,7 +34,7 @@ def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
     """The settings in force, in one line."""
     shift = host.flow_shift(setup.model)
     values = [
-        f"{setup.family.name}, {setup.profile.family if setup.profile.known else 'no preset'}",
+        f"{setup.family.name}, {setup.profile.method if setup.profile.known else 'no preset'}",
         f"{max(len(plan.sigmas) - 1, 0)} steps",
         "sigmas " + " ".join(f"{sigma:.6g}" for sigma in plan.sigmas.tolist()),
         f"cfg {setup.profile.cfg:g}" if cfg.strip().lower() in (AUTO, "") else f"cfg {cfg.strip()}",

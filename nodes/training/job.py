@@ -89,7 +89,7 @@ def _check_model(model: Any) -> None:
         )
     if (profile := host.profile_of(model)) is not None and profile.known:
         raise PCMError(
-            f"The model carries a {profile.family} LoRA.",
+            f"The model carries a {profile.method} LoRA.",
             "the plain model: it is the teacher.",
             "Connect the model before Load PCM LoRA; to go on training that LoRA choose it as existing_lora.",
         )
