@@ -355,7 +355,7 @@ def test_a_run_whose_log_fails_goes_on_and_says_so_once(run, tmp_path, monkeypat
 
 
 class Encoders:
-    """What ``nodes.host_files`` gives the script, counting pictures and texts."""
+    """What ``nodes.host.loaders`` gives the script, counting pictures and texts."""
 
     PICTURES, PCMError = (".png",), distill_files.PCMError
 
