@@ -1,7 +1,7 @@
-"""Pictures and clips, read from a folder or from what a running ComfyUI made.
+"""Images and clips, read from a folder or from what a running ComfyUI made.
 
-A folder holds pictures, animated WebP, GIF or video files, and folders of frames; each is one item, named by its stem.
-``http://HOST:PORT/history/PROMPT_ID`` stands for the pictures that a prompt made on a running ComfyUI, named 00001,
+A folder holds images, animated WebP, GIF or video files, and folders of frames; each is one item, named by its stem.
+``http://HOST:PORT/history/PROMPT_ID`` stands for the images that a prompt made on a running ComfyUI, named 00001,
 00002, ... in their order: the host's own names count on from prompt to prompt.
 """
 
@@ -13,8 +13,9 @@ import json
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+ANIMATED = (".webp", ".gif")
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov")
 _HISTORY = re.compile(r"(?P<host>https?://[^/]+)/(?:api/)?history/(?P<prompt>[\w-]+)/?")
 
@@ -34,11 +36,24 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """A picture or clip: uint8 [T, 3, H, W], T = 1 for a picture, and its prompt where that is known."""
+    """An image or clip, read when its frames are asked for: a folder may hold more than memory does.
+
+    Attributes:
+        load: gives uint8 [T, 3, H, W], T = 1 for an image.
+        moves: whether it is a clip.
+        prompt: where that is known.
+        state: size in bytes and time of the last change, by which a cache knows it again; ``None`` for a server's.
+    """
 
     name: str
-    frames: Tensor
+    load: Callable[[], Tensor]
+    moves: bool = False
     prompt: str | None = None
+    state: tuple[int, int] | None = None
+
+    @property
+    def frames(self) -> Tensor:
+        return self.load()
 
 
 def read(source: str) -> list[Item]:
@@ -50,7 +65,7 @@ def read(source: str) -> list[Item]:
     found = _HISTORY.fullmatch(source)
     items = sorted(_from_host(found) if found else _from_folder(Path(source)), key=lambda item: item.name)
     if not items:
-        raise SourceError(f"{source} holds no pictures. Give a folder of {', '.join(PICTURES + VIDEOS)} files, "
+        raise SourceError(f"{source} holds no images. Give a folder of {', '.join(IMAGES + VIDEOS)} files, "
                           "or of folders of frames.")  # fmt: skip
     for one, other in itertools.pairwise(items):
         if one.name == other.name:
@@ -64,17 +79,29 @@ def _from_folder(folder: Path) -> Iterator[Item]:
     prompts = read_prompts(folder)
     for path in folder.iterdir():
         suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            continue
         if path.is_dir():
-            frames = [_still(frame) for frame in sorted(path.iterdir()) if frame.suffix.lower() in PICTURES]
+            frames = sorted(frame for frame in path.iterdir() if frame.suffix.lower() in IMAGES)
             if frames:
-                yield Item(path.name, _stack(frames, path), prompts.get(path.name))
-        elif suffix in PICTURES + VIDEOS and not path.name.startswith("."):
-            frames = _video(path) if suffix in VIDEOS else _frames(path)
-            yield Item(path.stem, _stack(frames, path), prompts.get(path.stem))
+                states = [_state(frame) for frame in frames]
+                state = sum(size for size, _ in states), max(time for _, time in states)
+                load = partial(_stack_stills, frames, path)
+                yield Item(path.name, load, len(frames) > 1, prompts.get(path.name), state)
+        elif suffix in VIDEOS:
+            yield Item(path.stem, partial(_stack_video, path, path), True, prompts.get(path.stem), _state(path))
+        elif suffix in IMAGES:
+            moves = suffix in ANIMATED and _count(path) > 1
+            yield Item(path.stem, partial(_stack_frames, path, path), moves, prompts.get(path.stem), _state(path))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def read_prompts(folder: Path) -> dict[str, str]:
-    """Prompts by item, from the manifest of ``pcm generate`` and the .txt files beside the pictures."""
+    """Prompts by item, from the manifest of ``pcm generate`` and the .txt files beside the images."""
     manifest = folder / "manifest.jsonl"
     rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()] if manifest.exists() else []
     prompts = {Path(row["file"]).stem: row["prompt"] for row in rows}
@@ -91,10 +118,10 @@ def _from_host(found: re.Match[str]) -> Iterator[Item]:
         files = [file for output in outputs for file in output.get("images", []) + output.get("video", [])]
         for number, file in enumerate(files, 1):
             where = {key: file[key] for key in ("filename", "subfolder", "type")}
-            data = io.BytesIO(_get(f"{host}/view?{urllib.parse.urlencode(where)}"))
-            path = Path(file["filename"])
-            frames = _video(data) if path.suffix.lower() in VIDEOS else _frames(data)
-            yield Item(f"{number:05}", _stack(frames, path))
+            data, path = _get(f"{host}/view?{urllib.parse.urlencode(where)}"), Path(file["filename"])
+            video = path.suffix.lower() in VIDEOS
+            load = partial(_from_bytes, _stack_video if video else _stack_frames, data, path)
+            yield Item(f"{number:05}", load, video or _count(io.BytesIO(data)) > 1)
     except OSError as error:
         raise SourceError(f"{host} does not answer as a ComfyUI does ({error}). Is it running?") from error
 
@@ -104,21 +131,41 @@ def _get(address: str) -> bytes:
         return answer.read()
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0)
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
 
 
-def _still(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        return _tensor(picture)
+def _from_bytes(read_file: Callable[[io.BytesIO, Path], Tensor], data: bytes, path: Path) -> Tensor:
+    return read_file(io.BytesIO(data), path)
+
+
+def _stack_stills(frames: Sequence[Path], path: Path) -> Tensor:
+    return _stack([_frames(frame)[0] for frame in frames], path)
+
+
+def _stack_frames(file: Path | io.BytesIO, path: Path) -> Tensor:
+    return _stack(_frames(file), path)
+
+
+def _stack_video(file: Path | io.BytesIO, path: Path) -> Tensor:
+    return _stack(_video(file), path)
+
+
+def _count(file: Path | io.BytesIO) -> int:
+    """How many frames an image file holds, by its head; 1 for a broken one, which says so when it is read."""
+    try:
+        with Image.open(file) as image:
+            return getattr(image, "n_frames", 1)
+    except OSError:
+        return 1
 
 
 def _frames(file: Path | io.BytesIO) -> list[Tensor]:
     try:
-        with Image.open(file) as picture:
-            return [_tensor(frame) for frame in ImageSequence.Iterator(picture)]
+        with Image.open(file) as image:
+            return [_tensor(frame) for frame in ImageSequence.Iterator(image)]
     except OSError as error:
-        raise SourceError(f"{file} cannot be read as a picture ({error}). Remove it, or make it again.") from error
+        raise SourceError(f"{file} cannot be read as an image ({error}). Remove it, or make it again.") from error
 
 
 def _video(file: Path | io.BytesIO) -> list[Tensor]:

@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from scripts.metrics import command as metrics
+from scripts.metrics import likeness, motion
 from scripts.metrics import sources as pictures
+from scripts.metrics.report import MissingError
 
 SIZE = 48
 
@@ -62,14 +64,15 @@ def test_pairs_of_one_name(folders, capsys):
     assert 0.9 < figures(found)["SSIM"] < 1
     written = json.loads((folders / "out.json").read_text())
     assert written["figures"]["SSIM"] == pytest.approx(figures(found)["SSIM"], abs=1e-4)
-    assert set(written["not measured"]) == {"FID", "CLIP score", "consistency"}
+    assert set(written["not measured"]) == {"FID", "FID-CLIP", "CLIP score", "consistency", "HPS v2", "HPS v2.1", "AES",
+                                            "PickScore"}  # fmt: skip
 
 
 @pytest.mark.long
 def test_psnr_and_ssim_are_those_of_torchmetrics(folders):
     image = pytest.importorskip("torchmetrics.image")
     a, b = (pictures.read(str(folders / name)) for name in "ab")
-    found = metrics.likeness(metrics.pairs(a, b))
+    found = likeness.likeness(likeness.pairs(a, b))
     x, y = (torch.cat([item.frames for item in items]) / 255 for items in (a, b))
     assert found["PSNR dB"] == pytest.approx(image.PeakSignalNoiseRatio(data_range=1.0)(x, y).item(), rel=1e-5)
     theirs = image.StructuralSimilarityIndexMeasure(data_range=1.0)(
@@ -85,13 +88,16 @@ class Corners(torch.nn.Module):
         return x[:, 0, ::47, ::47].flatten(1).float() / 255
 
 
-@pytest.mark.long
-def test_frechet_distance_by_a_file_of_ones_own(folders, capsys):
-    pytest.importorskip("torchmetrics")
+def corners(folder: Path) -> Path:
     example, batch = (torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8),), torch.export.Dim("batch")
     program = torch.export.export(Corners(), example, dynamic_shapes={"x": {0: batch}})
-    torch.export.save(program, folders / "corners.pt2")
-    found = run(capsys, folders / "a", folders / "b", "--features", folders / "corners.pt2")
+    torch.export.save(program, folder / "corners.pt2")
+    return folder / "corners.pt2"
+
+
+@pytest.mark.long
+def test_frechet_distance_by_a_file_of_ones_own(folders, capsys):
+    found = run(capsys, folders / "a", folders / "b", "--features", corners(folders))
     # The covariances are equal, so the distance is that of the means: four features, each 10 / 255 away.
     assert figures(found)["Frechet distance"] == pytest.approx(4 * (10 / 255) ** 2, abs=1e-4)
     (folders / "bad.pt2").write_bytes(b"no program")
@@ -120,12 +126,12 @@ def test_motion_of_clips_in_every_form(tmp_path, capsys):
     anim, folder, video = items
     assert torch.equal(anim.frames, folder.frames)
     for item in (folder, video):
-        assert metrics.flow_magnitude(item.frames) == pytest.approx(2, abs=0.3), item.name
+        assert motion.farneback(item.frames) == pytest.approx(2, abs=0.3), item.name
     by_hand = mean_change(frames)
-    assert metrics.frame_difference(folder.frames) == pytest.approx(by_hand, abs=1e-6)
+    assert motion.frame_difference(folder.frames) == pytest.approx(by_hand, abs=1e-6)
     text = run(capsys, tmp_path / "clips")
     assert figures(text)["flow, pixels"] == pytest.approx(2, abs=0.3)
-    assert "consistency of frames" in text
+    assert "CLIP consistency" in text
 
 
 def mean_change(frames: list[Tensor]) -> float:
@@ -136,14 +142,14 @@ def mean_change(frames: list[Tensor]) -> float:
 def test_what_is_absent_is_named(folders, capsys, monkeypatch):
     out = run(capsys, folders / "a", folders / "b")
     assert "FID" in out and "--inception FILE, or --download" in out and "--clip FOLDER, or --download" in out
-    for module in ("torchmetrics.image.fid", "cv2", "transformers"):
+    for module in ("torch_fidelity.feature_extractor_inceptionv3", "cv2", "transformers"):
         monkeypatch.setitem(sys.modules, module, None)
     (folders / "weights.pth").touch()
     out = run(capsys, folders / "a", folders / "b", "--inception", folders / "weights.pth", "--clip", folders)
-    assert 'torchmetrics and torch-fidelity: pip install ".[metrics]"' in out
+    assert 'it needs torch-fidelity: pip install ".[metrics]"' in out
     assert "pip install transformers" in out
-    with pytest.raises(metrics.MissingError, match="OpenCV"):
-        metrics.flow_magnitude(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(MissingError, match="OpenCV"):
+        motion.farneback(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(SystemExit, match="is not there"):
         run(capsys, folders / "a", "--clip", folders / "nowhere")
 
@@ -152,11 +158,12 @@ def test_sources_that_cannot_be_read(folders):
     with pytest.raises(pictures.SourceError, match="no folder"):
         pictures.read(str(folders / "nowhere"))
     (folders / "empty").mkdir()
-    with pytest.raises(pictures.SourceError, match="holds no pictures"):
+    with pytest.raises(pictures.SourceError, match="holds no images"):
         pictures.read(str(folders / "empty"))
-    (folders / "a" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(pictures.SourceError, match=r"broken\.png"):
-        pictures.read(str(folders / "a"))
+    for name in "ab":
+        (folders / name / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"broken\.png cannot be read as an image"):
+        metrics.main([str(folders / "a"), str(folders / "b")])
     (folders / "a" / "broken.png").unlink()
     save(texture(1), folders / "a" / "1.bmp")
     with pytest.raises(pictures.SourceError, match='two items of the name "1"'):
@@ -247,19 +254,24 @@ def test_a_real_clip_of_random_weights(folders, capsys):
     assert found["consistency"] < 0.99999 and max(scores) > 0, "a figure that says the same for everything is none"
 
 
-@pytest.mark.long
-def test_fid_with_inception_weights_from_a_file(folders, capsys, monkeypatch):
+def tiny_inception(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch-fidelity's own network and file format; random weights, since the real ones must be downloaded."""
     network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", lambda *_, **__: {})
         patch.setattr(network, "load_state_dict", lambda *_: None)
-        (folders / "inception.pth").touch()
-        made = network("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(folders / "inception.pth"))
+        made = network("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(folder / "inception.pth"))
+    torch.manual_seed(0)
     for parameter in made.parameters():
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter)  # else the features of a random network vanish
-    torch.save(made.state_dict(), folders / "inception.pth")
-    same = run(capsys, folders / "b", folders / "b", "--inception", folders / "inception.pth")
-    other = run(capsys, folders / "a", folders / "b", "--inception", folders / "inception.pth")
+    torch.save(made.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
+
+
+@pytest.mark.long
+def test_fid_with_inception_weights_from_a_file(folders, capsys, monkeypatch):
+    weights = tiny_inception(folders, monkeypatch)
+    same = run(capsys, folders / "b", folders / "b", "--inception", weights)
+    other = run(capsys, folders / "a", folders / "b", "--inception", weights)
     assert abs(figures(same)["FID"]) < 1e-3 < figures(other)["FID"]

@@ -1,0 +1,52 @@
+"""Likeness of two images or clips of one name: PSNR and SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pcm_core.metrics import mean, psnr, ssim
+
+from .report import Figures, MissingError
+from .sources import Item
+
+
+def pairs(a: Sequence[Item], b: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """Items of one name.
+
+    Raises:
+        MissingError: if none of A has a partner in B.
+    """
+    named = {item.name: item for item in b}
+    found = [(item, named[item.name]) for item in a if item.name in named]
+    if not found:
+        raise MissingError("no name is in both A and B")
+    return found
+
+
+def likeness(both: Sequence[tuple[Item, Item]]) -> Figures:
+    """Mean PSNR in dB and SSIM over pairs of one shape.
+
+    Raises:
+        MissingError: if a pair has two shapes.
+    """
+    values = [_likeness(one, other) for one, other in both]
+    return {name: mean([value[name] for value in values]) for name in ("PSNR dB", "SSIM")}
+
+
+def _likeness(one: Item, other: Item) -> Figures:
+    x, y = one.frames, other.frames
+    if x.shape != y.shape:
+        raise MissingError(f'"{one.name}" is {_size(x)} in A and {_size(y)} in B')
+    return {"PSNR dB": psnr(_unit(x), _unit(y)), "SSIM": ssim(_unit(x), _unit(y))}
+
+
+def _unit(frames: Tensor) -> Tensor:
+    """[T, H, W, 3] in 0..1."""
+    return frames.movedim(1, -1) / 255
+
+
+def _size(frames: Tensor) -> str:
+    count, _, height, width = frames.shape
+    return f"{count} x {width} x {height}"

@@ -1,0 +1,182 @@
+"""The networks that measures look through, from local files: Inception, RAFT, and a file of one's own.
+
+A network is a callable on uint8 [B, 3, H, W] with ``name`` and ``fingerprint``; it returns float32 [B, F]. Nothing is
+unpickled: a ``.pt`` or ``.pth`` is read by ``torch.load(weights_only=True)``, everything else as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .report import EXTRA, MissingError
+from .sources import SourceError
+
+BATCH = 32
+_PART = 1 << 20  # bytes of each end of a file that go into its fingerprint
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".pt2")
+
+
+class Network(Protocol):
+    """What features come from.
+
+    Attributes:
+        name: short, for the name of a cache.
+        fingerprint: 16 digits that another file does not have.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def fingerprint(*paths: Path) -> str:
+    """Digits that stand for the contents of files, or of the weights and settings in folders.
+
+    Size and both ends of each: hashing gigabytes would take longer than measuring a folder.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        inside = (
+            sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json")) if path.is_dir() else [path]
+        )
+        for file in inside:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                found.update(f"{size} ".encode() + stream.read(_PART))
+                stream.seek(max(size - _PART, 0))
+                found.update(stream.read(_PART))
+    return found.hexdigest()[:16]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name; those under ``state_dict`` where a checkpoint has more.
+
+    Raises:
+        MissingError: if the file is none, or holds anything but tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a file that is none ends in any of a dozen kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MissingError(f"{path} cannot be read as weights without running code from it ({reason})") from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise MissingError(f"{path} holds no weights")
+    return found
+
+
+class Inception:
+    """The Inception network of FID, as torch-fidelity ports it: 2048 pooled features.
+
+    Raises:
+        MissingError: if torch-fidelity is not installed, or the weights do not fit.
+    """
+
+    name = "inception"
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ModuleNotFoundError as error:
+            raise MissingError(f"it needs torch-fidelity: {EXTRA}") from error
+        self.device = device
+        with tempfile.TemporaryDirectory() as folder:
+            given = None
+            if path is not None:
+                given = Path(folder) / "weights.pth"
+                torch.save(read_weights(path), given)  # it unpickles what it is given; this is sure to be tensors
+            try:
+                network = FeatureExtractorInceptionV3(
+                    "inception-v3-compat",
+                    ["2048"],
+                    feature_extractor_weights_path=None if given is None else str(given),
+                )
+            except (RuntimeError, OSError) as error:
+                raise MissingError(f"{path or 'the download'} is not torch-fidelity's Inception") from error
+        self.network: Any = network.to(device)
+        self.fingerprint = "downloaded000000" if path is None else fingerprint(path)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(images.to(self.device))[0].float().cpu()
+
+
+class OwnFeatures:
+    """A feature extractor of the user's own: a torch.export file, uint8 [B, 3, H, W] -> [B, F], B dynamic."""
+
+    name = "features"
+
+    def __init__(self, path: Path, example: Tensor) -> None:
+        try:
+            self.extract = torch.export.load(path).module().__call__
+            self.extract(example)
+        except Exception as error:  # whatever the file does
+            raise SourceError(
+                f"{path} does not work as a feature extractor ({error}). Write it with torch.export.save, for uint8 "
+                "[B, 3, H, W] -> [B, F] with a dynamic B and the size of these images."
+            ) from error
+        self.fingerprint = fingerprint(path)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.extract(images).float()
+
+
+class Flow:
+    """RAFT-Large of torchvision (Teed and Deng 2020), the optical flow of the paper's flow magnitude.
+
+    Raises:
+        MissingError: if torchvision is not installed, or the weights do not fit.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        try:
+            from torchvision.models.optical_flow import raft_large
+        except ImportError as error:
+            raise MissingError("it needs torchvision, which ComfyUI has") from error
+        self.device, self.network = device, raft_large(weights=None)
+        try:
+            self.network.load_state_dict(read_weights(path))
+        except RuntimeError as error:
+            raise MissingError(f"{path} is not torchvision's RAFT-Large") from error
+        self.network.to(device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor) -> float:
+        """Mean length of the flow in pixels between neighboring frames of uint8 [T, 3, H, W].
+
+        Raises:
+            MissingError: if a side is shorter than the 128 pixels that RAFT's pyramid of correlations needs.
+        """
+        height, width = frames.shape[-2:]
+        if min(height, width) < 128:
+            raise MissingError(f"RAFT needs frames of 128 pixels a side, and these are {width} x {height}")
+        padding = (0, -width % 8, 0, -height % 8)
+        padded = torch.nn.functional.pad(frames.float() / 127.5 - 1, padding, mode="replicate").to(self.device)
+        flows = [self.network(one[None], other[None])[-1] for one, other in pairwise(padded)]
+        lengths = torch.cat(flows).square().sum(1).sqrt()[..., :height, :width]
+        return float(lengths.mean())
+
+
+def in_batches(network: Network, frames: Tensor, batch: int = BATCH) -> Tensor:
+    """Features [N, F] of uint8 [N, 3, H, W], in parts that fit a small card."""
+    return torch.cat([network(part) for part in frames.split(batch)])
+
+
+def check_files(paths: Sequence[Path | None]) -> None:
+    """End with one sentence if a file or folder that was named is not there."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise SourceError(f"{path} is not there.")
