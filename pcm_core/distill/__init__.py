@@ -1,8 +1,9 @@
 """Distil a PCM LoRA from any model that can be called.
 
 ``objective`` is the loss, ``low_rank`` and ``adapters`` the weights that turn one network into teacher, student and
-target, ``adversarial`` the optional discriminator, ``data`` the latents, ``loop`` and ``trainer`` the steps. Read them
-in that order.
+target, ``adversarial`` the optional discriminator, ``data`` the latents, ``loop`` and ``trainer`` the steps of the
+consistency stage. ``matching``, ``bank``, ``diagnosis`` and ``matching_trainer`` are the stage after it. Read them in
+that order.
 """
 
 from .adapters import Adapters
@@ -16,11 +17,16 @@ from .adversarial import (
     renoise_std,
 )
 from .autograd import blocks, differentiable_weights
+from .bank import Bank, BankPlan, BankStore, fingerprint
 from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata, usual_warmup
 from .data import Data, LatentSet
+from .diagnosis import Collapsed, Diagnosis
 from .file import write_lora
-from .loop import Processes, StepReport
+from .loop import Backbone, Processes, StepReport, TrainingLoop
 from .low_rank import LowRankPair, LowRankSet, adaptable
+from .matching import fake_loss, matching_gradient, matching_loss, stratified_levels, subinterval_target, unroll
+from .matching_config import MatchingConfig
+from .matching_trainer import MatchingReport, MatchingTrainer
 from .objective import (
     Denoiser,
     PhasedPair,
@@ -42,9 +48,15 @@ __all__ = [
     "ADVERSARIAL_LR",
     "ADVERSARIAL_SPAN",
     "Adapters",
+    "Backbone",
+    "Bank",
+    "BankPlan",
+    "BankStore",
     "BlockFeatures",
+    "Collapsed",
     "Data",
     "Denoiser",
+    "Diagnosis",
     "Discriminator",
     "DiscriminatorHeads",
     "DistillConfig",
@@ -53,12 +65,16 @@ __all__ = [
     "LatentSet",
     "LowRankPair",
     "LowRankSet",
+    "MatchingConfig",
+    "MatchingReport",
+    "MatchingTrainer",
     "PhasedPair",
     "Prediction",
     "Processes",
     "SolverGrid",
     "StepReport",
     "Trainer",
+    "TrainingLoop",
     "adaptable",
     "add_noise",
     "as_denoiser",
@@ -66,16 +82,23 @@ __all__ = [
     "differentiable_weights",
     "distill",
     "distill_metadata",
+    "fake_loss",
+    "fingerprint",
     "guided",
     "hinge_discriminator",
     "hinge_generator",
     "jump_batch",
+    "matching_gradient",
     "matching_grid",
+    "matching_loss",
     "phased_loss",
     "phased_pair",
     "pseudo_huber",
     "renoise",
     "renoise_std",
+    "stratified_levels",
+    "subinterval_target",
+    "unroll",
     "usual_warmup",
     "write_lora",
 ]

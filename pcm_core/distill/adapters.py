@@ -50,16 +50,16 @@ class Adapters(nn.Module):
         self.attachments = 0
         self._shapes = {name: cast("tuple[int, ...]", shape_of(module)) for name, module in targets.items()}
         self.sets = nn.ModuleDict()
-        self.add_set("student", rank, alpha=alpha, generator=generator, device=device)
+        self.add_set("student", rank, alpha=alpha, generator=generator)
+        _move(self, torch.device(device))
 
     def add_set(
-        self, name: str, rank: int, *, alpha: float | None = None, generator: torch.Generator | None = None,
-        device: torch.device | str = "cpu",
-    ) -> LowRankSet:  # fmt: skip
-        """Add one more network in this memory; the adapters may be attached already."""
+        self, name: str, rank: int, *, alpha: float | None = None, generator: torch.Generator | None = None
+    ) -> LowRankSet:
+        """Add one more network in this memory, or start one anew; the adapters may be attached already."""
         added = LowRankSet(self._shapes, rank, alpha=alpha, generator=generator)
-        if torch.device(device).type != "cpu":  # where it is made; fake parameters cannot even be moved there
-            added.to(device)
+        if "student" in self.sets:
+            _move(added, next(self.student.parameters()).device)
         self.sets[name] = added
         return added
 
@@ -83,6 +83,10 @@ class Adapters(nn.Module):
     @property
     def alpha(self) -> float:
         return self.student.alpha
+
+    @property
+    def rank(self) -> int:
+        return len(next(iter(self.pairs.values())).down)
 
     @contextmanager
     def use(self, mode: str) -> Iterator[None]:
@@ -164,12 +168,8 @@ class Adapters(nn.Module):
                 average.copy_(value)
 
     def _empty_ema(self) -> LowRankSet:
-        student = self.student
-        pair = next(iter(student.pairs.values()))
         # Any generator will do, but not the default one: every weight is overwritten.
-        ema = self.add_set(
-            "ema", len(pair.down), alpha=student.alpha, generator=torch.Generator(), device=pair.down.device
-        )
+        ema = self.add_set("ema", self.rank, alpha=self.alpha, generator=torch.Generator())
         ema.requires_grad_(False)
         return ema
 
@@ -213,3 +213,9 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         del module.forward
     else:
         module.forward = forward
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """To where it is not yet: pairs are made on the CPU, and fake parameters cannot even be moved there."""
+    if device.type != "cpu":
+        module.to(device)

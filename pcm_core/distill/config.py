@@ -70,21 +70,21 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1.")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1.")
         for name in ("lr", "huber_c", "max_grad_norm", "adversarial_lr"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
+            require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
         for name in ("caption_dropout", "ema"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
         for name in ("adversarial", "weight_decay", "warmup"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
         for name, known in (("loss", ("huber", "l2")), ("target", ("student", "ema"))):
-            _require(getattr(self, name) in known, name, getattr(self, name), f"{known[0]} or {known[1]}.")
+            require(getattr(self, name) in known, name, getattr(self, name), f"{known[0]} or {known[1]}.")
         low, high = self.cfg
-        _require(0 < low <= high < math.inf, "cfg", self.cfg, "a range of numbers above 0, smaller first.")
+        require(0 < low <= high < math.inf, "cfg", self.cfg, "a range of numbers above 0, smaller first.")
         bottom, top = self.adversarial_span
-        _require(0 <= bottom < top <= 1, "adversarial_span", self.adversarial_span, "two numbers from 0 to 1, rising.")
-        _require(self.target == "student" or self.ema > 0, "target", self.target, "an ema above 0 to go with it.")
+        require(0 <= bottom < top <= 1, "adversarial_span", self.adversarial_span, "two numbers from 0 to 1, rising.")
+        require(self.target == "student" or self.ema > 0, "target", self.target, "an ema above 0 to go with it.")
 
     @property
     def guided(self) -> bool:
@@ -92,13 +92,23 @@ class DistillConfig:
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to 2 %."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return cosine(self.lr, step, self.warmup, self.steps)
 
 
-def _require(good: bool, name: str, value: object, expected: str) -> None:
+def cosine(lr: float, step: int, warmup: int, steps: int) -> float:
+    """The rate of a step: linear up to ``lr`` over ``warmup`` steps, then a cosine down to 2 % at ``steps``."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def require(good: bool, name: str, value: object, expected: str) -> None:
+    """Refuse a setting in one sentence.
+
+    Raises:
+        PCMError: if not ``good``.
+    """
     if not good:
         raise PCMError(f"{name} is {value}.", expected, f"Correct {name}.")
 

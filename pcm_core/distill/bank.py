@@ -1,0 +1,239 @@
+"""The bank of a matching stage: where the student stands on every edge, and where the teacher goes from the last one.
+
+It holds (noise, caption) pairs, so no pictures are needed. For every pair the student's own jumps give its states on
+the upper edges, and the guided teacher walks its solver grid through the lowest phase. Made once, in chunks that are
+files: a bank that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import PCMError
+from .adapters import Adapters
+from .objective import Denoiser, SolverGrid, jump_batch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Pairs on the CPU, float32.
+
+    Attributes:
+        states: the student at the top of every phase, descending noise; each [N, ...].
+        ends: where the teacher ends from the last of them, [N, ...].
+        captions: caption numbers [N], int64.
+    """
+
+    states: tuple[Tensor, ...]
+    ends: Tensor
+    captions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def rows(self, start: int, end: int | None = None) -> Bank:
+        """A part of the pairs."""
+        part = slice(start, end)
+        return Bank(tuple(state[part] for state in self.states), self.ends[part], self.captions[part])
+
+    @classmethod
+    def joined(cls, banks: Sequence[Bank]) -> Bank:
+        states = tuple(torch.cat(parts) for parts in zip(*(bank.states for bank in banks), strict=True))
+        return cls(states, torch.cat([bank.ends for bank in banks]), torch.cat([bank.captions for bank in banks]))
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """What a bank is to hold.
+
+    Attributes:
+        edges: descending noise levels, the top of every phase and the end of the last: M + 1 numbers.
+        walk: descending noise levels of the teacher through the lowest phase; from ``edges[-2]`` to ``edges[-1]``.
+        shape: of one latent.
+        texts: how many captions there are.
+        pairs: to train on; ``held_texts`` times ``held_samples`` more are kept for diagnostics.
+        chunk: pairs that are made and stored together, a batch of the model.
+        cfg: guidance of the teacher's walk.
+        flow: how latents are noised.
+    """
+
+    edges: tuple[float, ...]
+    walk: tuple[float, ...]
+    shape: tuple[int, ...]
+    texts: int
+    pairs: int
+    chunk: int
+    cfg: float
+    flow: bool
+    seed: int = 0
+    held_texts: int = 4
+    held_samples: int = 8
+
+    @classmethod
+    def of(cls, table: Tensor, phases: int, grid: int, terminal: Any, **more: Any) -> BankPlan:
+        """The levels of a model's ``table`` for phases on a solver grid; the rest as the attributes say."""
+        points = SolverGrid.from_table(table, phases, grid, terminal)
+        edges = [*sorted({float(edge) for edge in points.edge}), float(points.sigma[-1])]
+        walk = [*(float(s) for s, edge in zip(points.sigma, points.edge, strict=True) if float(edge) == edges[0])]
+        return cls(tuple(reversed(edges)), (*reversed(walk), edges[0]), **more)
+
+    @property
+    def held(self) -> int:
+        return min(self.held_texts, self.texts) * self.held_samples
+
+    @property
+    def evaluations(self) -> int:
+        """Of the model, counted by the sample."""
+        guided = 1 if self.cfg == 1 else 2
+        return (self.pairs + self.held) * (len(self.edges) - 2 + guided * (len(self.walk) - 1))
+
+    @property
+    def bytes(self) -> int:
+        return (self.pairs + self.held) * len(self.edges) * 4 * torch.Size(self.shape).numel()
+
+    def announcement(self) -> str:
+        """Size and cost, in words, before it is made."""
+        return (
+            f"The bank takes {self.pairs + self.held} pairs, {self.evaluations} evaluations of one sample each, "
+            f"{self.bytes / 2**20:.0f} MB in memory and on disk."
+        )
+
+    def chunks(self) -> list[int]:
+        """Pairs of every chunk; the first one is held out."""
+        full, rest = divmod(self.pairs, self.chunk)
+        return [self.held, *[self.chunk] * full, *([rest] if rest else [])]
+
+    def draw(self, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """Noise [size, ...] and captions [size] of a chunk, on the CPU: the same whenever it is made."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        noise = torch.randn(size, *self.shape, generator=generator)
+        if number == 0:
+            return noise, torch.arange(size) // self.held_samples
+        return noise, torch.randint(self.texts, (size,), generator=generator)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Latents at the top of the first phase, as the host makes them for a full denoise."""
+        top = self.edges[0]
+        return noise * (top if self.flow else (1 + top**2) ** 0.5)
+
+
+def fingerprint(adapters: Adapters) -> str:
+    """What tells one model and one start from another: some of the frozen weights and all of the student's."""
+    digest = hashlib.sha256()
+    for name, module in adapters.targets.items():
+        weight = cast(Tensor, module.weight).detach().flatten()[:64]
+        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
+    for parameter in adapters.student.parameters():
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def make_chunk(plan: BankPlan, number: int, size: int, student: Denoiser, teacher: Denoiser, device: Any) -> Bank:
+    """The student's jumps and the teacher's walk for one chunk."""
+    noise, captions = plan.draw(number, size)
+    x = plan.start(noise).to(device)
+    states = [x]
+    for above, below in zip(plan.edges[:-2], plan.edges[1:-1], strict=True):
+        x = _jump(student, x, above, below)
+        states.append(x)
+    for above, below in pairwise(plan.walk):
+        x = _jump(teacher, x, above, below)
+    return Bank(tuple(state.float().cpu() for state in states), x.float().cpu(), captions)
+
+
+def _jump(model: Denoiser, x: Tensor, above: float, below: float) -> Tensor:
+    sigma = x.new_full((len(x),), above)
+    return jump_batch(x, model(x, sigma), sigma, torch.full_like(sigma, below))
+
+
+class BankStore:
+    """Chunks of a bank as files of a folder; ``None`` keeps them in memory only.
+
+    Args:
+        folder: made if it is missing.
+        key: what the bank was made with; a folder with another is refused.
+        refresh: throw away what is there.
+
+    Raises:
+        PCMError: if the folder holds the bank of another model, or cannot be made.
+    """
+
+    def __init__(self, folder: Path | None, plan: BankPlan, key: str, *, refresh: bool = False) -> None:
+        self.folder, self.plan, self.key = folder, plan, f"{key} {plan}"
+        if folder is None:
+            return
+        try:
+            if refresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PCMError(f"{folder} cannot be made ({error}).", "a folder.", "Give another name.") from error
+        for path in sorted(folder.glob("*.pt"))[:1]:
+            self._read(path)
+
+    def make(
+        self, models: Callable[[Tensor], tuple[Denoiser, Denoiser]], device: torch.device | str,
+        progress: Progress | None = None,
+    ) -> Bank:  # fmt: skip
+        """Make what is missing and return all of it, the held-out pairs first.
+
+        Args:
+            models: from captions [B] to the student and the guided teacher under them.
+            progress: called after every chunk with the pairs that are there and those there will be; whatever it
+                raises ends the making, and what is stored stays.
+        """
+        sizes, done = self.plan.chunks(), 0
+        parts: list[Bank] = []
+        for number, size in enumerate(sizes):
+            path = None if self.folder is None else self.folder / f"{number:05}.pt"
+            if path is not None and path.exists():
+                parts.append(self._read(path))
+            else:
+                _, captions = self.plan.draw(number, size)
+                parts.append(make_chunk(self.plan, number, size, *models(captions), device))
+                if path is not None:
+                    self._write(path, parts[-1])
+            done += size
+            if progress is not None:
+                progress(done, sum(sizes))
+        return Bank.joined(parts)
+
+    def _read(self, path: Path) -> Bank:
+        try:
+            stored: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            key, bank = stored["key"], Bank(tuple(stored["states"]), stored["ends"], stored["captions"])
+        except Exception as error:  # a file that is none ends in any of a dozen kinds
+            raise PCMError(f"{path} is no part of a bank.", "what a matching stage wrote.", "Delete it.") from error
+        if key != self.key:
+            raise PCMError(
+                f"The bank in {path.parent} was made for another model, LoRA or settings.",
+                "the bank of this one.",
+                "Give another folder, or ask for a new bank.",
+            )
+        return bank
+
+    def _write(self, path: Path, bank: Bank) -> None:
+        partial = path.with_suffix(".part")
+        try:
+            stored = {"key": self.key, "states": list(bank.states), "ends": bank.ends, "captions": bank.captions}
+            torch.save(stored, partial)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise PCMError(
+                f"{path} cannot be written ({error}).", "room and the right to write.", "Free some space, start again."
+            ) from error

@@ -1,0 +1,102 @@
+"""What a matching stage is asked to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..phases import Spacing, Terminal
+from .config import cosine, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """How landings are matched.
+
+    Attributes:
+        phases, grid, spacing, terminal: as in ``DistillConfig``; those of the LoRA to start from.
+        steps: updates of the student; the cosine ends there.
+        batch: samples per update over all processes.
+        lr, warmup, weight_decay, max_grad_norm, ema: of the student, as in ``DistillConfig``.
+        cfg: guidance of the real score; above the teacher's own, for it is what moves the student.
+        matched_cfg: how much of it the matching part holds; the rest is a guidance part at levels of
+            ``guidance_span``. ``None`` for all of it, at one draw of levels.
+        span, guidance_span: part of the noise range that levels are drawn from, 0 its lower and 1 its upper end.
+        reach: that range: up to the top of the ``phase``, or of the whole ``path``.
+        floor: of the per-sample normalization, see ``matching_gradient``.
+        phase: which phase is matched: the ``last``, or a ``random`` one at each update.
+        unroll: through how many earlier jumps the gradient goes; -1 for all.
+        recompute: keep the activations of one jump at a time.
+        matching, regression, hold: weights of the matching loss; of the pseudo-Huber loss (``regression_c``) between
+            the end and the teacher's own walk; and of that (``hold_c``) between jumps of the upper phases and their
+            stored ends.
+        fake_rank, fake_lr, fake_updates, fake_warmup: of the fake: its rank (``None`` as the student), rate, updates
+            per update of the student, and updates before the first one.
+        teacher_cfg: guidance of the teacher's walk in the bank.
+        collapse: the run stops if the spread of samples under one text falls below this part of what it was.
+        autocast, seed: as in ``DistillConfig``.
+    """
+
+    phases: int = 4
+    grid: int = 40
+    spacing: Spacing = "trailing"
+    terminal: Terminal = "zero"
+    steps: int = 450
+    batch: int = 32
+    lr: float = 2e-4
+    warmup: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema: float = 0.995
+    cfg: float = 4.0
+    matched_cfg: float | None = None
+    span: tuple[float, float] = (0.02, 0.98)
+    guidance_span: tuple[float, float] = (0.02, 0.98)
+    reach: Literal["phase", "path"] = "phase"
+    floor: float = 0.05
+    phase: Literal["last", "random"] = "last"
+    unroll: int = -1
+    recompute: bool = False
+    matching: float = 1.0
+    regression: float = 2.0
+    regression_c: float = 0.1
+    hold: float = 0.0
+    hold_c: float = 0.02
+    fake_rank: int | None = None
+    fake_lr: float = 5e-4
+    fake_updates: int = 1
+    fake_warmup: int = 150
+    teacher_cfg: float = 3.0
+    collapse: float = 0.5
+    autocast: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "fake_updates", "fake_rank"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1.")
+        for name in ("lr", "fake_lr", "max_grad_norm", "regression_c", "hold_c", "floor", "cfg", "teacher_cfg"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
+        for name in ("ema", "collapse"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
+        for name in ("warmup", "weight_decay", "matching", "regression", "hold", "fake_warmup"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
+        for name, known in (("reach", ("phase", "path")), ("phase", ("last", "random"))):
+            require(getattr(self, name) in known, name, getattr(self, name), f"{known[0]} or {known[1]}.")
+        for name in ("span", "guidance_span"):
+            low, high = getattr(self, name)
+            require(0 <= low < high <= 1, name, (low, high), "two numbers from 0 to 1, rising.")
+        require(self.unroll >= -1, "unroll", self.unroll, "-1 for all, or a number of jumps.")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a null caption is needed."""
+        return self.cfg != 1 or self.teacher_cfg != 1
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 2 %."""
+        return cosine(self.lr, step, self.warmup, self.steps)

@@ -1,0 +1,327 @@
+"""The matching stage: the student's ends must have the guided teacher's distribution. See ``matching``.
+
+Four networks on one backbone: the teacher (``off``), the student, its average, and the fake, which learns the score of
+the student's own landings. Starts from what consistency learned; its bank says where the student stood then.
+"""
+# pyright: reportUnknownMemberType=false
+# (Tensor.backward and Optimizer.step are untyped in torch.)
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PCMError
+from .adapters import Adapters
+from .adversarial import renoise
+from .bank import Bank, BankPlan
+from .diagnosis import Collapsed, Diagnosis, diagnosis_of
+from .loop import NULL_CAPTION, Backbone, Processes, StepReport, TrainingLoop, adamw
+from .low_rank import SetState
+from .matching import Scores, fake_loss, matching_gradient, matching_loss, stratified_levels, unroll
+from .matching_config import MatchingConfig
+from .objective import jump_batch, pseudo_huber
+
+_DIAGNOSE_EVERY = 50
+
+
+@dataclass(frozen=True)
+class MatchingReport(StepReport):
+    """One update: ``loss`` is that of the student (of the fake before its first one), ``generator_loss`` the matching
+    part and ``discriminator_loss`` that of the fake.
+
+    Attributes:
+        regression, hold: the parts of the loss, before their weights.
+        matching, guidance: RMS of the two parts of the gradient, before they are normalized.
+        diagnosis: every 50 updates.
+    """
+
+    regression: float = 0.0
+    hold: float = 0.0
+    matching: float = 0.0
+    guidance: float = 0.0
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """This process's part of a drawn batch: a phase, rows of the bank, and what else is random."""
+
+    phase: int
+    rows: Tensor
+    captions: Tensor
+    level: Tensor
+    noise: Tensor
+    guidance_level: Tensor
+    guidance_noise: Tensor
+    held_rows: Tensor
+
+
+class MatchingTrainer(TrainingLoop):
+    """Train the student against a fake on the same backbone.
+
+    Args:
+        backbone, adapters, table, flow, processes: as ``Trainer``; the student holds the LoRA to start from. A set
+            ``fake`` is added.
+        bank: made with ``plan`` for this student, the held-out pairs first.
+
+    Raises:
+        PCMError: if the plan has other phases, or a batch cannot be shared by the processes.
+    """
+
+    def __init__(
+        self, backbone: Backbone, adapters: Adapters, bank: Bank, plan: BankPlan, table: Tensor,
+        config: MatchingConfig, *, flow: bool, processes: Processes | None = None,
+    ) -> None:  # fmt: skip
+        if len(plan.edges) != config.phases + 1:
+            raise PCMError(
+                f"The bank has {len(plan.edges) - 1} phases.", f"{config.phases}.", "Make it with the same settings."
+            )
+        self.start = adapters.student.state()
+        self.config, self.plan, self.table, self.flow = config, plan, table, flow
+        self.held, self.bank = bank.rows(0, plan.held), bank.rows(plan.held)
+        self.edges = plan.edges
+        self.fake = adapters.add_set(
+            "fake", config.fake_rank or adapters.rank, generator=torch.Generator().manual_seed(config.seed + 1)
+        )
+        super().__init__(
+            backbone, adapters, processes, steps=config.fake_warmup + config.steps, ema=config.ema,
+            autocast=config.autocast, seed=config.seed,
+        )  # fmt: skip
+        self._part = self.processes.part(config.batch)
+        self.device = next(adapters.student.parameters()).device
+        self.optimizer = adamw(adapters.student.parameters(), config.lr, (0.0, 0.99), config.weight_decay)
+        self.fake_optimizer = adamw(self.fake.parameters(), config.fake_lr, (0.0, 0.99), 0.0)
+        self.first_spread: float | None = None
+
+    @property
+    def updates(self) -> int:
+        """Updates of the student so far."""
+        return max(0, self.step_number - self.config.fake_warmup)
+
+    def step(self) -> MatchingReport:
+        """One update of the fake alone while it warms up; then one of the student and some of the fake."""
+        self._check_attached()
+        batch = self._draw()
+        if self.step_number < self.config.fake_warmup:
+            return self._warm(batch)
+        report = self._update_student(batch)
+        self._watch(report)
+        return report
+
+    def _warm(self, batch: _Batch) -> MatchingReport:
+        with torch.no_grad():
+            landing, _ = self._land(batch, 0)
+        self._remember()
+        loss, norm = self._update_fake(batch, landing)
+        self.step_number += 1
+        self.losses.append(loss)
+        return MatchingReport(self.step_number, loss, 0.0, loss, norm, self.config.fake_lr)
+
+    def _update_student(self, batch: _Batch) -> MatchingReport:
+        config, parameters = self.config, list(self.adapters.student.parameters())
+        self.optimizer.zero_grad(set_to_none=True)
+        landing, denoised = self._land(batch, config.unroll)
+        scores = self._scores(batch, landing)
+        gradient = matching_gradient(scores, denoised, config.floor)
+        parts = [matching_loss(landing, gradient), self._regression(batch, landing), self._hold(batch)]
+        total = sum(weight * part for weight, part in zip(self._weights(), parts, strict=True))
+        assert isinstance(total, Tensor)
+        self._check_frozen(total)
+        total.backward()
+        sizes = [_rms(scores.fake - scores.real), _rms(scores.guidance)]
+        figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).double().cpu()
+        self.processes.average([figures, *(p.grad for p in parameters if p.grad is not None)])
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+        loss, matching, regression, hold, push, guidance = (float(figure) for figure in figures)
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise self._diverged(name)
+        self._remember()
+        lr = config.learning_rate(self.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        fakes = [self._update_fake(batch, landing.detach(), again=i > 0)[0] for i in range(config.fake_updates)]
+        self._count_update(loss)
+        return MatchingReport(
+            self.step_number, loss, matching, sum(fakes) / len(fakes), norm, lr, regression, hold, push, guidance,
+            self.diagnose() if self.updates % _DIAGNOSE_EVERY == 0 else None,
+        )  # fmt: skip
+
+    def _weights(self) -> tuple[float, float, float]:
+        return self.config.matching, self.config.regression, self.config.hold
+
+    def _land(self, batch: _Batch, jumps: int) -> tuple[Tensor, Tensor]:
+        """The student from the bank through so many earlier jumps (-1: all) and its phase: landing and last x0."""
+        first = 0 if jumps < 0 else max(0, batch.phase - jumps)
+        x = self.bank.states[first][batch.rows].to(self.device)
+        edges = self.edges[first : batch.phase + 2]
+        return unroll(self._as("student", batch.captions), x, edges, recompute=self.config.recompute)
+
+    @torch.no_grad()
+    def _scores(self, batch: _Batch, landing: Tensor) -> Scores:
+        """The fake's and the guided teacher's x0 of the renoised landings."""
+        config, captions = self.config, batch.captions
+        noised, level = self._renoised(batch, landing, batch.level, batch.noise)
+        fake = self._as("fake", captions)(noised, level)
+        matched = config.cfg if config.matched_cfg is None else config.matched_cfg
+        conditional, unconditional = self._pair(captions, noised, level, guided=matched != 1)
+        real = unconditional + matched * (conditional - unconditional)
+        if matched == config.cfg:
+            return Scores(fake, real)
+        noised, level = self._renoised(batch, landing, batch.guidance_level, batch.guidance_noise)
+        conditional, unconditional = self._pair(captions, noised, level, guided=True)
+        return Scores(fake, real, (config.cfg - matched) * (conditional - unconditional))
+
+    def _renoised(self, batch: _Batch, landing: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        level = level.to(landing)
+        edge = torch.full_like(level, self.edges[batch.phase + 1])
+        return renoise(landing, edge, level, noise.to(landing), flow=self.flow), level
+
+    def _pair(self, captions: Tensor, x: Tensor, sigma: Tensor, *, guided: bool) -> tuple[Tensor, Tensor]:
+        """The teacher with and without the caption; the same where there is no guidance."""
+        if not guided:
+            conditional = self._as("off", captions)(x, sigma)
+            return conditional, conditional
+        both = torch.cat([captions, torch.full_like(captions, NULL_CAPTION)])
+        conditional, unconditional = self._as("off", both)(torch.cat([x, x]), torch.cat([sigma, sigma])).chunk(2)
+        return conditional, unconditional
+
+    def _regression(self, batch: _Batch, landing: Tensor) -> Tensor:
+        """How far the ends are from the teacher's own walk."""
+        if not self.config.regression or batch.phase + 1 < self.config.phases:
+            return landing.new_zeros(())
+        return pseudo_huber(landing - self.bank.ends[batch.rows].to(landing), self.config.regression_c)
+
+    def _hold(self, batch: _Batch) -> Tensor:
+        """How far jumps of the upper phases are from where they went when the bank was made."""
+        count, upper = len(batch.held_rows), self.config.phases - 1
+        if not self.config.hold or not upper:
+            return torch.zeros((), device=self.device)
+        phase = torch.arange(count) % upper
+        states = torch.stack(self.bank.states)
+        x, end = (states[phase + i, batch.held_rows].to(self.device) for i in (0, 1))
+        edges = torch.tensor(self.edges)
+        sigma, below = (edges[phase + i].to(x) for i in (0, 1))
+        landing = jump_batch(x, self._as("student", self.bank.captions[batch.held_rows])(x, sigma), sigma, below)
+        error = landing - end
+        if not self.flow:  # to unit variance: latents of variance exploding models grow with sigma
+            error = error * (1 + below.square()).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
+        return pseudo_huber(error, self.config.hold_c)
+
+    def _update_fake(self, batch: _Batch, landing: Tensor, *, again: bool = False) -> tuple[float, float]:
+        """One update of the fake on landings of the student: its loss and the norm of its gradient."""
+        level, noise = (self._levels(batch.phase), self._noise(landing)) if again else (batch.level, batch.noise)
+        edge = torch.full_like(level, self.edges[batch.phase + 1]).to(landing)
+        fake = self._as("fake", batch.captions)
+        loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
+        parameters = list(self.fake.parameters())
+        self.fake_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        figure = loss.detach().double().cpu()
+        self.processes.average([figure, *(p.grad for p in parameters if p.grad is not None)])
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if not math.isfinite(float(figure)) or not math.isfinite(norm):
+            raise self._diverged("fake's loss")
+        self.fake_optimizer.step()
+        return float(figure), norm
+
+    def _draw(self) -> _Batch:
+        """Draw the global batch, keep this process's part."""
+        config, generator, mine = self.config, self.generator, self._part
+        last = config.phases - 1
+        phase = int(torch.randint(config.phases, (), generator=generator)) if config.phase == "random" else last
+        rows, held = (torch.randint(len(self.bank), (config.batch,), generator=generator)[mine] for _ in range(2))
+        level = self._levels(phase)
+        noise = self._noise(self.bank.ends)
+        guidance_level, guidance_noise = level, noise
+        if config.matched_cfg not in (None, config.cfg):
+            guidance_level, guidance_noise = self._levels(phase, config.guidance_span), self._noise(self.bank.ends)
+        captions = self.bank.captions[rows]
+        return _Batch(phase, rows, captions, level, noise, guidance_level, guidance_noise, held)
+
+    def _levels(self, phase: int, span: tuple[float, float] | None = None) -> Tensor:
+        high = self.edges[phase if self.config.reach == "phase" else 0]
+        return stratified_levels(
+            self.table, self.edges[phase + 1], high, self.config.batch, self.generator, span or self.config.span,
+            flow=self.flow,
+        )[self._part]  # fmt: skip
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.randn(self.config.batch, *like.shape[1:], generator=self.generator)[self._part]
+
+    def diagnose(self) -> Diagnosis:
+        """The average, or the student where there is none, on the held-out pairs."""
+        held = self.held
+        with torch.no_grad():
+            ends, _ = unroll(self._as("ema", held.captions), held.states[0].to(self.device), self.edges)
+        found = diagnosis_of(ends.float().cpu(), held, self.first_spread)
+        self.first_spread = self.first_spread or found.spread
+        return found
+
+    def _watch(self, report: MatchingReport) -> None:
+        """Stop a run whose samples collapse."""
+        first = self.first_spread or self.diagnose().spread
+        if report.diagnosis is not None and report.diagnosis.spread < self.config.collapse * first:
+            raise Collapsed(first, report.diagnosis.spread)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on to the same bits, but the bank: tensors, numbers and lists only."""
+        return {
+            "stage": "matching",
+            "step": self.step_number,
+            "losses": list(self.losses),
+            "adapters": self.adapters.state(),
+            "alpha": self.adapters.alpha,
+            "start": self.start,
+            "first_spread": self.first_spread,
+            "optimizer": self.optimizer.state_dict(),
+            "fake_optimizer": self.fake_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "config": {name: str(value) for name, value in asdict(self.config).items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Resume from ``state``, with the bank it was made with.
+
+        Raises:
+            PCMError: if it was made with other settings, by another stage, or starts from another LoRA.
+        """
+        if changed := self._differences(state):
+            raise PCMError(
+                f"The checkpoint was made with other settings ({'; '.join(changed[:3])}).",
+                "the same settings.",
+                "Resume with them, or continue from the saved LoRA instead.",
+            )
+        self.step_number, self.losses = int(state["step"]), list(state["losses"])
+        self.first_spread = state["first_spread"]
+        self.adapters.load(state["adapters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fake_optimizer.load_state_dict(state["fake_optimizer"])
+        self.generator.set_state(state["generator"])
+        self._remember()
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        if state.get("stage") != "matching":
+            return [f"stage {state.get('stage', 'consistency')} -> matching"]
+        now = {name: str(value) for name, value in asdict(self.config).items()}
+        changed = [f"{k} {state['config'].get(k)} -> {v}" for k, v in now.items() if state["config"].get(k) != v]
+        changed += self.adapters.differences(state["adapters"], state["alpha"])
+        if not changed and not _same(state["start"], self.start):
+            changed.append("another LoRA to start from")
+        return changed
+
+
+def _same(one: SetState, other: SetState) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(weight, other[name][part]) for name, weights in one.items() for part, weight in weights.items()
+    )
+
+
+def _rms(value: Tensor | float) -> Tensor:
+    return value.square().mean().sqrt() if isinstance(value, Tensor) else torch.tensor(value)
