@@ -1,8 +1,43 @@
 """Phased Consistency Models in plain torch: schedules, the sampler, LoRA profiles and distillation.
 
-    >>> sigmas = build_schedule(phases=4).sigmas(table)
-    >>> latent = sample_pcm(model, noise * sigmas[0], sigmas)
+    >>> import pcm_core as pcm
+    >>> profile = pcm.profile_for("pcm_sd15_smallcfg_4step_converted.safetensors")
+    >>> model = pcm.Denoiser.from_diffusers(pipe.unet, pipe.scheduler, prompt_embeds, negative_prompt_embeds)
+    >>> plan = pcm.plan(profile, model.sigmas)
+    >>> latent = pcm.sample(model, plan, noise, seed=0)
+
+    >>> lora = pcm.distill(model, latents, phases=4, steps=200, rank=16)
+    >>> lora.save("my.safetensors")
 
 ``phases`` says where to jump and ``sampling`` jumps: read these two first, then ``distill`` for how a model learns it.
-``profiles`` and ``lora`` know what a LoRA file holds and wants.
+``profiles`` and ``lora`` know what a LoRA file holds and wants. ``diffusers_scheduler`` serves diffusers pipelines.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .denoiser import Denoiser as Denoiser
+from .errors import PCMError as PCMError
+from .plan import Plan as Plan
+from .plan import plan as plan
+from .plan import sample as sample
+from .profiles import PCMProfile as PCMProfile
+from .profiles import profile_for as profile_for
+from .sampling import sample_pcm as sample_pcm
+from .sigma_table import SigmaTable as SigmaTable
+
+if TYPE_CHECKING:
+    from . import diffusers_scheduler as diffusers_scheduler
+    from . import distill as distill
+    from . import lora as lora
+    from . import metrics as metrics
+    from . import video as video
+
+_ON_DEMAND = ("diffusers_scheduler", "distill", "lora", "metrics", "video")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the larger rooms when somebody enters."""
+    if name in _ON_DEMAND:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

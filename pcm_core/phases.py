@@ -16,7 +16,7 @@ model's own sigma table, so one schedule serves eps, v and flow models alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -158,6 +158,15 @@ class PhaseSchedule:
         """The timestep at which sampling enters; ``train_steps - 1`` for a full denoise."""
         return self.timesteps[0]
 
+    def entered(self, denoise: float = 1.0, start: int | None = None) -> PhaseSchedule:
+        """The same schedule from further down, as ``build_schedule`` enters it; every later point stays.
+
+        Raises:
+            PCMError: if ``denoise`` or ``start`` is out of range.
+        """
+        entry = _entry_timestep(denoise, start, self.train_steps)
+        return replace(self, timesteps=_enter(self.timesteps, entry, self.train_steps // self.grid))
+
     def sigmas(self, table: SigmaTable | Tensor) -> Tensor:
         """Look the schedule up in a model's sigma table.
 
@@ -216,10 +225,8 @@ def build_schedule(
     elif count < phases:
         notes.append(f"This model has {phases} phases; {count} steps skip trained edges. Use at least {phases}.")
     points = eval_timesteps(count, phases=phases, spacing=spacing, grid=grid, train_steps=train_steps)
-    entry = _entry_timestep(denoise, start, train_steps)
-    timesteps = _enter(points, entry, train_steps // grid)
-    return PhaseSchedule(
-        timesteps=timesteps,
+    whole = PhaseSchedule(
+        timesteps=points,
         starts=eval_timesteps(phases, spacing=spacing, grid=grid, train_steps=train_steps),
         spacing=spacing,
         grid=grid,
@@ -227,6 +234,7 @@ def build_schedule(
         train_steps=train_steps,
         notes=tuple(notes),
     )
+    return whole.entered(denoise, start)
 
 
 def _entry_timestep(denoise: float, start: int | None, train_steps: int) -> int:

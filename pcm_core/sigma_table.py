@@ -79,10 +79,12 @@ class SigmaTable:
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> SigmaTable:
         """The table of a variance preserving model: ``sigma_t = sqrt((1 - a_t) / a_t)``, computed in float64.
 
+        A zero terminal SNR (a = 0) is taken as 2^-24, sigma 4096, as diffusers' EulerDiscreteScheduler does.
+
         Args:
             alphas_cumprod: [T] products of ``1 - beta``, descending, as ``DDIMScheduler.alphas_cumprod``.
         """
-        alphas = alphas_cumprod.detach().cpu().double()
+        alphas = alphas_cumprod.detach().cpu().double().clamp(min=2**-24)
         return cls.of(((1 - alphas) / alphas).sqrt(), flow=False, train_steps=len(alphas))
 
     @classmethod

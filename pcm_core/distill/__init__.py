@@ -6,6 +6,9 @@ consistency stage. ``matching``, ``bank``, ``diagnosis`` and ``matching_trainer`
 that order.
 """
 
+import sys
+from types import ModuleType
+
 from .adapters import Adapters
 from .adversarial import (
     BlockFeatures,
@@ -102,3 +105,12 @@ __all__ = [
     "usual_warmup",
     "write_lora",
 ]
+
+
+class _Room(ModuleType):
+    """``pcm_core.distill(model, latents)`` calls the function of that name; the names inside stay where they are."""
+
+    __call__ = staticmethod(distill)
+
+
+sys.modules[__name__].__class__ = _Room

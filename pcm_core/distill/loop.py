@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..denoiser import NULL_CAPTION as NULL_CAPTION
 from ..errors import PCMError
 from .adapters import Adapters
 from .config import Diverged
 from .objective import Denoiser
 
 Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
-NULL_CAPTION = -1
 
 
 def _alone(tensors: Sequence[Tensor]) -> None:

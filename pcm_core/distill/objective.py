@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import PCMError
+from ..denoiser import Prediction as Prediction
+from ..denoiser import add_noise as add_noise
+from ..denoiser import as_denoiser as as_denoiser
+from ..denoiser import per_sample
 from ..phases import Spacing, Terminal, eval_timesteps, phase_edges
 from ..sigma_table import SigmaTable
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-Prediction = Literal["eps", "v", "x0", "flow"]
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,10 @@ class SolverGrid:
         return cls(*(torch.tensor(row, dtype=torch.float32) for row in (sigma, below, edge)))
 
 
-def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor, *, flow: bool) -> Tensor:
-    """x at noise level ``sigma`` [B]: ``(1 - sigma) x0 + sigma eps`` for flow models, ``x0 + sigma eps`` otherwise."""
-    level = _like(sigma, clean)
-    return torch.lerp(clean, noise, level) if flow else clean + level * noise
-
-
 def jump_batch(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """``sampling.jump`` with one pair of noise levels per sample; ``sigma`` may be 0 where ``sigma_next`` is."""
     weight = torch.where(sigma > 0, sigma_next / sigma.clamp(min=torch.finfo(sigma.dtype).tiny), 1.0)
-    return torch.lerp(denoised, x, _like(weight, x))
+    return torch.lerp(denoised, x, per_sample(weight, x))
 
 
 def pseudo_huber(error: Tensor, c: float = 1e-3) -> Tensor:
@@ -106,42 +101,12 @@ def matching_grid(phases: int, train_steps: int = 1000) -> tuple[int, Spacing]:
     return 50, "aligned"
 
 
-def as_denoiser(network: Denoiser, prediction: Prediction) -> Denoiser:
-    """``(x, sigma [B]) -> x0`` from a network that predicts eps, v, x0 or a flow velocity.
-
-    Eps, v and x0 networks see the unit-variance input ``x / sqrt(1 + sigma^2)``, as they were trained; x itself is in
-    the variance exploding space of the host. A v network predicts ``alpha eps - sigma_vp x0``, so
-    ``x0 = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) v``. A flow network predicts ``eps - x0``.
-
-    Raises:
-        PCMError: if ``prediction`` is unknown.
-    """
-    if prediction not in ("eps", "v", "x0", "flow"):
-        raise PCMError(
-            f'The prediction type is "{prediction}".', "eps, v, x0 or flow.", "Name what the network returns."
-        )
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        level = _like(sigma, x)
-        if prediction == "flow":
-            return x - level * network(x, sigma)
-        variance = 1 + level.square()
-        output = network(x * variance.rsqrt(), sigma)
-        if prediction == "eps":
-            return x - level * output
-        if prediction == "v":
-            return x / variance - level * variance.rsqrt() * output
-        return output
-
-    return denoise
-
-
 def guided(conditional: Tensor, unconditional: Tensor, cfg: Tensor) -> Tensor:
     """Guidance in ComfyUI's convention, ``uncond + cfg (cond - uncond)`` with ``cfg`` [B]; 1 is the conditional.
 
     The official code writes ``cond + w (cond - uncond)``: its w is ``cfg - 1``.
     """
-    return unconditional + _like(cfg, conditional) * (conditional - unconditional)
+    return unconditional + per_sample(cfg, conditional) * (conditional - unconditional)
 
 
 @dataclass(frozen=True)
@@ -167,7 +132,7 @@ class PhasedPair:
         Latents of variance exploding models grow with sigma; flow latents do not.
         """
         error = self.prediction.float() - self.landing.float()
-        return error if self.flow else error * _like((1 + self.edge.square()).rsqrt(), error)
+        return error if self.flow else error * per_sample((1 + self.edge.square()).rsqrt(), error)
 
 
 def phased_pair(
@@ -193,7 +158,7 @@ def phased_pair(
         landing = jump_batch(x, teacher(x, sigma), sigma, below)
         if bool((below > edge).any()):
             landing = torch.where(
-                _like(below == edge, x), landing, jump_batch(landing, target(landing, below), below, edge)
+                per_sample(below == edge, x), landing, jump_batch(landing, target(landing, below), below, edge)
             )
     return PhasedPair(prediction, landing, edge, flow)
 
@@ -223,8 +188,3 @@ def phased_loss(
     """
     pair = phased_pair(student, teacher, target, clean, noise, index, grid, flow=flow)
     return pseudo_huber(pair.error, huber_c)
-
-
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """[B] to [B, 1, ...] of x's rank."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))
