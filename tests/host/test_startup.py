@@ -1,4 +1,4 @@
-"""What the pack imports when the host starts: its four dependencies and what the host itself is made of, no more."""
+"""What the pack imports when the host starts: its five dependencies and what the host itself is made of, no more."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def start_up(pack: Path) -> set[str]:
 def test_start_up_imports_its_dependencies_and_the_host(host: Any, tmp_path: Path) -> None:
     asked = start_up(tmp_path / "pack")
     assert not asked & HEAVY
-    assert asked == HOST | {"torch", "safetensors", "numpy", "PIL"}
+    assert asked == HOST | {"torch", "safetensors", "numpy", "PIL", "einops"}
