@@ -167,8 +167,7 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
 
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
-    training = pack("nodes.training.job")
-    metadata = training.metadata_for(job.model, job.config, None)
+    metadata = pack("nodes.training.job").metadata_for(job.model, job.config, None)
     processes = pack("pcm_core.distill").Processes(workers.rank, workers.count, workers.average)
     sessions: list[Any] = []
 
@@ -196,7 +195,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
 
     stop = StopRequest(workers)
     try:
-        outcome = training.run(
+        outcome = pack("nodes.training.session").run(
             job, metadata, watch=watch, processes=processes if workers.count > 1 else None, rescue=workers.first
         )
     except KeyboardInterrupt:
