@@ -268,3 +268,23 @@ def stand_ins(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         return taken
 
     return add
+
+
+@pytest.fixture(scope="module")
+def released_files(host: Host, zoo: Any) -> Path:
+    """The host's base folder, with a tiny stand-in under the name of every file the workflows use."""
+    import released
+
+    return released.make_files(host, zoo)
+
+
+@pytest.fixture(scope="module")
+def text_nodes(host: Host, zoo: Any) -> Iterator[None]:
+    """Nodes in place of the text encoders, for ``released.shrunk``."""
+    import released
+
+    own = released.text_nodes(zoo)
+    host.nodes.NODE_CLASS_MAPPINGS.update(own)
+    yield
+    for name in own:
+        del host.nodes.NODE_CLASS_MAPPINGS[name]
