@@ -127,6 +127,8 @@ def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: Sigm
     wanted = profile.phases or (None if fixed is None else len(fixed) - 1)
     if wanted is not None and steps != wanted:
         return [f"{steps} steps, and {profile.method} is made for exactly {wanted}."]
+    if profile.dynamic_shift:  # the size of the image is not known here
+        return []
     if profile.method == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
     try:

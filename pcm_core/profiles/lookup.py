@@ -1,4 +1,4 @@
-"""The table of few-step methods, ``methods.json``, and what a file name or a checksum finds in it.
+"""What a file's name or checksum finds in the table of few-step methods, ``methods.json``.
 
 The table is data, so that people can add a row without reading code: see its ``about``.
 """
@@ -6,51 +6,82 @@ The table is data, so that people can add a row without reading code: see its ``
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from ..errors import PCMError
 from ..safetensors_file import read_header
 from .metadata import profile_from_metadata
 from .profile import PCMProfile
+from .table import table
 
-_TABLE = Path(__file__).with_name("methods.json")
+Kind = Literal["lora", "checkpoint"]
+
+_ENDING = re.compile(r"\.(safetensors|sft|gguf|ckpt|pth?|bin)$", re.IGNORECASE)
+# Names that say nothing, so that the folder is read with them.
+_PLAIN_NAMES = re.compile(
+    r"(pytorch-lora-weights|diffusion-pytorch-model(-\d+-of-\d+)?|adapter-model|(high|low)-noise-model|model|phased)"
+)
 # Folders that say nothing about the files in them.
 _PLAIN_FOLDERS = {"", ".", "loras", "lora", "models", "checkpoints", "diffusion_models", "unet", "downloads"}
+# What repacks append to a released name.
+_TAIL = (
+    r"(?:[-.]+(?:lora|comfy(?:ui)?|bf16|fp16|fp8|fp32|int8|convrot|scaled|e4m3fn|avg|rank|r?\d+|v\d[\d.]*|\(\d+\)"
+    r"|converted|pruned|ema|original))*$"
+)
 _BASE_MODELS = {
     "15": "sd15", "xl": "sdxl", "sdxl": "sdxl", "sd3": "sd3", "sd21": "sd21", "sd": "sd15", "pixart": "pixart"
 }  # fmt: skip
 # Row entries that become profile values as they are.
 _PLAIN = (
-    "determinism", "gamma", "spacing", "grid", "terminal", "strength", "strength_no_alpha", "embedded_guidance",
-    "note", "ancestral",
+    "determinism", "gamma", "spacing", "grid", "terminal", "scheduler", "audio_shift", "dynamic_shift", "strength",
+    "strength_no_alpha", "embedded_guidance", "note", "ancestral",
 )  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def table() -> dict[str, Any]:
-    """``methods.json``."""
-    return json.loads(_TABLE.read_text(encoding="utf-8"))
+# Row entries that list one value per step, and how many of them are no step.
+_LISTS = {"sigmas": 1, "levels": 1, "timesteps": 0}
 
 
 def search_text(path: str | Path) -> str:
-    """What the patterns see: parent folder and file name without extension, in lower case."""
+    """What the patterns see: the file's name in lower case, words joined by ``-``, without extension.
+
+    The folder comes before it only where the name itself says nothing, as ``pytorch_lora_weights``.
+    """
     path = Path(path)
-    stem = re.sub(r"\.(safetensors|sft)$", "", path.name, flags=re.IGNORECASE)
-    folder = path.parent.name
-    return (stem if folder.lower() in _PLAIN_FOLDERS else f"{folder}/{stem}").lower()
+    name, folder = _words(_ENDING.sub("", path.name)), path.parent.name
+    plain = folder.lower() in _PLAIN_FOLDERS or not _PLAIN_NAMES.fullmatch(name)
+    return name if plain else f"{_words(folder)}/{name}"
 
 
-def values_by_name(text: str) -> dict[str, Any] | None:
-    """Profile values of the first row that matches ``search_text``; ``None`` if no row does."""
+def _words(name: str) -> str:
+    return re.sub(r"[\s_]+", "-", name.strip().lower())
+
+
+@lru_cache(maxsize=1024)
+def _pattern(match: str) -> re.Pattern[str]:
+    """A row's pattern between word boundaries; a name is words between ``-``, ``.`` and the like."""
+    return re.compile(rf"\b(?:{match.replace('<tail>', _TAIL)})" + ("" if match.endswith("<tail>") else r"\b"))
+
+
+def values_by_name(text: str, kind: Kind | None = None, base_model: str = "") -> dict[str, Any] | None:
+    """Profile values of the first row that matches ``search_text``; ``None`` if no row does.
+
+    Args:
+        kind: of the file; ``None`` for any.
+        base_model: what the file is known to be for; rows for other models are skipped.
+    """
     for row in table()["methods"]:
-        match = re.search(row["match"], text, re.IGNORECASE)
-        if match is not None:
-            return _values(row, match)
+        if kind is not None and row["kind"] not in (kind, "either"):
+            continue
+        match = _pattern(row["match"]).search(text)
+        if match is None:
+            continue
+        values = _values(row, match)
+        if not base_model or not values["base_model"] or values["base_model"] == base_model:
+            return values
     return None
 
 
@@ -85,10 +116,10 @@ def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
     steps = row.get("steps")
     if steps == "name":
         steps = int(_group(match, "n") or row.get("default_steps", 4))
-    for name in ("sigmas", "timesteps"):
+    for name, extra in _LISTS.items():
         if name in row:
             values[name] = tuple(row[name])
-            steps = len(row[name]) - (name == "sigmas")
+            steps = len(row[name]) - extra
     if steps is not None:
         values["steps"] = steps
     if row["class"] == "phased" and "sigmas" not in row:
@@ -101,7 +132,7 @@ def _values(row: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
         low, high = row.get("cfg_range", (values["cfg"], values["cfg"]))
         values["cfg_range"] = (float(low), float(high))
     expert = _group(match, "expert")
-    return values | ({"expert": expert.lower()} if expert else {})
+    return values | ({"expert": expert} if expert else {})
 
 
 def _base_model(row: Mapping[str, Any], match: re.Match[str]) -> str:
@@ -120,9 +151,15 @@ def _group(match: re.Match[str], name: str) -> str:
     return groups.get(name) or groups.get(f"{name}2") or ""
 
 
-def profile_from_name(name: str | Path) -> PCMProfile | None:
-    """Read the settings a file name carries, with its folder where that says something; ``None`` if nothing does."""
-    values = values_by_name(search_text(name))
+def profile_from_name(name: str | Path, kind: Kind | None = "lora", base_model: str = "") -> PCMProfile | None:
+    """Read the settings a file name carries; ``None`` if it carries none.
+
+    Args:
+        name: of the file, with its folder.
+        kind: ``lora`` or ``checkpoint``; ``None`` for any file.
+        base_model: what the file is known to be for, as ``PCMProfile.base_model``; empty if not known.
+    """
+    values = values_by_name(search_text(name), kind, base_model)
     return None if values is None else PCMProfile(**values, sources=dict.fromkeys(values, "file name"))
 
 
@@ -149,4 +186,29 @@ def profile_for(path: str | Path, metadata: Mapping[str, str] | None = None) -> 
     """
     if metadata is None:
         metadata = read_header(path).metadata
-    return profile_from_metadata(metadata) or profile_from_name(path) or profile_from_checksum(path) or PCMProfile()
+    by_name = profile_from_metadata(metadata) or profile_from_name(path)
+    return by_name or profile_from_checksum(path) or PCMProfile()
+
+
+def method_choices() -> dict[str, str]:
+    """Every method that can be chosen by name, and the released file that stands for it."""
+    choices: dict[str, str] = {}
+    for row in table()["methods"]:
+        if row["class"] == "unsupported":
+            continue
+        files = row.get("files", ())
+        choices |= row.get("choices", {row["method"]: files[0]} if files else {})
+    return choices
+
+
+def profile_of_method(choice: str) -> PCMProfile:
+    """The settings of a method chosen by name.
+
+    Raises:
+        PCMError: if there is no such method.
+    """
+    file = method_choices().get(choice)
+    profile = None if file is None else profile_from_name(file, None)
+    if profile is None:
+        raise PCMError(f'There is no method "{choice[:80]}".', "a method of the table.", "Choose one from the list.")
+    return replace(profile, sources=dict.fromkeys(profile.sources, "user"))

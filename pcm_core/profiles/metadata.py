@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from ..errors import PCMError
 from ..phases import MAX_COUNT
 from .profile import PCMProfile, SamplingClass
+from .table import table
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -29,12 +30,14 @@ def _flag(text: str) -> bool:
 _METADATA: dict[str, Any] = {
     "method": str, "sampling_class": str, "phases": int, "steps": int, "cfg": float, "cfg_range": _numbers,
     "determinism": float, "gamma": float, "ancestral": _flag, "spacing": str, "grid": int, "terminal": str,
-    "sigmas": _numbers, "timesteps": _integers, "shift": float, "strength": float, "strength_no_alpha": float,
+    "sigmas": _numbers, "timesteps": _integers, "scheduler": str, "shift": float, "audio_shift": float,
+    "dynamic_shift": str, "levels": _numbers, "strength": float, "strength_no_alpha": float,
     "embedded_guidance": float, "expert": str, "note": str,
 }  # fmt: skip
 _WORDS = {
     "sampling_class": get_args(SamplingClass), "spacing": ("trailing", "aligned", "tcd"),
-    "terminal": ("zero", "alpha0"), "expert": ("high", "low"),
+    "terminal": ("zero", "alpha0"), "expert": ("high", "low"), "scheduler": ("", "normal"),
+    "dynamic_shift": ("", *table()["shift_rules"]),
 }  # fmt: skip
 # pcm_sampling_class in files written by 0.1.0.
 _LETTERS = {
@@ -43,8 +46,8 @@ _LETTERS = {
 _LONGEST_TEXT = 1000
 _LIMITS = {
     "phases": (1, MAX_COUNT), "steps": (1, MAX_COUNT), "grid": (1, 1000), "cfg": (0, 100), "determinism": (0, 1),
-    "gamma": (0, 1), "shift": (1e-3, 1000), "strength": (-100, 100), "strength_no_alpha": (-100, 100),
-    "timesteps": (0, 999), "embedded_guidance": (0, 100),
+    "gamma": (0, 1), "shift": (1e-3, 1000), "audio_shift": (1e-3, 1000), "strength": (-100, 100),
+    "strength_no_alpha": (-100, 100), "timesteps": (0, 999), "levels": (0, 1), "embedded_guidance": (0, 100),
 }  # fmt: skip
 
 
@@ -59,11 +62,11 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
         return None
     values: dict[str, Any] = {"method": "PCM", "base_model": entries.get("base_model", "")}
     values |= {name: _read(name, entries[name]) for name in _METADATA if name in entries}
-    if not {"phases", "steps", "sigmas", "timesteps"} & set(values):
+    if not {"phases", "steps", "sigmas", "timesteps", "levels"} & set(values):
         raise PCMError("The metadata has pcm_ entries but no pcm_phases.", "the number of phases.", "Save it again.")
-    if "sigmas" in values:
-        values["steps"] = len(values["sigmas"]) - 1
-    listed = values["steps"] if "sigmas" in values else len(values.get("timesteps", ()))
+    listed = len(values.get("timesteps", ()))
+    for name in {"sigmas", "levels"} & set(values):
+        values["steps"] = listed = len(values[name]) - 1
     told = _read("phases", entries["phases"]) if "phases" in entries else listed
     if listed and listed != told:
         raise PCMError(f"The metadata says {told} phases and lists {listed} steps.", "as many.", "Save it again.")
@@ -115,7 +118,7 @@ def _is_sound(name: str, value: Any) -> bool:
     low, high = _LIMITS.get(name, (-math.inf, math.inf))
     if not all(math.isfinite(number) and low <= number <= high for number in numbers):
         return False
-    if name == "sigmas":
+    if name in ("sigmas", "levels"):
         return 1 < len(numbers) <= MAX_COUNT + 1 and all(high > low >= 0 for high, low in pairwise(numbers))
     if name == "timesteps":
         return len(numbers) <= MAX_COUNT and all(high > low for high, low in pairwise(numbers))

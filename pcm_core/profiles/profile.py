@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..phases import MAX_COUNT, PhaseSchedule, Spacing, Terminal, build_schedule
 from ..sigma_table import SigmaTable
+from .shift_rules import sigmas_for_size
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
 # phased: trained as jumps between fixed edges. fixed: a list of noise levels, deterministic. renoised: new noise at
@@ -30,7 +31,11 @@ class PCMProfile:
         ancestral: determinism is that of an ancestral step with eta 1, see ``sampling.ancestral_to_determinism``.
         sigmas: explicit schedule including the final 0, instead of spacing and grid.
         timesteps: the same as timesteps of the model's table; ``resolved`` turns them into ``sigmas``.
+        scheduler: the host's scheduler whose grid the authors use, ``normal``; empty for spacing and grid.
         shift: linear timestep shift of flow models; ``None`` leaves the model's own.
+        audio_shift: the same for the audio half of a model that makes video and audio.
+        dynamic_shift: rule of ``shift_rules`` by which the shift follows the size of the image; empty for none.
+        levels: noise levels before a dynamic shift, with the final 0; ``None`` for equal parts.
         strength: LoRA strength that a user's 1.0 means; ``strength_no_alpha`` the same for files without alpha keys.
         embedded_guidance: the guidance scalar of guidance-distilled models (FluxGuidance), not CFG.
         expert: which of two experts the file is for.
@@ -53,7 +58,11 @@ class PCMProfile:
     terminal: Terminal = "zero"
     sigmas: tuple[float, ...] | None = None
     timesteps: tuple[int, ...] | None = None
+    scheduler: Literal["", "normal"] = ""
     shift: float | None = None
+    audio_shift: float | None = None
+    dynamic_shift: str = ""
+    levels: tuple[float, ...] | None = None
     strength: float = 1.0
     strength_no_alpha: float | None = None
     embedded_guidance: float | None = None
@@ -67,21 +76,33 @@ class PCMProfile:
         """Whether anything said which method this is."""
         return self.method != "unknown"
 
-    def resolved(self, table: SigmaTable, steps: int = 0) -> PCMProfile:
+    def resolved(self, table: SigmaTable, steps: int = 0, *, pixels: int = 0) -> PCMProfile:
         """Return a copy whose ``sigmas`` are looked up in the model's table; unchanged if a schedule is exact.
 
-        Looked up are ``timesteps``, and the equal parts of a fixed method without a list where whole timesteps can
-        only round them (1000 / 12).
+        Looked up are ``timesteps``, a scheduler's grid, a shift that follows the size, and the equal parts of a fixed
+        method without a list where whole timesteps can only round them (1000 / 12).
 
         Args:
             table: of the model.
             steps: asked for, which a method of equal parts follows; 0 for the profile's own.
+            pixels: of the image, width times height, which a dynamic shift follows; 0 if not known.
+
+        Raises:
+            PCMError: if the image is too small for the rule of its shift.
         """
         if self.timesteps is not None:
             return replace(self, sigmas=(*map(table.sigma, self.timesteps), 0.0))
         count = steps or self.steps
-        whole = not 1 <= count <= MAX_COUNT or 1000 % count == 0
-        if self.sampling_class != "fixed" or self.sigmas is not None or whole:
+        if self.levels is not None and self.dynamic_shift:
+            return replace(self, sigmas=sigmas_for_size(self.dynamic_shift, self.levels, pixels))
+        if self.sigmas is not None or not 1 <= count <= MAX_COUNT:
+            return self
+        if self.dynamic_shift:
+            parts = [k / count for k in range(count, -1, -1)]
+            return replace(self, sigmas=sigmas_for_size(self.dynamic_shift, parts, pixels), steps=count)
+        if self.scheduler == "normal":
+            return replace(self, sigmas=_normal(table, count), steps=count)
+        if self.sampling_class != "fixed" or 1000 % count == 0:  # whole timesteps can only round 1000 / 12
             return self
         return replace(self, sigmas=(*(table.sigma_at(k / count) for k in range(count, 0, -1)), 0.0), steps=count)
 
@@ -106,3 +127,10 @@ class PCMProfile:
             denoise=denoise,
             spend_extra_steps=spend_extra_steps,
         )
+
+
+def _normal(table: SigmaTable, steps: int) -> tuple[float, ...]:
+    """The host's ``normal`` schedule on a flow model: even timesteps from pure noise to its smallest, shifted again."""
+    last = table.sigmas[0]
+    levels = (1 - (1 - last) * k / max(steps - 1, 1) for k in range(steps))
+    return (*map(table.sigma_at, levels), 0.0)

@@ -42,7 +42,7 @@ class VideoFamily:
         Raises:
             PCMError: if the family has no preset of that name.
         """
-        profile = profile_from_name(self.presets[name]) if name in self.presets else None
+        profile = profile_from_name(self.presets[name], None) if name in self.presets else None
         if profile is None:
             raise PCMError(
                 f"The preset {name} is not for {self.name}.",

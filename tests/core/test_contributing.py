@@ -46,8 +46,8 @@ def test_the_preset_of_the_worked_example_is_refused_until_its_file_is_known(mon
     monkeypatch.setitem(wan.presets, name, file)  # type: ignore[arg-type]
     with pytest.raises(PCMError, match=f"{name} is not for Wan"):
         wan.preset(name)
-    row = {"match": "acme_wan_(?P<n>4)step", "method": "Acme-Wan", "base_model": "wan", "class": "fixed",
-           "steps": "name", "shift": 5, "cfg": 1, "source": "none", "verified": False}  # fmt: skip
+    row = {"match": "acme-wan-(?P<n>4)step", "method": "Acme-Wan", "base_model": "wan", "class": "fixed",
+           "kind": "lora", "steps": "name", "shift": 5, "cfg": 1, "source": "none", "verified": False}  # fmt: skip
     real = lookup.table()
     monkeypatch.setattr(lookup, "table", lambda: {**real, "methods": [row, *real["methods"]]})
     assert wan.preset(name).steps == 4

@@ -14,7 +14,7 @@ EIGHT = (999, 874, 749, 624, 499, 374, 249, 124)
 
 
 def of(name):
-    profile = profile_from_name(name)
+    profile = profile_from_name(name, None)
     assert profile is not None
     return profile
 

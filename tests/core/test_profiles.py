@@ -14,9 +14,11 @@ from pcm_core.errors import PCMError
 from pcm_core.profiles import (
     PCMProfile,
     lookup,
+    method_choices,
     profile_for,
     profile_from_metadata,
     profile_from_name,
+    profile_of_method,
     profile_to_metadata,
 )
 from pcm_core.profiles.profile import SamplingClass
@@ -133,6 +135,11 @@ NAMES = {
     "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16": "Qwen-Wuli-Turbo",
 }  # fmt: skip
 STRANGERS = [
+    # faults.md 15 and 16, and styles for turbo models
+    "pixel_art_style_z_image_turbo", "minimax_h3_fl2va_hyperflow_v1", "hyperflow_minimax_h3_8step", "lightx2v/my_style",
+    "lightx2v/pytorch_lora_weights", "flux-2-klein-9b-consistency-lora", "my_flux_schnell_style",
+    "Krea2_turbo_style_lora", "Qwen-Image-Edit-2509-Relight", "pcm/my_style", "z-image-turbo-style",
+    "TwinFlow-Z-Image-Turbo", "spcmx_sdxl_smallcfg_4step",
     "pytorch_lora_weights", "loras/pytorch_lora_weights", "my_style_lora", "juggernautXL_lightning",
     "flux-2-klein-base-4b-fp8", "hunyuanvideo1.5_480p_t2v_cfg_distilled_fp16", "wan2.2_animate_14B_relight_lora_bf16",
     "SDXL_film_lens_turbo_style",
@@ -142,7 +149,7 @@ STRANGERS = [
 @pytest.mark.parametrize("name", NAMES)
 def test_method_by_name(name):
     for path in (name, f"{name}.safetensors", f"models/loras/{name}.safetensors"):
-        profile = profile_from_name(path)
+        profile = profile_from_name(path, None)
         assert profile is not None and profile.method == NAMES[name]
 
 
@@ -165,6 +172,76 @@ def test_experts_and_strengths():
     assert [of(f"Hyper-SD3-{n}steps-CFG-lora").cfg for n in (4, 8, 16)] == [3.0, 5.0, 7.0]
     assert of("Hyper-FLUX.1-dev-8steps-lora").embedded_guidance == 3.5
     assert not of("lora_sd3.5m_4steps").verified and of("lora_sd3.5m_4steps").steps == 4
+
+
+KINDS = {"lora": ("lora",), "checkpoint": ("checkpoint",), "either": ("lora", "checkpoint")}
+
+
+def test_every_released_file_is_found_by_its_own_row():
+    rows = lookup.table()["methods"]
+    for row in rows:
+        for file in (*row.get("files", ()), *row.get("choices", {}).values()):
+            for kind in KINDS[row["kind"]]:
+                text = lookup.search_text(file)
+                fits = (r for r in rows if kind in KINDS[r["kind"]] and lookup._pattern(r["match"]).search(text))
+                assert next(fits) is row, (file, kind)
+
+
+def test_every_choice_is_a_method_and_no_name_is_given_twice():
+    names = [
+        name
+        for row in lookup.table()["methods"]
+        if row["class"] != "unsupported"
+        for name in row.get("choices", [row["method"]])
+    ]
+    choices = method_choices()
+    assert sorted(names) == sorted(choices) and len(choices) > 120
+    for name, file in choices.items():
+        profile = profile_of_method(name)
+        assert profile.known and profile.sources["method"] == "user", (name, file)
+    with pytest.raises(PCMError, match="no method"):
+        profile_of_method("Sharper")
+
+
+def test_a_row_names_one_kind_of_file():
+    assert profile_from_name("z_image_turbo_bf16") is None
+    assert profile_from_name("my_z_image_turbo_merge_fp8", "checkpoint") is not None
+    assert profile_from_name("lcm-lora-sdxl", "checkpoint", "sdxl") is not None  # by the row of merges
+    for name in ("Krea2_Turbo_lora_rank_64_bf16", "krea2_turbo_lora_v2"):
+        profile = profile_from_name(name)
+        assert profile is not None and profile.method == "Krea2-Turbo", name
+
+
+def test_a_checkpoint_is_looked_up_for_its_own_model():
+    """A merge is an SDXL or SD1.5 checkpoint; the word turbo in another model's name says nothing."""
+    merge = profile_from_name("juggernautXL_lightning", "checkpoint", "sdxl")
+    assert merge is not None and not merge.verified and "merge" in merge.note
+    assert profile_from_name("my_turbo_thing", "checkpoint", "qwen-image") is None
+    assert profile_from_name("z_image_turbo_bf16", "checkpoint", "sdxl").method == "Turbo merge"  # type: ignore[union-attr]
+
+
+def test_the_folder_speaks_only_where_the_name_does_not():
+    assert profile_from_name("lcm-lora-sdxl/pytorch_lora_weights") is not None
+    assert profile_from_name("lcm-lora-sdxl/my_portraits") is None
+    for expert in ("high", "low"):
+        profile = profile_from_name(f"Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1/{expert}_noise_model.safetensors")
+        assert profile is not None and profile.expert == expert
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "shift"),
+    [
+        ("minimax_h3_fl2v_turbo_8step_v1.0_comfyui_bf16", 8, 12),
+        ("minimax_h3_ref2v_turbo_4step_v0.1_comfyui_bf16", 4, 12),
+        ("minimax_h3_fl2v_lightx2v_turbo_4step_v0.1_comfy", 4, 12),
+        ("lightx2v/minimax_h3_fl2v_turbo_4step_v1.2_768p_comfyui_bf16", 4, 6),
+        ("minimax_h3_ref2v_turbo_8step_v1.0_768p_comfyui_bf16", 8, 6),
+    ],
+)
+def test_minimax_h3_by_file(name, steps, shift):
+    profile = profile_from_name(name)
+    assert profile is not None
+    assert (profile.method, profile.steps, profile.shift, profile.audio_shift) == ("MiniMax-H3-Turbo", steps, shift, 3)
 
 
 # fewstep.md 1 and pcm.md 1.1: timesteps of variance exploding families
@@ -193,7 +270,7 @@ def test_timesteps(name, timesteps):
     ("name", "first"), [("Hyper-SDXL-1step-Unet", 5.111027), ("dmd2_sdxl_1step_unet_fp16", 1.160578)]
 )
 def test_single_calls_below_pure_noise(name, first, sd_table):
-    profile = profile_from_name(name)
+    profile = profile_from_name(name, "checkpoint")
     assert profile is not None
     assert profile.resolved(SigmaTable.of(sd_table)).sigmas == (pytest.approx(first, rel=1e-5), 0.0)
 
@@ -201,9 +278,14 @@ def test_single_calls_below_pure_noise(name, first, sd_table):
 def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
     """A fixed method is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
     shift = 3.158
+<<<<<<< HEAD
     fine = torch.arange(1, 10001, dtype=torch.float64) / 10000
     table = SigmaTable.of(shift * fine / (1 + (shift - 1) * fine))
     distill = profile_from_name("qwen_image_distill_full_bf16")
+=======
+    table = [shift * u / (1 + (shift - 1) * u) for u in ((i + 1) / 10000 for i in range(10000))]
+    distill = profile_from_name("qwen_image_distill_full_bf16", "checkpoint")
+>>>>>>> f8d5faf (The table of methods: every row says which kind of file it names, whole words only, shifts that follow the size, FLUX.2-Turbo, MiniMax-H3, HiDream, LTX-2.5, Boogu as their authors have them, and eighteen methods more)
     assert distill is not None and distill.sigmas is None
     for steps in (0, 12):
         count = steps or 15
@@ -217,8 +299,13 @@ def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
 
 
 def test_unsupported_methods_say_why():
-    for name in ("nitrosd-realism_comfyui", "instaflow_0_9B", "perflow-sd15-delta-weights"):
-        profile = profile_from_name(name)
+    for name in (
+        "nitrosd-realism_comfyui",
+        "instaflow_0_9B",
+        "perflow-sd15-delta-weights",
+        "causal_forcing-framewise",
+    ):
+        profile = profile_from_name(name, None)
         assert profile is not None and profile.sampling_class == "unsupported" and len(profile.note) > 40
 
 
@@ -226,7 +313,9 @@ def test_the_table_is_whole():
     for row in lookup.table()["methods"]:
         assert row["source"] and isinstance(row["verified"], bool)
         assert row["class"] in get_args(SamplingClass)
-        assert row["class"] == "unsupported" or {"steps", "sigmas", "timesteps"} & set(row)
+        assert row["kind"] in ("lora", "checkpoint", "either")
+        assert row["class"] == "unsupported" or {"steps", "sigmas", "timesteps", "levels"} & set(row)
+        assert row["class"] != "unsupported" or len(row["note"]) > 40
         for sigmas in (row["sigmas"],) if "sigmas" in row else ():
             assert sigmas[-1] == 0 and sorted(sigmas, reverse=True) == sigmas and len(set(sigmas)) == len(sigmas)
 
@@ -259,7 +348,7 @@ def test_metadata_of_our_distiller():
 
 @pytest.mark.parametrize("name", [*NAMES, *[row[0] for row in RELEASED]])
 def test_metadata_round_trip(name):
-    profile = profile_from_name(name)
+    profile = profile_from_name(name, None)
     assert profile is not None
     back = profile_from_metadata(json.loads(json.dumps(profile_to_metadata(profile))))
     assert back is not None
