@@ -278,14 +278,9 @@ def test_single_calls_below_pure_noise(name, first, sd_table):
 def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
     """A fixed method is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
     shift = 3.158
-<<<<<<< HEAD
     fine = torch.arange(1, 10001, dtype=torch.float64) / 10000
     table = SigmaTable.of(shift * fine / (1 + (shift - 1) * fine))
-    distill = profile_from_name("qwen_image_distill_full_bf16")
-=======
-    table = [shift * u / (1 + (shift - 1) * u) for u in ((i + 1) / 10000 for i in range(10000))]
     distill = profile_from_name("qwen_image_distill_full_bf16", "checkpoint")
->>>>>>> f8d5faf (The table of methods: every row says which kind of file it names, whole words only, shifts that follow the size, FLUX.2-Turbo, MiniMax-H3, HiDream, LTX-2.5, Boogu as their authors have them, and eighteen methods more)
     assert distill is not None and distill.sigmas is None
     for steps in (0, 12):
         count = steps or 15
