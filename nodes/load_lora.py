@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..pcm_core.profiles import PCMProfile, profile_for
 from ..pcm_core.profiles.advice import loading_mistakes
 from . import host
 from .host import lora as host_lora
+from .sampling.settings import configure
 from .validation import checked
 
 
@@ -79,7 +79,7 @@ def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = 
     factor, notes = _strength(profile, report, strength)
     patched = host_lora.patch_lora(model, tensors, shapes, strength * factor)
     if profile.known:
-        patched, profile, more = _configure(patched, profile)
+        patched, profile, more = configure(patched, profile)
         notes += more
         for mistake in loading_mistakes(profile, path.name, report.family, host_lora.model_facts(model), strength):
             logging.warning("Load PCM LoRA: %s", mistake)
@@ -113,17 +113,3 @@ def _strength(profile: PCMProfile, report: LoraReport, strength: float) -> tuple
     if factor == 1:
         return 1.0, []
     return factor, [f"strength {strength:g} x {factor:g}, the strength {profile.method} is made for."]
-
-
-def _configure(model: Any, profile: PCMProfile) -> tuple[Any, PCMProfile, list[str]]:
-    """Set the shift the LoRA was trained with, look its timesteps up, and attach the profile."""
-    notes: list[str] = []
-    current = host.flow_shift(model)
-    if profile.shift is not None and current is not None and not math.isclose(current, profile.shift, rel_tol=1e-4):
-        model = host.with_flow_shift(model, profile.shift)
-        notes.append(f"The model's shift was {current:.4g}; {profile.method} needs {profile.shift:g}: now set.")
-    elif profile.shift is not None and current is None:
-        profile = replace(profile, shift=None)
-    if profile.timesteps is not None:
-        profile = profile.resolved(host.sigma_table(model))
-    return host.attach_profile(model, profile), profile, notes

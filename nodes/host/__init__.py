@@ -7,6 +7,7 @@ named here; ``lora``, ``loaders``, ``training`` and ``status`` are imported by t
 from .model import attach_profile as attach_profile
 from .model import family_of as family_of
 from .model import flow_shift as flow_shift
+from .model import has_shift as has_shift
 from .model import is_flow as is_flow
 from .model import model_sampling as model_sampling
 from .model import noise_scale as noise_scale

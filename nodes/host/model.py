@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -14,6 +15,11 @@ from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.sigma_table import SigmaTable
 
 _PROFILE_KEY = "pcm_profile"
+# MiniMax-H3 maps the video's noise level to the audio's itself, and so must know both shifts (MiniMaxH3SigmaShift).
+_NETWORK_SHIFTS = {
+    "minimax_h3_sigma_shift_video": "sigma_shift_video",
+    "minimax_h3_sigma_shift_audio": "sigma_shift_audio",
+}
 _REFUSED = {
     "IMG_TO_IMG": "an image-to-image model (Lotus)",
     "IMG_TO_IMG_FLOW": "an image-to-image flow model (FlowRVS)",
@@ -83,17 +89,56 @@ def flow_shift(model: Any) -> float | None:
     return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else None
 
 
-def with_flow_shift(model: Any, shift: float) -> Any:
-    """A clone of a flow model with that linear shift, in the class of sampling it already has."""
+def has_shift(model: Any, shift: float, audio_shift: float | None = None) -> bool:
+    """Whether a flow model has that linear shift, and what its network reads of it (``_NETWORK_SHIFTS``) agrees."""
+    current = flow_shift(model)
+    if current is None or not math.isclose(current, shift, rel_tol=1e-4):
+        return False
+    told = _network_shifts(model)
+    return all(
+        math.isclose(told[key], value, rel_tol=1e-4) for key, value in _wanted_shifts(model, shift, audio_shift).items()
+    )
+
+
+def with_flow_shift(model: Any, shift: float, audio_shift: float | None = None) -> Any:
+    """A clone of a flow model with that linear shift, in the class of sampling it already has.
+
+    Whatever else its sampling object was set to stays as it is, such as the shift of an audio half.
+
+    Args:
+        shift: of the video half of a model that makes video and audio.
+        audio_shift: of its audio half; ``None`` leaves it.
+    """
     current = model_sampling(model)
     sampling = type(current)(model.model.model_config)
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
-        sampling.set_parameters(shift=math.log(shift))
-    else:
-        sampling.set_parameters(shift=shift, multiplier=current.multiplier)
+    names = inspect.signature(sampling.set_parameters).parameters
+    kept = {name: getattr(current, name) for name in names if hasattr(current, name)}
+    flux = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
+    sampling.set_parameters(**kept | {"shift": math.log(shift) if flux else shift})
+    if hasattr(current, "noise_scale"):
+        sampling.set_noise_scale(current.noise_scale)
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
+    if wanted := _wanted_shifts(clone, shift, audio_shift):
+        options = clone.model_options.get("transformer_options", {})
+        clone.model_options["transformer_options"] = {**options, **wanted}
     return clone
+
+
+def _network_shifts(model: Any) -> dict[str, float]:
+    """The shifts that the network itself reads, by their names in ``transformer_options``."""
+    network, options = model.model.diffusion_model, model.model_options.get("transformer_options", {})
+    return {
+        option: float(options.get(option, getattr(network, attribute)))
+        for option, attribute in _NETWORK_SHIFTS.items()
+        if hasattr(network, attribute)
+    }
+
+
+def _wanted_shifts(model: Any, shift: float, audio_shift: float | None) -> dict[str, float]:
+    wanted = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
+    own = _network_shifts(model)
+    return {name: own[name] if value is None else value for name, value in wanted.items() if name in own}
 
 
 def with_context_windows(model: Any, length: int, overlap: int, axis: int, *, nested: bool) -> Any:

@@ -12,8 +12,10 @@ from devices import hosts_fp8
 from safetensors.torch import save_file
 
 from pcm_core.errors import PCMError
+from pcm_core.profiles import profile_from_name
 from phased_consistency.nodes import host as nodes_host
 from phased_consistency.nodes.host import lora as host_lora
+from phased_consistency.nodes.sampling.settings import configure
 
 
 @pytest.fixture
@@ -103,11 +105,11 @@ SCHEDULES = [
     ("qwen_image", "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16", (1, 0.75)),
     ("qwen_image", "Qwen-Image-2.1-Lightning", even(4, FLUX)),
     ("qwen_image", "qwen_image_distill_full_bf16", even(15, FLUX)),
-    ("flux2", "flux.2-turbo-lora", (1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)),
+    ("flux2", "flux.2-turbo-lora", (1, 0.94739, 0.88248, 0.80028, 0.69282, 0.54619, 0.33467, 0.00299)),
     ("flux2", "flux-2-klein-4b", (1, 0.96738, 0.90814, 0.7672)),
     ("z_image", "z_image_turbo_distill_patch_lora_bf16", EIGHT_AT_3), ("z_image", "z_image_turbo_bf16", EIGHT_AT_3),
     ("ernie_image", "ernie-image-turbo", EIGHT_AT_3), ("krea2", "krea2_turbo_lora_rank_64_bf16", FLUX_8),
-    ("lens", "lens_turbo_bf16", even(4, math.exp(1.829))), ("mage_flow", "mage_flow_turbo_bf16", even(4, 6)),
+    ("lens", "lens_turbo_bf16", even(4, FLUX)), ("mage_flow", "mage_flow_turbo_bf16", even(4, 6)),
     ("wan", "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", FOUR_AT_5),
     ("wan", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", FOUR_AT_5),
     ("wan", "Wan22_A14B_T2V_LOW_Lightning_4steps_lora_250928_rank64_fp16", FOUR_AT_5),
@@ -115,7 +117,8 @@ SCHEDULES = [
      (1, 0.97826, 0.95238, 0.92105, 0.88235, 0.83333, 0.76923, 0.68182, 0.55556, 0.35714)),
     ("wan", "Wan2.1_T2V_14B_FusionX_LoRA", even(10, 2)),
     ("wan", "Wan_2_1_I2V_14B_ChronoEdit_distill_lora_rank32", even(8, 2)),
-    ("wan", "minimax_h3_fl2v_turbo_4step_v1_bf16", (1, 0.94737, 0.85714, 0.66667)),  # the video half
+    ("wan", "minimax_h3_fl2v_turbo_4step_v1.0_768p_bf16", (1, 0.94737, 0.85714, 0.66667)),  # the video half
+    ("wan", "minimax_h3_ref2v_turbo_4step_v0.1_bf16", (1, 0.97297, 0.92308, 0.8)),
     ("wan", "minimax_h3_fl2v_turbo_8step_v1_bf16", (1, 0.98824, 0.97297, 0.95238, 0.92308, 0.87805, 0.8, 0.63158)),
     ("hunyuan_video15", "hy1.5_t2v_480p_lightx2v_4step_bf16", FOUR_AT_5),
     ("hunyuan_video15", "hunyuanvideo1.5_480p_i2v_step_distilled_fp16", even(12, 7)),
@@ -132,7 +135,11 @@ SCHEDULES = [
 @pytest.mark.parametrize(("family", "name", "listed"), SCHEDULES, ids=[row[1] for row in SCHEDULES])
 def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family, name, listed):
     model = zoo[family].model
-    loaded, report = load(host, model, put(host, model, name, alpha=2.0))
+    if profile_from_name(name) is None:  # a checkpoint
+        loaded, profile, _ = configure(model, profile_from_name(name, "checkpoint"))
+        report = f"profile: {profile.method}"
+    else:
+        loaded, report = load(host, model, put(host, model, name, alpha=2.0))
     (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
     if isinstance(listed[0], int) and listed[0] > 1:
         table = nodes_host.sigma_table(model)
