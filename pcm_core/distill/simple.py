@@ -96,17 +96,20 @@ def distill(
         grid=grid, spacing=spacing, warmup=usual_warmup(steps),
     )  # fmt: skip
     device = next(network.parameters()).device
-    batches = [latents] if isinstance(latents, Tensor) else list(latents)
-    numbers = [0] * sum(len(part) for part in batches) if captions is None else captions
-    data = LatentSet(batches, numbers, lambda part: part.to(device, torch.float32))
+    data = _data(latents, captions, device)
     generator = torch.Generator().manual_seed(seed)
     adapters = Adapters(adaptable(network, targets), rank, generator=generator, device=device)
     with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(network), adapters.attached():
-        trainer = Trainer(backbone, adapters, data, table, config, flow=flow)
-        losses = trainer.run(after_step)
+        losses = Trainer(backbone, adapters, data, table, config, flow=flow).run(after_step)
     prediction = "flow" if flow else str(getattr(model, "prediction", "eps"))
     metadata = distill_metadata(config, prediction=prediction, base_model=base_model, steps=steps)
     return DistilledLora(adapters.lora(prefix, ema=bool(ema)), metadata, losses)
+
+
+def _data(latents: Tensor | Sequence[Tensor], captions: Sequence[int] | None, device: torch.device) -> LatentSet:
+    batches = [latents] if isinstance(latents, Tensor) else list(latents)
+    numbers = [0] * sum(len(part) for part in batches) if captions is None else captions
+    return LatentSet(batches, numbers, lambda part: part.to(device, torch.float32))
 
 
 def _parts(model: Any) -> tuple[nn.Module, Tensor, bool]:
