@@ -15,6 +15,7 @@ from .errors import PCMError
 from .guidance import parse_guidance, phase_at
 from .phases import PhaseSchedule, Spacing, Terminal
 from .profiles import PCMProfile
+from .profiles.shift_rules import size_notes
 from .sampling import (
     Model,
     NoiseSampler,
@@ -101,6 +102,7 @@ def plan(
     terminal: Terminal | Literal["auto"] = AUTO,
     grid: int = 0,
     spend_extra_steps: bool = False,
+    pixels: int = 0,
 ) -> Plan:
     """Resolve what a user asks for; 0, ``"auto"`` and ``None`` ask the profile.
 
@@ -114,6 +116,7 @@ def plan(
         phases, spacing, grid: of the schedule (``build_schedule``); any of them sets a profile's own list aside.
         terminal: where the last jump lands, sigma 0 (``zero``) or timestep 0 (``alpha0``).
         spend_extra_steps: really take more steps than there are phases.
+        pixels: of the image, width times height, for methods whose shift follows it; 0 if not known.
 
     Raises:
         PCMError: if a value is out of range, or no list of sigmas can serve the profile on this model.
@@ -122,12 +125,13 @@ def plan(
     _check_serves(profile, table)
     if not 0 <= denoise <= 1:  # also refuses NaN
         raise PCMError(f"denoise is {denoise}.", "a number from 0 to 1.", "Use 1 to start from pure noise.")
-    profile = profile.resolved(table, steps)
+    profile = profile.resolved(table, steps, pixels=pixels)
     given = spacing != AUTO or phases or grid
     if profile.sigmas and not given:
         sigmas, whole, tops, notes = _from_list(profile.sigmas, table, steps, denoise, profile.grid)
         if (terminal if terminal != AUTO else profile.terminal) == "alpha0":
             sigmas[-1] = whole[-1] = table.bottom
+        notes = (*size_notes(profile.method, profile.dynamic_shift, pixels), *notes)
         schedule = None
     else:
         full = _schedule(profile, steps, phases, spacing, terminal, grid, spend_extra_steps=spend_extra_steps)

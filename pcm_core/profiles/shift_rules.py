@@ -71,3 +71,10 @@ def sigmas_for_size(rule: str, levels: Sequence[float], pixels: int) -> tuple[fl
         PCMError: as ``mu_of``.
     """
     return shifted(levels, mu_of(rule, pixels or USUAL_PIXELS, len(levels) - 1))
+
+
+def size_notes(method: str, rule: str, pixels: int) -> tuple[str, ...]:
+    """What to say of a size that nobody gave to a method whose shift follows it."""
+    if not rule or pixels:
+        return ()
+    return (f"{method} shifts with the size of the image, which is not known here: 1024 x 1024 is assumed.",)

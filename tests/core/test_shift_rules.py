@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pcm_core.errors import PCMError
+from pcm_core.plan import plan
 from pcm_core.profiles import profile_from_name
 from pcm_core.profiles.shift_rules import mu_of, sigmas_for_size
 from pcm_core.sigma_table import SigmaTable
@@ -79,3 +80,12 @@ def test_normal_is_the_grid_of_hidream():
         profile = profile_from_name(name, "checkpoint")
         assert profile is not None and profile.steps == steps
         assert profile.resolved(table).sigmas == pytest.approx(right, abs=1e-5)
+
+
+def test_a_plan_takes_the_size_or_says_what_it_assumed():
+    klein = profile_from_name("flux-2-klein-9b-fp8", "checkpoint")
+    assert klein is not None
+    assumed, wide = plan(klein, TABLE), plan(klein, TABLE, pixels=1536 * 640)
+    assert "1024 x 1024 is assumed" in assumed.notes[0] and wide.notes == ()
+    assert wide.sigmas.tolist() == pytest.approx(klein.resolved(TABLE, pixels=1536 * 640).sigmas, abs=1e-6)
+    assert wide.sigmas[1] < assumed.sigmas[1]
