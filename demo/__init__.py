@@ -1,1 +1,1 @@
-"""The demo world: a procedural picture language, a tiny teacher that ComfyUI loads, and PCM LoRAs for it."""
+"""The demo world: procedural images with prompts, a tiny teacher that ComfyUI loads, and PCM LoRAs for it."""

@@ -17,7 +17,7 @@ Step = Callable[[int, int], None]
 
 
 class PromptError(Exception):
-    """The host refused or could not finish a prompt. ``details`` is what it answered."""
+    """The host rejected a prompt or failed while running it. ``details`` is its response."""
 
     def __init__(self, message: str, details: dict[str, Any]) -> None:
         super().__init__(message)
@@ -52,19 +52,19 @@ class Client:
             return json.loads(answer.read() or b"{}")
 
     def run(self, graph: Graph, on_step: Step | None = None) -> dict[str, Any]:
-        """Run an API graph to its end and return the outputs by node id. ``on_step(done, total)`` follows samplers.
+        """Run an API graph and return its outputs by node id. ``on_step(done, total)`` reports sampler progress.
 
         Raises:
-            PromptError: the graph was rejected, even in part, or a node raised; the message is the node's.
+            PromptError: if any part of the graph was rejected, or a node raised an error; carries the node's message.
         """
         return self.follow(self.queue(graph), on_step)
 
     def follow(self, prompt_id: str, on_step: Step | None = None) -> dict[str, Any]:
-        """Wait for the end of a queued prompt, as ``run`` does. Follow several in the order of their queue."""
+        """Wait for a queued prompt to finish, as ``run`` does. Follow several prompts in the order they were queued."""
         while True:
             message = self.socket.recv()
             if not isinstance(message, str):
-                continue  # a preview picture
+                continue  # a preview image
             event = json.loads(message)
             kind, data = event["type"], event.get("data", {})
             if data.get("prompt_id") != prompt_id:
@@ -96,7 +96,7 @@ class Client:
 
 
 def rejection(answer: dict[str, Any]) -> str:
-    """One line that names every node and input the host found fault with."""
+    """One line that names every node and input the host rejected."""
     faults = [
         f"{node['class_type']}: {error['message']} ({error['details']})"
         for node in answer.get("node_errors", {}).values()

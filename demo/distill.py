@@ -1,4 +1,4 @@
-"""Distil PCM LoRAs from the demo teacher with ``pcm_core.distill`` and write them as files like any other LoRA."""
+"""Distil PCM LoRAs from the demo teacher with ``pcm_core.distill`` and save them as ordinary LoRA files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TABLE = shifted(torch.arange(1, 1001) / 1000)
 
 
 class Denoiser:
-    """The model as ``(x, sigma) -> x0`` under one text, with guidance in ComfyUI's convention."""
+    """The model as ``(x, sigma) -> x0`` for fixed prompts, with guidance in ComfyUI's convention."""
 
     def __init__(self, model: nn.Module, text: tuple[Tensor, ...], weights: dict[str, Tensor] | None = None,
                  cfg: float = 1.0, null: tuple[Tensor, ...] | None = None) -> None:  # fmt: skip
@@ -57,7 +57,7 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class PoolData:
-    """A pool as the trainer's data; caption numbers are prompt numbers."""
+    """Training data from a pool; caption indices are prompt indices."""
 
     pool: Pool
 
@@ -73,12 +73,12 @@ class PoolData:
 
 @dataclass(frozen=True)
 class Critic:
-    """The adversarial loss of a run: its weight, the rate of its heads, and where and in what they look."""
+    """Settings of the adversarial loss: its weight, the heads' learning rate, and the noise levels and blocks they see."""
 
     weight: float = 0.1
     rate: float = ADVERSARIAL_LR
     span: tuple[float, float] = ADVERSARIAL_SPAN  # of the phase, from its clean end
-    depth: int = 2  # the last blocks whose output they see
+    depth: int = 2  # how many of the last blocks feed the heads
 
 
 def distil(
@@ -88,8 +88,8 @@ def distil(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train one LoRA, or ``start`` for another cycle, with the library's own trainer. Returns the averaged LoRA.
 
-    Runs where the latents of the pool are; the teacher has to be there too.
-    ``phases=1`` is the consistency model that plays LCM. ``on_step`` is called after every update.
+    Runs on the device of the pool's latents; the teacher must be on it too.
+    ``phases=1`` is the consistency model that stands in for LCM. ``on_step`` is called after every update.
     """
     config = DistillConfig(
         phases=phases, grid=GRID, terminal="zero", steps=steps, batch=batch, lr=lr, cfg=(CFG, CFG), ema=0.995, seed=seed
@@ -131,7 +131,7 @@ def distil(
 
 def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS,
               base: str = "demo_sd3", critic: Critic | None = None) -> None:  # fmt: skip
-    """Write the file with the metadata from which Load PCM LoRA configures everything downstream."""
+    """Save the LoRA with the metadata that Load PCM LoRA reads its settings from."""
     metadata = {
         "pcm_phases": str(phases),
         "pcm_spacing": "trailing",
@@ -147,7 +147,7 @@ def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: f
         "pcm_train_steps": str(steps),
         "pcm_loss": f"pseudo-huber 1e-3, lr {lr:g}" + (f", adversarial {critic.weight:g}" if critic else ""),
     }
-    if phases == 1:  # plays LCM: any step count, renoised
+    if phases == 1:  # stands in for LCM: any step count, renoised
         metadata |= {"pcm_determinism": "0.0", "pcm_steps": "4"}
     half = {key: value if key.endswith(".alpha") else value.half() for key, value in lora.items()}
     save_file(half, folder / name, metadata=metadata)

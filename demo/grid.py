@@ -1,4 +1,4 @@
-"""Draw a labelled grid of pictures: one row per method, one column per prompt."""
+"""Draw a labelled grid of images: one row per method, one column per prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAPER, INK, SOFT = (255, 255, 255), (28, 30, 34), (112, 117, 126)
 
 
 def draw_grid(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: Sequence[str]) -> Image.Image:
-    """Rows of (title, detail, pictures of equal size) under the columns' texts, enlarged three times."""
+    """Rows of (title, detail, images of equal size) under column headings, enlarged three times."""
     width, height = (SCALE * size for size in rows[0][2][0].size)
     left, top = MARGIN + LABELS, MARGIN + HEADER
     sheet = Image.new(

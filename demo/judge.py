@@ -1,7 +1,7 @@
-"""The judge of the demo world: a small CNN that reads shape, colour, background and geometry from a picture.
+"""The judge of the demo world: a small CNN that predicts shape, colour, background and geometry from an image.
 
-Its 48-d hidden layer is the feature space of the Frechet distance. It sees only real pictures in training, lightly
-blurred and noised so that a decoder's softness is not mistaken for another class.
+Its 48-d hidden layer is the feature space of the Frechet distance. It is trained on real drawings only, lightly
+blurred and noised so that decoder blur does not change the predicted class.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Judge(nn.Module):
 
 
 def blur_and_noise(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix in 0..100 % of a 3x3 blur and up to 3 % noise, per picture."""
+    """Mix in 0..100 % of a 3x3 blur and up to 3 % noise, per image."""
     amount = torch.rand(len(picture), 1, 1, 1, generator=generator)
     padded = nn.functional.pad(picture, (1, 1, 1, 1), mode="replicate")
     picture = torch.lerp(picture, nn.functional.avg_pool2d(padded, 3, stride=1), amount)

@@ -1,7 +1,7 @@
-"""Write the quick-start workflows in API and UI form, from the few values that matter and a running host's node list.
+"""Write the quick-start workflows in API and UI form from a few values and the node list of a running host.
 
-Run it after an input of a node was added or moved: ``python dev.py serve``, then ``python -m demo.make_workflows``.
-The browser test loads the UI form in the real frontend and compares what that would queue with the API form.
+Run it after adding or moving an input of a node: ``python dev.py serve``, then ``python -m demo.make_workflows``.
+The browser test loads the UI form in the real frontend and compares the prompt it would queue with the API form.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ The LoRA file carries its settings, so the PCM Video Sampler needs none:
 
 
 def quickstart(infos: dict[str, Any]) -> Graph:
-    """The graph of ``dev.py demo``; its node numbers are the constants of ``demo.quickstart``."""
+    """The graph of ``dev.py demo``; its node ids are the constants in ``demo.quickstart``."""
     graph = Graph(infos, version())
     graph.note(NOTE)
     model = graph.add("UNETLoader", 0, unet_name="demo_sd3.safetensors")
@@ -63,7 +63,7 @@ def quickstart(infos: dict[str, Any]) -> Graph:
 
 
 def video(infos: dict[str, Any]) -> Graph:
-    """The video graph of ``dev.py demo``, with the node numbers of the quick start."""
+    """The video graph of ``dev.py demo``, with the same node ids as the quick start."""
     graph = Graph(infos, version())
     graph.note(VIDEO_NOTE)
     model = graph.add("UNETLoader", 0, unet_name="demo_wan.safetensors")
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def write(name: str, graph: Graph) -> None:
-    """Both forms of a graph."""
+    """Write both forms of a graph."""
     ui = graph.to_ui()
     for node in ui["nodes"]:
         if node["type"].startswith("PCMDemo"):  # its pack is not published

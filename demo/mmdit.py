@@ -1,4 +1,4 @@
-"""A two-block SD3 transformer in plain torch, with the parameter names and the arithmetic of the host's MMDiT.
+"""A two-block SD3 transformer in plain torch, with the parameter names and arithmetic of the host's MMDiT.
 
 Training it here needs no host; the host's UNETLoader reads the saved file as SD3 (tests compare the two).
 """
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 class Stream(nn.Module):
-    """One stream (context or picture) of a joint block: adaLN, its part of the attention, MLP."""
+    """One stream (context or image) of a joint block: adaLN, its part of the attention, MLP."""
 
     def __init__(self, pre_only: bool = False) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the grid. A LoRA with ``sampler`` runs on the stock KSampler, else on ours; no LoRA is the teacher."""
+    """A row of the grid. ``sampler`` selects the stock KSampler, None our node; without a LoRA it is the teacher."""
 
     title: str
     detail: str
@@ -58,7 +58,7 @@ METHODS = (
 
 
 def variant(graph: Graph, method: Method, prompt: str, seed: int) -> Graph:
-    """The quick-start graph with the method's LoRA, sampler and steps, and one prompt and seed."""
+    """The quick-start graph with a method's LoRA, sampler and steps, for one prompt and seed."""
     graph = copy.deepcopy(graph)
     graph[PROMPT]["inputs"]["text"] = prompt
     ours = graph[SAMPLER]["inputs"]
@@ -82,7 +82,7 @@ def variant(graph: Graph, method: Method, prompt: str, seed: int) -> Graph:
 
 
 class Bar:
-    """A progress bar over all sampling steps: redrawn in place on a terminal, one line per method elsewhere."""
+    """A progress bar over all sampling steps: redrawn in place on a terminal, otherwise one line per method."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -123,7 +123,7 @@ def make_pictures(client: Client, graph: Graph) -> list[tuple[str, str, list[Ima
 
 
 def main() -> int:
-    from .quickstart_video import make_clips, save_animation  # it uses this module
+    from .quickstart_video import make_clips, save_animation  # imported here because it imports this module
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8188", help="a running server with our packs")

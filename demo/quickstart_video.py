@@ -1,6 +1,6 @@
 """Run the video workflow on a running ComfyUI, once per method and prompt, and draw an animated grid.
 
-``demo.quickstart`` calls this. The graph has the node numbers of the quick start, so the same changes make the methods.
+``demo.quickstart`` calls this. The graph has the node ids of the quick start, so ``variant`` works on both.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Row = tuple[str, str, list[list[Image.Image]]]
 
 
 def video_variant(graph: Graph, method: Method, prompt: str, seed: int) -> Graph:
-    """As for pictures; a stock sampler needs the shift set by a node, which ours reads from the LoRA."""
+    """``variant`` for clips: a stock sampler needs a node that sets the shift; ours reads it from the LoRA."""
     graph = variant(graph, method, prompt, seed)
     if method.sampler:
         inputs = {"model": graph[SAMPLER]["inputs"]["model"], "shift": SHIFT}
@@ -52,7 +52,7 @@ def video_variant(graph: Graph, method: Method, prompt: str, seed: int) -> Graph
 
 
 def clip_frames(client: Client, graph: Graph, bar: Bar, title: str) -> list[Image.Image]:
-    """The pictures of the one clip that a graph makes."""
+    """The frames of the single clip that a graph makes."""
     outputs = client.run(graph, lambda step, _: bar.show(step, title))
     (file,) = client.pictures(outputs)
     return [frame.convert("RGB") for frame in ImageSequence.Iterator(Image.open(io.BytesIO(file)))]
@@ -75,7 +75,7 @@ def make_clips(client: Client) -> list[Row]:
 
 
 def save_animation(rows: Sequence[Row], path: Path) -> None:
-    """Write the grid as an animated WebP that repeats and rests on its last frame."""
+    """Write the grid as an animated WebP that loops and pauses on its last frame."""
     columns = [prompt for prompt, _ in COLUMNS]
     count = len(rows[0][2][0])
     sheets = [

@@ -3,10 +3,10 @@
     python -m demo.score            1,000 pictures, three seeds: the table of the README
     python -m demo.score --quick    one seed, 272 pictures, the main rows
 
-For each sampler and step count: the Frechet distance of judge features to the teacher's 50-step pictures (never to
-data: guidance moves the teacher away from data, and following it is the student's task), the share of pictures whose
-shape, colour and background are what the prompt said, and how crisp the edges are. The reference and every sampler
-start from independent noise, so the *floor* is what two runs of the teacher itself score against each other.
+For each sampler and step count: the Frechet distance of judge features to the teacher's 50-step pictures (not to the
+data: guidance moves the teacher away from the data, and the student has to follow the teacher), the fraction of
+pictures with the shape, colour and background of the prompt, and the edge sharpness. The reference and every sampler
+start from independent noise, so the *floor* is the score of one run of the teacher against another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REFERENCE_SEED = 9_000
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: which LoRA, how it is guided and how it is renoised; ``timesteps`` if not the trailing."""
+    """A row of the table: LoRA, guidance and determinism; ``timesteps`` replaces the trailing timesteps."""
 
     name: str
     lora: str | None = None
@@ -75,7 +75,7 @@ class World:
 
 
 def prompts_for(count: int) -> list[Prompt]:
-    """The world's prompts in turn, each as often as the others (give or take one)."""
+    """The world's prompts in turn; their counts differ by at most one."""
     world = all_prompts()
     return [world[i % len(world)] for i in range(count)]
 
@@ -120,9 +120,9 @@ def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) 
 
 
 def crispness(pictures: Tensor) -> Tensor:
-    """Edge sharpness [B]: the steepest colour change across an edge as a share of the picture's full contrast.
+    """Edge sharpness [B]: the steepest colour change across an edge as a fraction of the picture's full contrast.
 
-    An antialiased edge of a real drawing changes fully within two pixels and scores close to 1; a blurred one less.
+    An antialiased edge of a real drawing spans two pixels and scores close to 1; a blurred edge scores less.
     """
     dx = (pictures[..., 2:] - pictures[..., :-2]).square().sum(1).sqrt().flatten(1)
     dy = (pictures[..., 2:, :] - pictures[..., :-2, :]).square().sum(1).sqrt().flatten(1)
@@ -134,7 +134,7 @@ def crispness(pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """One cell: mean over seeds and its standard deviation."""
+    """One cell: mean and standard deviation over seeds."""
 
     distance: float
     distance_std: float
@@ -145,7 +145,7 @@ class Score:
 
 def grade(judge: Judge, pictures: Tensor, prompts: list[Prompt],
           reference: tuple[np.ndarray, np.ndarray]) -> tuple[float, float, float]:  # fmt: skip
-    """Frechet distance to the reference, share of prompts met, and edge sharpness of pictures [B, 3, 64, 64]."""
+    """Frechet distance to the reference, prompt accuracy, and edge sharpness of pictures [B, 3, 64, 64]."""
     features = features_of(judge, pictures)
     hits = correct(judge, features, labels_of(prompts)).all(1).float().mean().item()
     return frechet(moments(features), reference), hits, crispness(pictures).mean().item()
@@ -160,7 +160,7 @@ def score(world: World, method: Method, steps: int, count: int, seeds: Sequence[
 
 
 def teacher_reference(world: World, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Moments of the features of the teacher's own pictures, which everything is measured against."""
+    """Feature moments of the teacher's own pictures: the reference of every distance."""
     method = Method("reference", cfg=CFG)
     pictures = generate(world, method, REFERENCE_STEPS, prompts_for(count), seed=REFERENCE_SEED)
     return moments(features_of(world.judge, pictures))
@@ -172,24 +172,24 @@ def labels_of(prompts: list[Prompt]) -> Scene:
 
 
 def judge_ceiling(world: World, count: int, seed: int = 77) -> float:
-    """Share of real drawings the judge reads fully right; no generator can be measured above it."""
+    """Fraction of real drawings that the judge classifies fully right: the ceiling of any measured accuracy."""
     scene = sample_scene(count, torch.Generator().manual_seed(seed), prompts_for(count))
     return correct(world.judge, features_of(world.judge, render(scene)), scene).all(1).float().mean().item()
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run: the cells by (method, steps), and what they have to be read against."""
+    """A whole run: the cells by (method, steps), and the reference values to compare them with."""
 
     count: int
     seeds: Sequence[int]
     cells: dict[tuple[str, int], Score]
     floor: Score  # the teacher against itself, from other noise
-    ceiling: float  # share of real drawings that the judge reads fully right
+    ceiling: float  # fraction of real drawings that the judge classifies fully right
     real_crisp: float  # edge sharpness of real drawings
 
     def markdown(self) -> str:
-        """One table per measure, methods by steps."""
+        """One table per measure: methods down, step counts across."""
         lines = [
             f"{self.count} pictures, {len(self.seeds)} seed(s), starting noise independent of the reference. "
             f"Teacher at {REFERENCE_STEPS} steps from other noise (the floor): FDt {self.floor.distance:.2f}, "
@@ -213,14 +213,14 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def json(self) -> str:
-        """The same numbers for programs: one row per cell."""
+        """The same numbers as JSON: one row per cell."""
         rows = [{"method": name, "steps": steps, **asdict(cell)} for (name, steps), cell in self.cells.items()]
         head = {"pictures": self.count, "seeds": list(self.seeds), "floor": asdict(self.floor)}
         return json.dumps(head | {"rows": rows}, indent=1) + "\n"
 
 
 def measure(world: World, methods: Sequence[Method], count: int, seeds: Sequence[int]) -> Results:
-    """Run every method at each of its step counts; prints every cell as it comes."""
+    """Run every method at each of its step counts and print every cell as soon as it is measured."""
     reference = teacher_reference(world, count)
     floor = score(world, Method("teacher", cfg=CFG), REFERENCE_STEPS, count, seeds, reference)
     cells: dict[tuple[str, int], Score] = {}

@@ -1,10 +1,10 @@
-"""Measure the video samplers of the demo world, from the pixels alone: this world needs no judge.
+"""Measure the video samplers of the demo world from the pixels alone; no judge is needed.
 
     python -m demo.score_video            180 clips, three seeds: the table of demo/README.md
     python -m demo.score_video --quick    45 clips, one seed
 
-In every picture the shape is found by its colour, and each of the world's shapes is drawn over it, of equal area and
-with the same centroid; the nearest is what it is. Where it goes is the way of its centroid.
+In every frame the shape is found by its colour. Each of the world's shapes is drawn with the same area and centroid,
+and the best match is the detected shape. Motion is the path of the centroid.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from .wan import Wan
 from .wan_vae import WanVAE
 
 BATCH = 45
-STILL = 4.0  # pixels from first to last picture under which a shape stands still
+STILL = 4.0  # a shape that moves fewer pixels than this from first to last frame stands still
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: which LoRA, how many steps, how it is guided and how it is renoised."""
+    """A row of the table: steps, LoRA, guidance and determinism."""
 
     name: str
     steps: int
@@ -70,15 +70,15 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Score:
-    """Means over clips. Shares are of 1.
+    """Means over clips. Fractions are from 0 to 1.
 
     Attributes:
-        accuracy: pictures whose shape and colour are the prompt's.
-        direction: clips that move as the prompt says, or stand still.
-        both: clips with the right direction and at least nine tenths of their pictures right.
-        consistency: how much of the shape two neighbouring pictures share once their centroids are laid together.
-        jitter: RMS of the centroid's second difference, in pixels; a steady motion has none.
-        travel: pixels from the first picture to the last, in the clips that were asked to move.
+        accuracy: fraction of frames with the shape and colour of the prompt.
+        direction: fraction of clips that move, or stand still, as the prompt says.
+        both: fraction of clips with the right direction and at least 90 % of their frames right.
+        consistency: overlap (IoU) of the shape in neighbouring frames after aligning their centroids.
+        jitter: RMS of the centroid's second difference, in pixels; 0 for constant speed.
+        travel: pixels from the first frame to the last, over clips whose prompt asks for motion.
         fit: RMS distance to the nearest drawing of the requested shape and colour.
     """
 
@@ -92,7 +92,7 @@ class Score:
 
 
 def measure(clips: Tensor, prompts: Sequence[VideoPrompt]) -> Score:
-    """Read clips [B, T, 3, 48, 48] in 0..1 that were asked for with the prompts."""
+    """Score clips [B, T, 3, 48, 48] in 0..1 against their prompts."""
     palette, back = torch.tensor(list(COLOURS.values())), empty_picture()
     labels = torch.tensor([(p.shape, p.colour, p.motion) for p in prompts])
     difference = (clips - back).square().sum(2).sqrt()  # [B, T, H, W]
@@ -106,7 +106,7 @@ def measure(clips: Tensor, prompts: Sequence[VideoPrompt]) -> Score:
     area, place = area_and_centroid(cover)
     drawn = torch.stack([draw_like(kind, area, place) for kind in range(len(SHAPES))], dim=2)
     shape = (drawn - cover[:, :, None]).square().sum((3, 4)).argmin(2)
-    there = area > 40  # an empty picture shows nothing
+    there = area > 40  # false for an empty frame
     right = (shape == labels[:, None, 0]) & (colour == labels[:, None, 1]) & there
     way = place[:, -1] - place[:, 0]
     directions = torch.tensor(list(MOTIONS.values()), dtype=torch.float32)[:-1]
@@ -150,7 +150,7 @@ def draw_like(kind: int, area: Tensor, place: Tensor) -> Tensor:
 
 
 def shared(cover: Tensor, place: Tensor) -> Tensor:
-    """Soft intersection over union [B, T - 1] of neighbours, the second moved onto the first."""
+    """Soft intersection over union [B, T - 1] of neighbouring frames, the second shifted onto the first."""
     shift = (place[:, 1:] - place[:, :-1]).flatten(0, 1)
     axis = 2 * (torch.arange(SIZE) + 0.5) / SIZE - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -164,7 +164,7 @@ def shared(cover: Tensor, place: Tensor) -> Tensor:
 
 @dataclass
 class VideoWorld:
-    """What is loaded once."""
+    """Everything that is loaded once."""
 
     vae: WanVAE
     teacher: Wan
@@ -198,7 +198,7 @@ def prompts_for(count: int) -> list[VideoPrompt]:
 
 
 def run(world: VideoWorld, count: int, seeds: Sequence[int], methods: Sequence[Method] = METHODS) -> dict[str, Score]:
-    """Every method by its name, and what drawings and decoded drawings score."""
+    """Scores of every method by name, and of real drawings before and after the autoencoder."""
     prompts = prompts_for(count)
     real = render_clips(sample_clips(count, torch.Generator().manual_seed(78), prompts))
     with torch.inference_mode():
@@ -212,7 +212,7 @@ def run(world: VideoWorld, count: int, seeds: Sequence[int], methods: Sequence[M
 
 
 def markdown(rows: dict[str, Score], count: int, seeds: Sequence[int]) -> str:
-    """One table, methods by measures."""
+    """One table: methods down, measures across."""
     names = [field.name for field in fields(Score)]
     lines = [f"{count} clips, {len(seeds)} seed(s). The teacher spends two evaluations a step, the others one.", ""]
     lines += ["| sampler | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]

@@ -1,8 +1,8 @@
 """A narrow autoencoder that ships as a full TAESD.
 
-The host loads TAESD files of one size only, 64 channels everywhere, too slow to train on a CPU. We train the same graph
-with fewer channels, growing as the picture shrinks, and export it by zero padding: a padded channel is zero before and
-after every ReLU, and an all-zero Block is the identity on non-negative input, so the exported file computes exactly
+The host loads TAESD files of one size only: 64 channels everywhere, too slow to train on a CPU. We train the same graph
+with fewer channels, more of them at lower resolution, and export it by zero padding. A padded channel is zero before
+and after every ReLU, and an all-zero Block is the identity on non-negative input, so the exported file computes exactly
 what was trained. ``narrow`` undoes the padding.
 """
 
@@ -45,7 +45,7 @@ DECODER: tuple[Layer, ...] = (
 
 
 class Block(nn.Module):
-    """TAESD's residual block; the last convolution starts at zero, so a deep stack trains from the first step."""
+    """TAESD's residual block. Its last convolution is zero-initialised, so that a deep stack trains from the start."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class _Half(nn.Module):
-    """Either half, from its layer table. Submodules carry the host's indices as names."""
+    """Encoder or decoder, built from its layer table. Submodules are named by the host's indices."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ class _Half(nn.Module):
             if kind == "up":
                 x = nn.functional.interpolate(x, scale_factor=2.0)
             x = getattr(self, str(index))(x)
-            if index == 1 and kind == "conv":  # the decoder's ReLU behind its first convolution
+            if index == 1 and kind == "conv":  # the decoder's ReLU after its first convolution
                 x = torch.relu(x)
         return x
 
 
 class Autoencoder(nn.Module):
-    """Pictures [B, 3, H, W] in 0..1 to latents [B, 16, H/8, W/8] of unit scale, and back."""
+    """Images [B, 3, H, W] in 0..1 to latents [B, 16, H/8, W/8] of unit scale, and back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Autoencoder(nn.Module):
 
 
 def widen(half: _Half) -> dict[str, Tensor]:
-    """The host's state dict of a trained half: zero padded to 64 channels, missing Blocks as all-zero Blocks."""
+    """The host's state dict of a trained half, zero-padded to 64 channels, with all-zero Blocks for missing ones."""
     trained = half.state_dict()
     return {key: _pad(trained.get(key), shape) for key, shape in _full_shapes(half.layers).items()}
 

@@ -1,4 +1,4 @@
-"""Train the teacher of the demo world: flow matching on shapes, with caption dropout so that CFG works."""
+"""Train the teacher of the demo world: flow matching with caption dropout, so that CFG works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION_DROPOUT = 0.12
 
 
 class LatentPool:
-    """Encoded pictures with their prompts, drawn once and sampled from in training; on the autoencoder's device."""
+    """Encoded images with their prompts, rendered once and sampled in training; on the autoencoder's device."""
 
     def __init__(self, vae: Autoencoder, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -38,7 +38,7 @@ class LatentPool:
         self.context, self.pooled = (text.to(device) for text in embed([*all_prompts(), None]))
 
     def text(self, prompt_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and pooled text of prompt numbers; number -1 is the null prompt."""
+        """Context and pooled text embedding of prompt indices; index -1 is the null prompt."""
         return self.context[prompt_ids], self.pooled[prompt_ids]
 
 
@@ -48,7 +48,7 @@ def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 class Pool(Protocol):
-    """Latents [N, ...] with the numbers of their prompts [N], and the text of a number; -1 is the null prompt."""
+    """Latents [N, ...] with their prompt indices [N], and the text embedding of an index; -1 is the null prompt."""
 
     latents: Tensor
     prompt_ids: Tensor
@@ -57,7 +57,7 @@ class Pool(Protocol):
 
 
 def flow_loss(model: torch.nn.Module, pool: Pool, size: int, generator: torch.Generator) -> Tensor:
-    """Mean squared velocity error; half of the noise levels uniform, half shifted, both stratified."""
+    """Mean squared velocity error. Half of the noise levels are uniform and half shifted, both stratified."""
     rows = torch.randint(len(pool.latents), (size,), generator=generator)
     latents, prompts = pool.latents[rows], pool.prompt_ids[rows]
     dropped = torch.rand(size, generator=generator) < CAPTION_DROPOUT

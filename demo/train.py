@@ -1,11 +1,11 @@
-"""Rebuild every weight of the demo world from nothing.
+"""Train every model of the demo world from scratch.
 
     python -m demo.train                     everything, in order
-    python -m demo.train --only lora         one stage, on the files of the earlier ones
+    python -m demo.train --only lora         one stage, using the files of the earlier ones
 
-Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (sharpens the decoder; the latents stay as they are), and
+Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (fine-tunes the decoder; the latents do not change), and
 for video ``video_vae``, ``video_teacher``, ``video_lora`` and ``video_decoder``.
-``demo/README.md`` states what each took on two CPU cores. Every stage writes its file when done and prints its loss.
+``demo/README.md`` says how long each took on two CPU cores. Every stage prints its loss and writes its file at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .world import render, sample_scene
 
 @dataclass(frozen=True)
 class Cycle:
-    """Iterations at a learning rate that falls along a cosine of its own."""
+    """One cosine learning-rate cycle: its iterations and peak rate."""
 
     steps: int
     lr: float
@@ -50,9 +50,9 @@ class Cycle:
 
 @dataclass(frozen=True)
 class LoraRun:
-    """One distillation, in cycles that each go on from the last.
+    """One distillation in cycles, each of which continues from the one before.
 
-    ``start`` is the file of an earlier run of the same rank to go on from: its phases are merged to ``phases``.
+    ``start`` is the LoRA file of an earlier run of the same rank to continue from; its phases are merged to ``phases``.
     """
 
     file: str
@@ -62,7 +62,7 @@ class LoraRun:
     start: str | None = None
 
 
-# What each cycle brought, and what else was tried: demo/README.md.
+# demo/README.md has the gain of each cycle and what else was tried.
 LORAS = (
     LoraRun(
         "demo_pcm_4phase.safetensors", 4, 36,
@@ -87,9 +87,9 @@ VIDEO_CLIPS = 4000
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """One round of the video teacher: clips drawn, iterations, learning rate, and the length of its cosine.
+    """One round of the video teacher: clips rendered, iterations, learning rate, and the length of its cosine.
 
-    A round goes on with the teacher of the round before.
+    A round continues from the teacher of the round before.
     """
 
     clips: int
@@ -98,7 +98,7 @@ class TeacherRun:
     horizon: int
 
 
-VIDEO_DECODER = ((500, 9), (800, FRAMES))  # iterations and pictures of a clip
+VIDEO_DECODER = ((500, 9), (800, FRAMES))  # (iterations, frames of a clip)
 VIDEO_TEACHER = (TeacherRun(VIDEO_CLIPS, 4000, 2e-3, 4000), TeacherRun(12_000, 2300, 1.2e-3, 3000))
 
 

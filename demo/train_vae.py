@@ -17,7 +17,7 @@ from .world import render, sample_scene
 WEIGHTS = Path(__file__).parent / "weights"
 ENCODER_FILE = "taesd3_encoder.safetensors"
 DECODER_FILE = "taesd3_decoder.safetensors"
-REPORT = 50  # iterations between two printed losses
+REPORT = 50  # iterations between printed losses
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
@@ -41,9 +41,9 @@ def run_steps(
     weight_decay: float = 0.0,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
-    """The one training loop of the demo: AdamW, warm-up and cosine, gradients clipped at norm 1.
+    """The training loop of every demo model: AdamW, warm-up, cosine decay, gradients clipped to norm 1.
 
-    ``horizon`` is the length of the cosine where training stops before its end; by default it is ``steps``.
+    ``horizon`` is the length of the cosine if training stops before its end; default ``steps``.
     """
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
@@ -75,7 +75,7 @@ def edge_weight(picture: Tensor) -> Tensor:
 
 
 def vae_loss(model: Autoencoder, picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Edge-weighted L1 + L2, latents held at mean 0 and std 1 per channel, slightly smooth, decoded with noise."""
+    """Edge-weighted L1 + L2 with noisy latents, plus penalties for latent mean 0, std 1 per channel and smoothness."""
     latent = model.encode(picture)
     noise = torch.randn(latent.shape, generator=generator)
     strength = 0.15 * torch.rand(len(latent), 1, 1, 1, generator=generator)
@@ -89,7 +89,7 @@ def vae_loss(model: Autoencoder, picture: Tensor, generator: torch.Generator) ->
 
 
 def train_vae(steps: int, seed: int = 0, batch: int = 24, folder: Path = WEIGHTS) -> Autoencoder:
-    """Train both halves together, then the decoder alone on the frozen latents for a quarter of the steps."""
+    """Train encoder and decoder together, then the decoder alone on frozen latents for a quarter of the steps."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Autoencoder().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -110,7 +110,7 @@ def train_vae(steps: int, seed: int = 0, batch: int = 24, folder: Path = WEIGHTS
 
 
 def finetune_decoder(model: Autoencoder, steps: int, seed: int = 1, batch: int = 24, folder: Path = WEIGHTS) -> None:
-    """Sharpen the decoder with the encoder frozen, so that latents already used for training stay valid."""
+    """Fine-tune the decoder with the encoder frozen, so that latents already used for training stay valid."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss(_: int) -> Tensor:
@@ -132,7 +132,7 @@ def save_vae(model: Autoencoder, folder: Path = WEIGHTS) -> None:
 
 
 def load_vae(folder: Path = WEIGHTS) -> Autoencoder:
-    """The shipped autoencoder in its narrow form, which runs several times faster than the padded one."""
+    """The shipped autoencoder with its padding removed, which makes it several times faster."""
     model = Autoencoder()
     narrow(model.encoder, load_file(folder / ENCODER_FILE))
     narrow(model.decoder, load_file(folder / DECODER_FILE))
@@ -141,7 +141,7 @@ def load_vae(folder: Path = WEIGHTS) -> Autoencoder:
 
 @torch.no_grad()
 def psnr(model: Autoencoder, count: int = 512, seed: int = 99) -> float:
-    """Reconstruction PSNR in dB on fresh pictures."""
+    """Reconstruction PSNR in dB on new images."""
     picture = render(sample_scene(count, torch.Generator().manual_seed(seed)))
     error = torch.cat([(model.decode(model.encode(p)).clamp(0, 1) - p).square() for p in picture.split(64)])
     return -10 * math.log10(error.mean().item())

@@ -1,4 +1,4 @@
-"""Train the video half of the demo world: the Wan autoencoder, then the Wan teacher by flow matching."""
+"""Train the video models of the demo world: the Wan autoencoder, then the Wan teacher by flow matching."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VAE_FILE = "demo_wan_vae.safetensors"
 
 
 def shape_weight(clip: Tensor) -> Tensor:
-    """Per-pixel weight [B, T, 1, H, W]: 1, and 4 within two pixels of where the shape is or was."""
+    """Per-pixel weight [B, T, 1, H, W]: 4 within two pixels of where the shape is or was, 1 elsewhere."""
     seen = ((clip - empty_picture()).abs().amax(2) > 0.05).float()
     near = nn.functional.max_pool2d(seen, 5, stride=1, padding=2)[:, :, None]
     return 1 + 3 * near
 
 
 def vae_loss(model: WanVAE, clip: Tensor, generator: torch.Generator, noise: float = 0.15) -> Tensor:
-    """Weighted L1 + L2, latents held at mean 0 and std 1 per channel, decoded with some noise."""
+    """Weighted L1 + L2 with noisy latents, plus a penalty for latent mean 0 and std 1 per channel."""
     latent = model.encode(clip)
     strength = noise * torch.rand(len(latent), 1, 1, 1, 1, generator=generator)
     error = model.decode(latent + strength * torch.randn(latent.shape, generator=generator)) - clip
@@ -40,7 +40,7 @@ def train_video_vae(
     steps: int, *, seed: int = 0, batch: int = 6, frames: int = 9, lr: float = 3e-3,
     folder: Path = WEIGHTS,
 ) -> WanVAE:  # fmt: skip
-    """Both halves together, on clips of ``frames`` pictures; the decoder has to learn longer ones by itself then."""
+    """Train encoder and decoder on clips of ``frames`` frames; the decoder needs fine-tuning for longer clips."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = WanVAE()
@@ -60,7 +60,7 @@ def train_video_vae(
 def finetune_video_decoder(
     model: WanVAE, steps: int, *, seed: int = 1, batch: int = 6, frames: int = 9, folder: Path = WEIGHTS
 ) -> None:
-    """Sharpen the decoder with the encoder frozen, so that latents already used for training stay valid."""
+    """Fine-tune the decoder with the encoder frozen, so that latents already used for training stay valid."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss(_: int) -> Tensor:
@@ -76,7 +76,7 @@ def finetune_video_decoder(
 
 
 def trained(model: WanVAE, part: str = "") -> list[nn.Parameter]:
-    """The parameters of a part that the forward pass uses; those of the skipped layers stay zero."""
+    """The parameters of a submodule that the forward pass uses; those of skipped layers stay zero."""
     used = {name for name, parameter in WanVAE().named_parameters() if parameter.requires_grad}
     chosen = [p for name, p in model.named_parameters() if name in used and name.startswith(part)]
     for parameter in chosen:
@@ -94,14 +94,14 @@ def load_video_vae(folder: Path = WEIGHTS) -> WanVAE:
 
 @torch.no_grad()
 def video_psnr(model: WanVAE, count: int = 90, seed: int = 99) -> float:
-    """Reconstruction PSNR in dB on fresh clips."""
+    """Reconstruction PSNR in dB on new clips."""
     clip = render_clips(sample_clips(count, torch.Generator().manual_seed(seed)))
     error = torch.cat([(model.decode(model.encode(c)).clamp(0, 1) - c).square() for c in clip.split(15)])
     return -10 * math.log10(error.mean().item())
 
 
 class VideoPool:
-    """Encoded clips [N, 16, 4, 6, 6] with the numbers of their prompts, drawn once and sampled from in training."""
+    """Encoded clips [N, 16, 4, 6, 6] with their prompt indices, rendered once and sampled in training."""
 
     def __init__(self, vae: WanVAE, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -118,7 +118,7 @@ class VideoPool:
         self.context = embed_video([*all_video_prompts(), None])
 
     def text(self, prompt_ids: Tensor) -> tuple[Tensor]:
-        """Context of prompt numbers; number -1 is the null prompt."""
+        """Text embedding of prompt indices; index -1 is the null prompt."""
         return (self.context[prompt_ids],)
 
 
@@ -126,7 +126,7 @@ def train_video_teacher(
     pool: VideoPool, steps: int, *, lr: float, horizon: int | None = None, start: Wan | None = None, seed: int = 0,
     batch: int = 32, folder: Path = WEIGHTS,
 ) -> Wan:  # fmt: skip
-    """Flow matching from nothing, or ``start`` for another round. Returns and writes the averaged weights."""
+    """Flow matching from scratch, or from ``start`` for another round. Saves and returns the EMA weights."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = (start or Wan()).train().requires_grad_(True)

@@ -1,7 +1,7 @@
-"""A world of moving shapes that is fully known: ``a {colour} {shape} moving {direction}`` names one of 90 clips.
+"""A procedural world of moving shapes: ``a {colour} {shape} moving {direction}`` is one of 90 prompts.
 
-Start and size are free; the shape travels at a constant speed inside a grey frame. Clips are drawn from the signed
-distances of ``world``, so a training set of any size comes from a seed and no files.
+Position and size are random; the shape moves at a constant speed inside a grey border. Clips are rendered from the
+signed distances of ``world``, so a seed gives a training set of any size without files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARGIN = FRAME_WIDTH + 1.0
 
 @dataclass(frozen=True)
 class VideoPrompt:
-    """One sentence of the world, as indices into ``SHAPES``, ``COLOURS`` and ``MOTIONS``."""
+    """One prompt of the world, as indices into ``SHAPES``, ``COLOURS`` and ``MOTIONS``."""
 
     shape: int
     colour: int
@@ -46,10 +46,10 @@ def all_video_prompts() -> list[VideoPrompt]:
 
 
 def parse_video_prompt(text: str) -> VideoPrompt | None:
-    """Read a typed prompt. An empty text is the null prompt (``None``).
+    """Parse a typed prompt. An empty text is the null prompt (``None``).
 
     Raises:
-        ValueError: naming the word that is missing or unknown and the words that exist.
+        ValueError: if a word is missing or unknown; the message lists the known words.
     """
     if not text.strip():
         return None
@@ -91,14 +91,14 @@ class Clips:
 def sample_clips(
     count: int, generator: torch.Generator, prompts: list[VideoPrompt] | None = None, frames: int = FRAMES
 ) -> Clips:
-    """Draw ``count`` clips: of given prompts in order, or of uniformly random ones."""
+    """Sample ``count`` clips: the given prompts in order, or uniformly random ones."""
     if prompts is None:
         world = all_video_prompts()
         prompts = [world[i] for i in torch.randint(len(world), (count,), generator=generator).tolist()]
     labels = torch.tensor([(p.shape, p.colour, p.motion) for p in prompts])
     uniform = torch.rand(count, 4, generator=generator)
     radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * uniform[:, 0]
-    room = SIZE - 2 * (radius + MARGIN)  # where the centre may be, on each axis
+    room = SIZE - 2 * (radius + MARGIN)  # range of the centre on each axis
     speed = TRAVEL[0] + (TRAVEL[1] - TRAVEL[0]) * uniform[:, 1]
     travel = torch.tensor(list(MOTIONS.values()), dtype=torch.float32)[labels[:, 2]] * speed[:, None]
     middle = SIZE / 2 + (uniform[:, 2:] - 0.5) * (room[:, None] - travel.abs())  # of the path
@@ -108,7 +108,7 @@ def sample_clips(
 
 
 def render_clips(clips: Clips) -> Tensor:
-    """Draw the clips: float32 [B, frames, 3, 48, 48] in 0..1."""
+    """Render the clips: float32 [B, frames, 3, 48, 48] in 0..1."""
     cover = coverage(clips.shape, clips.radius, clips.centres)[:, :, None]
     front = torch.tensor(list(COLOURS.values()))[clips.colour][:, None, :, None, None]
     back = empty_picture()
@@ -116,7 +116,7 @@ def render_clips(clips: Clips) -> Tensor:
 
 
 def coverage(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
-    """How much of every pixel the shape covers: [B, frames, 48, 48] for labels [B], radii [B], centres [B, frames, 2].
+    """Fraction of each pixel the shape covers: [B, frames, 48, 48] for labels [B], radii [B], centres [B, frames, 2].
 
     A radius may also be given per frame, [B, frames].
     """
@@ -130,7 +130,7 @@ def coverage(shape: Tensor, radius: Tensor, centres: Tensor) -> Tensor:
 
 
 def empty_picture() -> Tensor:
-    """The scene without a shape: [3, 48, 48], light with a grey frame."""
+    """The scene without a shape: [3, 48, 48], light with a grey border."""
     picture = torch.tensor(FRAME)[:, None, None].repeat(1, SIZE, SIZE)
     inner = slice(FRAME_WIDTH, SIZE - FRAME_WIDTH)
     picture[:, inner, inner] = torch.tensor(BACKGROUND)[:, None, None]

@@ -1,7 +1,7 @@
-"""A small Wan 2.1 transformer in plain torch, with the parameter names and the arithmetic of the host's WanModel.
+"""A small Wan 2.1 transformer in plain torch, with the parameter names and arithmetic of the host's WanModel.
 
 Training it here needs no host; the host's UNETLoader reads the saved file as Wan 2.1 (a test compares the two). Two
-sizes that the host does not derive from the weights stand in the file's metadata.
+sizes that the host cannot derive from the weights are in the file's metadata.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METADATA = {"config": json.dumps({"transformer": {"num_heads": HEADS, "text_dim"
 
 
 def rotations(frames: int, height: int, width: int) -> Tensor:
-    """Rotary angles [tokens, head_dim / 2]: the host's split of the head among time, height and width."""
+    """Rotary angles [tokens, head_dim / 2], with the host's split of the head among time, height and width."""
     head = HIDDEN // HEADS
     sizes = (head - 4 * (head // 6), 2 * (head // 6), 2 * (head // 6))
     places = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (frames, height, width)), indexing="ij")
@@ -37,14 +37,14 @@ def rotations(frames: int, height: int, width: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn neighbouring pairs of [B, H, L, D] by the angles [L, D / 2]."""
+    """Rotate neighbouring pairs of [B, H, L, D] by the angles [L, D / 2]."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([cos * a - sin * b, sin * a + cos * b], dim=-1).flatten(-2)
 
 
 class Attention(nn.Module):
-    """Self attention with rotary positions, or cross attention to the text without."""
+    """Self-attention with rotary embeddings, or cross-attention to the text without them."""
 
     def __init__(self) -> None:
         super().__init__()

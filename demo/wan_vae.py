@@ -1,13 +1,13 @@
-"""A small Wan 2.1 video autoencoder in plain torch, with the parameter names and the arithmetic of the host's WanVAE.
+"""A small Wan 2.1 video autoencoder in plain torch, with the parameter names and arithmetic of the host's WanVAE.
 
-The host reads the width from the file, so a narrow one loads as any other. Three things make it cheap to train on a
+The host reads the width from the file, so a narrow model loads like any other. Three things make it cheap to train on a
 CPU; the saved file computes exactly what was trained:
 
-- clips go through whole, not in the host's cached chunks, which compute the same;
+- clips are processed whole, not in the host's cached chunks, which compute the same;
 - convolutions away from the bottleneck see one frame: the two earlier temporal taps of their kernels stay zero;
-- surplus residual blocks and the attention have zero output weights, which makes them the identity, and are skipped.
+- surplus residual blocks and the attention have zero output weights, so they are the identity, and are skipped.
 
-Frames travel as a batch, [B * T, C, H, W].
+Frames are folded into the batch: [B * T, C, H, W].
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.nn.functional import conv2d, conv3d, interpolate, normalize, pad, sil
 LATENT_CHANNELS = 16
 WIDTH = 8
 MULTIPLES = (1, 2, 4, 4)
-STRIDE = 4  # pictures per latent frame after the first
+STRIDE = 4  # frames per latent frame after the first
 
-# The host's latent format of Wan 2.1: what its files hold is ``latent * STD + MEAN``.
+# The host's latent format for Wan 2.1: its VAE files work on ``latent * STD + MEAN``.
 MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
@@ -29,7 +29,7 @@ STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
 
 
 class CausalConv(nn.Module):
-    """A 3x3x3 convolution that looks back in time; with ``still`` only its newest temporal tap is used."""
+    """A 3x3x3 convolution, causal in time; with ``still`` only its latest temporal tap is used."""
 
     def __init__(self, inside: int, outside: int, size: int = 3, *, still: bool = True) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class CausalConv(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMS norm over the channels; the attention's has one dimension less in the host."""
+    """RMS norm over the channels; in the host the attention's has one dimension less."""
 
     def __init__(self, channels: int, dimensions: int = 3) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """The host's residual block, or the identity where it is not ``active``."""
+    """The host's residual block, or the identity if not ``active``."""
 
     def __init__(self, inside: int, outside: int, *, active: bool = True, still: bool = True) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halve or double the picture, and where ``time`` is set the frame rate: T frames from 2T - 1, or back."""
+    """Halve or double the resolution, and with ``time`` the frame rate: 2T - 1 frames to T, or back."""
 
     def __init__(self, channels: int, *, up: bool, time: bool) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Resample(nn.Module):
         return self.faster(self.resample[1](pad(x, (0, 1, 0, 1))), frames)
 
     def faster(self, x: Tensor, frames: int) -> tuple[Tensor, int]:
-        """The first frame as it is, then one of every three neighbours at stride two."""
+        """Halve the frame rate: keep the first frame, then one output for three neighbours at stride two."""
         if self.time_conv is None or frames == 1:
             return x, frames
         clip = x.unflatten(0, (-1, frames))
@@ -123,7 +123,10 @@ class Resample(nn.Module):
         return clip.flatten(0, 1), clip.shape[1]
 
     def slower(self, x: Tensor, frames: int) -> tuple[Tensor, int]:
-        """The first frame as it is, then two for each, made from it and the two before (the first frame left out)."""
+        """Double the frame rate: keep the first frame, then two outputs from each frame and the two before it.
+
+        The window never includes the first frame.
+        """
         if self.time_conv is None or frames == 1:
             return x, frames
         clip = x.unflatten(0, (-1, frames))
@@ -141,11 +144,11 @@ class Resample(nn.Module):
 
 
 class Half(nn.Module):
-    """Either half: layers with the host's names, run in order."""
+    """Encoder or decoder: layers under the host's names, run in order."""
 
     def run(self, x: Tensor, frames: int, layers: nn.Module) -> tuple[Tensor, int]:
         for layer in layers.children():
-            x = x.contiguous(memory_format=torch.channels_last)  # what reaches over time loses it, at twice the cost
+            x = x.contiguous(memory_format=torch.channels_last)  # temporal convolutions lose it, which doubles the cost
             if isinstance(layer, Resample):
                 x, frames = layer(x, frames)
             elif not isinstance(layer, Attention):

@@ -1,7 +1,7 @@
-"""A world of coloured shapes that is fully known: every picture has a prompt, and every prompt can be checked.
+"""A procedural world of coloured shapes: every image has a prompt, and every prompt can be checked.
 
-``a {colour} {shape} on {background}`` names one of 136 prompts; position and size are free. Pictures are drawn from
-signed distances with one pixel of antialiasing, so a training set of any size comes from a seed and no files.
+``a {colour} {shape} on {background}`` is one of 136 prompts; position and size are random. Images are rendered from
+signed distances with one pixel of antialiasing, so a seed gives a training set of any size without files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POOLED_GAIN = 1.7
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sentence of the world, as indices into ``SHAPES``, ``COLOURS`` and ``BACKGROUNDS``."""
+    """One prompt of the world, as indices into ``SHAPES``, ``COLOURS`` and ``BACKGROUNDS``."""
 
     shape: int
     colour: int
@@ -51,7 +51,7 @@ class Prompt:
 
 
 def all_prompts() -> list[Prompt]:
-    """Every prompt of the world; a shape never has the name of its background ("green on green")."""
+    """Every prompt of the world. Shape and background never share a colour name ("green on green")."""
     return [
         Prompt(s, c, b)
         for s in range(len(SHAPES))
@@ -62,10 +62,10 @@ def all_prompts() -> list[Prompt]:
 
 
 def parse_prompt(text: str) -> Prompt | None:
-    """Read a typed prompt. An empty text is the null prompt (``None``).
+    """Parse a typed prompt. An empty text is the null prompt (``None``).
 
     Raises:
-        ValueError: naming the word that is missing or unknown and the words that exist.
+        ValueError: if a word is missing or unknown; the message lists the known words.
     """
     if not text.strip():
         return None
@@ -82,7 +82,7 @@ def parse_prompt(text: str) -> Prompt | None:
 
 
 def pick(words: list[str], vocabulary: tuple[str, ...], what: str, text: str) -> int:
-    """The index of the one word of a vocabulary that the text holds."""
+    """The index of the single word of a vocabulary that the text contains."""
     found = [vocabulary.index(word) for word in words if word in vocabulary]
     if len(found) != 1:
         raise ValueError(f'The prompt "{text}" must name exactly one {what} of: {", ".join(vocabulary)}.')
@@ -93,7 +93,7 @@ def embed(prompts: list[Prompt | None]) -> tuple[Tensor, Tensor]:
     """Text encoder of the world: ``(context [B, 3, 32], pooled [B, 32])`` in float32.
 
     A word is a row of a fixed random orthogonal matrix. The null prompt is all zeros, which is what the stock
-    ConditioningZeroOut makes, so every negative route of the host works.
+    ConditioningZeroOut makes, so every way of the host to make a negative works.
     """
     context = torch.zeros(len(prompts), 3, TOKEN_DIM)
     for row, prompt in enumerate(prompts):
@@ -130,7 +130,7 @@ class Scene:
 
 
 def sample_scene(count: int, generator: torch.Generator, prompts: list[Prompt] | None = None) -> Scene:
-    """Draw ``count`` scenes: given prompts in order, or uniformly random ones."""
+    """Sample ``count`` scenes: the given prompts in order, or uniformly random ones."""
     if prompts is None:
         world = all_prompts()
         prompts = [world[i] for i in torch.randint(len(world), (count,), generator=generator).tolist()]
@@ -143,7 +143,7 @@ def sample_scene(count: int, generator: torch.Generator, prompts: list[Prompt] |
 
 
 def render(scene: Scene) -> Tensor:
-    """Draw the scenes: float32 [B, 3, 64, 64] in 0..1."""
+    """Render the scenes: float32 [B, 3, 64, 64] in 0..1."""
     radius, cx, cy = (g[:, None, None] for g in scene.geometry.unbind(1))
     axis = torch.arange(SIZE) + 0.5
     x, y = axis[None, None, :] - cx, axis[None, :, None] - cy
@@ -170,7 +170,7 @@ def _square(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Upright equilateral triangle as the largest of three half planes; exact inside and near the edges."""
+    """Upright equilateral triangle: the maximum of three half-plane distances; exact inside and near the edges."""
     half = 0.5 * radius * 1.1
     tilted = 0.75**0.5 * x.abs() - 0.5 * (y - 0.12 * radius)
     return torch.maximum(y - 0.12 * radius - half, tilted - half)

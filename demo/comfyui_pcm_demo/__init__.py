@@ -1,4 +1,4 @@
-"""The demo world's text encoder as a node. No real text encoder is small enough to ship with a demo."""
+"""The demo world's text encoder as a node; no real text encoder is small enough to ship with a demo."""
 
 
 async def comfy_entrypoint():

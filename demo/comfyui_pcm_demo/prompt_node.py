@@ -1,4 +1,4 @@
-"""Demo Prompt and Demo Video Prompt: a typed sentence of a demo world to CONDITIONING."""
+"""Demo Prompt and Demo Video Prompt: turn a typed prompt of the demo world into CONDITIONING."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from comfy_api.latest import ComfyExtension, io
 
 
 def load_world(module_name: str = "world") -> ModuleType:
-    """A module of ``demo/``, found beside the real folder of this pack, which is linked into ``custom_nodes``."""
+    """A module of ``demo/``, found beside the real path of this pack, which is linked into ``custom_nodes``."""
     name = f"{__name__}.{module_name}"
     if name not in sys.modules:
         path = Path(__file__).resolve().parent.parent / f"{module_name}.py"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"Cannot load {path}. Link demo/comfyui_pcm_demo into custom_nodes; do not copy it.")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look up their module by name
         spec.loader.exec_module(module)
     return sys.modules[name]
 
@@ -70,7 +70,7 @@ class PCMDemoVideoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
-        load_world()  # video_world imports it
+        load_world()  # imported by video_world
         world = load_world("video_world")
         return io.NodeOutput([[world.embed_video([world.parse_video_prompt(text)]), {}]])
 
