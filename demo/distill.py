@@ -73,7 +73,7 @@ class PoolData:
 
 @dataclass(frozen=True)
 class Critic:
-    """Settings of the adversarial loss: its weight, the heads' learning rate, and the noise levels and blocks they see."""
+    """Settings of the adversarial loss: its weight, the heads' learning rate, the noise levels and blocks they see."""
 
     weight: float = 0.1
     rate: float = ADVERSARIAL_LR
