@@ -20,21 +20,21 @@ from devtools.server import Server
 
 TIMEOUT = "--timeout=600"  # of one test, in seconds
 COVERAGE = ("--cov=pcm_core", "--cov=nodes", "--cov-report=term:skip-covered")
-WORKERS = min(os.cpu_count() or 1, 4)  # each boots a ComfyUI of its own
+WORKERS = min(os.cpu_count() or 1, 4)  # each starts its own ComfyUI
 
 
 def own_checkout(options: argparse.Namespace) -> str | None:
-    """The ComfyUI checkout that the user wants instead of a pinned one; a flag beats COMFYUI_PATH."""
+    """The user's own ComfyUI checkout, if given; the option takes precedence over COMFYUI_PATH."""
     return options.comfyui or (None if options.comfyui_version else os.environ.get("COMFYUI_PATH"))
 
 
 def prepare(options: argparse.Namespace) -> Path:
-    """Everything but the server: ``.venv``, the host and its requirements, the base directory. Returns the host."""
+    """Set up ``.venv``, the host with its requirements, and the base directory. Returns the host."""
     given = own_checkout(options)
     chosen = host.existing_host(given) if given else None
     environment.make_venv()
     if chosen is None:
-        newest = host.pinned_host(host.NEWEST)  # its requirements run every pinned version
+        newest = host.pinned_host(host.NEWEST)  # its requirements work for every pinned version
         chosen = host.pinned_host(options.comfyui_version or host.NEWEST)
         environment.install(newest / "requirements.txt", pinned=True)
     else:
@@ -83,23 +83,23 @@ def test(options: argparse.Namespace) -> int:
     if options.rest:
         return run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
     others = [] if own_checkout(options) else other_hosts(options)
-    hosts = [host.pinned_host(version) for version in others]  # now, for some slow tests compare versions
+    hosts = [host.pinned_host(version) for version in others]  # download them now: some slow tests compare versions
     if code := run_suite(chosen, *selection, *(COVERAGE if options.long else ())):
         return code
-    for comfyui in hosts:  # each of them, whatever the one before said
+    for comfyui in hosts:  # run all of them, even if one fails
         print(f"\nComfyUI {comfyui.name}")
         code = run_suite(comfyui, "-m", "not long", "tests/host") or code
     return code or (run_python("-m", "devtools.untested_raises") if options.long else 0)
 
 
 def other_hosts(options: argparse.Namespace) -> list[str]:
-    """Those the host tests run on as well: the oldest supported ComfyUI, with ``--long`` all of them."""
+    """The other ComfyUI versions for the host tests: the oldest supported one, with ``--long`` all of them."""
     versions = list(host.SDISTS) if options.long else [host.OLDEST]
     return [version for version in versions if version != (options.comfyui_version or host.NEWEST)]
 
 
 def run_suite(comfyui: Path, *selection: str) -> int:
-    """Whole files in parallel, on one thread each: threads of two workers on one core wait for each other."""
+    """Run whole files in parallel, one thread per worker: more threads than cores slow each other down."""
     how = ["-n", str(WORKERS), "--dist", "loadfile", f"--junitxml={report_path(comfyui.name)}",
            "-o", f"junit_suite_name={commit()}"]  # fmt: skip
     settings = {"COMFYUI_PATH": str(comfyui), "OMP_NUM_THREADS": "1"}
@@ -122,7 +122,7 @@ COMMANDS = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Options, and in ``rest`` what follows ``--``."""
+    """Parse the options; ``rest`` holds what follows ``--``."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="dev.py", description="Make everything, then run one of these commands.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
         print("dev.py needs Python 3.11 or newer.", file=sys.stderr)
         return 1
     options = parse(arguments)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a kill stops the server too
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM stops the server too
     try:
         return options.function(options)
     except (DevError, OSError) as error:

@@ -1,9 +1,9 @@
 """Do phase edges fitted to a model beat uniform ones? Plain few-step sampling, and PCM distilled on either.
 
 Uniform edges spend as many evaluations where the path is straight as where it bends. The fit: one 50-step run on a few
-starting points prices every jump there is, since from each point the model's x0 says where a jump to any later point
-would land and the run says where it should have; dynamic programming then finds the M jumps of the least summed error.
-Uniform edges lie on the same 50 points; every figure is from other noise than the fit.
+starting points gives the error of every possible jump. From each point, the model's x0 says where a jump to any later
+point would land, and the run says where it should land. Dynamic programming then finds the M jumps with the least total
+error. Uniform edges lie on the same 50 points. All figures use other noise than the fit.
 
     python -m benchmarks.adaptive --world 2d                 the exact teacher of the 2-D world
     python -m benchmarks.adaptive --world 2d --distil        PCM distilled on both kinds of edges there
@@ -58,17 +58,17 @@ HEAD_DEMO = ("FDt", "accuracy", "RMS to the 50-step latent")
 
 @torch.no_grad()
 def jump_errors(model: Denoiser, x: Tensor, sigmas: Tensor, *, flow: bool) -> Tensor:
-    """What every jump along ``sigmas`` costs, at one model evaluation per point.
+    """The error of every jump along ``sigmas``, at one model evaluation per point.
 
     Args:
         model: ``(x, sigma [B]) -> x0``.
-        x: starting points [B, ...] at ``sigmas[0]``; some tens are enough.
-        sigmas: [n + 1] strictly descending, the fine grid; its own run is the reference.
-        flow: a flow model; the others are compared at unit variance, since their latents grow with sigma.
+        x: starting points [B, ...] at ``sigmas[0]``; a few dozen are enough.
+        sigmas: [n + 1] strictly descending, the fine grid; the run along it is the reference.
+        flow: a flow model; other models are compared at unit variance, since their latents grow with sigma.
 
     Returns:
         float64 [n + 1, n + 1]; entry (i, j) with i < j is the root mean square distance between the jump from point i
-        to point j and the run at point j. The rest is infinite.
+        to point j and the run at point j. All other entries are infinite.
 
     Raises:
         PCMError: as ``check_sigmas``.
@@ -89,14 +89,14 @@ def jump_errors(model: Denoiser, x: Tensor, sigmas: Tensor, *, flow: bool) -> Te
 
 
 def cheapest_chain(errors: Tensor, jumps: int) -> tuple[int, ...]:
-    """The points to jump from, descending in noise, so that the summed cost to the last point is least.
+    """The points to jump from, descending in noise, with the least total cost to the last point.
 
     Args:
         errors: [n + 1, n + 1], cost of the jump from point i to point j.
-        jumps: how many, 1 to n.
+        jumps: number of jumps, 1 to n.
 
     Raises:
-        PCMError: if there are not that many points.
+        PCMError: if there are more jumps than points.
     """
     points = len(errors) - 1
     if not 1 <= jumps <= points:
@@ -114,12 +114,12 @@ def cheapest_chain(errors: Tensor, jumps: int) -> tuple[int, ...]:
 
 
 def levels(table: Tensor, timesteps: Sequence[int]) -> Tensor:
-    """Sigmas of the timesteps, and 0."""
+    """Sigmas of the timesteps, followed by 0."""
     return torch.cat([table[list(timesteps)], torch.zeros(1)])
 
 
 def candidates(errors: Tensor, phases: int, *, distilled: bool) -> dict[str, list[int]]:
-    """Evaluation timesteps by name, descending; ``trailing`` is what the pack samples undistilled models on."""
+    """Evaluation timesteps by name, descending; the pack uses ``trailing`` for models that are not distilled."""
     rows = {"uniform": [POINTS[0], *reversed(phase_edges(phases, GRID)[1:])]}
     if not distilled:
         rows["trailing"] = list(eval_timesteps(phases))
@@ -127,7 +127,7 @@ def candidates(errors: Tensor, phases: int, *, distilled: bool) -> dict[str, lis
 
 
 def fitted_grid(table: Tensor, timesteps: Sequence[int]) -> SolverGrid:
-    """The solver grid whose phases begin at ``timesteps`` instead of evenly."""
+    """A solver grid whose phases begin at ``timesteps`` instead of being even."""
     even = SolverGrid.from_table(table, 1, GRID, terminal="zero")
     edges = sorted([0.0, *table[list(timesteps[1:])].tolist()])
     edge = torch.tensor([max(e for e in edges if e <= low) for low in even.below.tolist()])
@@ -135,7 +135,7 @@ def fitted_grid(table: Tensor, timesteps: Sequence[int]) -> SolverGrid:
 
 
 def two_dimensions(seed: int, counts: Sequence[int], distilled: bool, iterations: int) -> Cells:
-    """(row name, figures) of one seed; the teacher of the distilled rows is regressed on the exact one."""
+    """(row name, figures) of one seed; the teacher of the distilled rows is a network fitted to the exact one."""
     world, table = World(), sigma_table()
     data = world.draw(8192, torch.Generator().manual_seed(1000 + seed))
     x = start_noise(8192, 2000 + seed, table)
@@ -155,7 +155,7 @@ def two_dimensions(seed: int, counts: Sequence[int], distilled: bool, iterations
 
 
 class Pictures:
-    """The demo world, loaded once: its teacher at CFG 3, and the judge's reference."""
+    """The demo world, loaded once: the teacher at CFG 3 and the reference moments of the judge."""
 
     def __init__(self, count: int) -> None:
         self.count, self.world, self.pool = count, score.World.load(), None
@@ -164,7 +164,7 @@ class Pictures:
         self.reference = score.moments(score.features_of(self.world.judge, pictures))
 
     def teacher(self, count: int) -> Guided:
-        """Under ``count`` prompts, in an order of its own."""
+        """The teacher for ``count`` prompts, in a fixed order of its own."""
         prompts = all_prompts()
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
         text = embed([prompts[order[i]] for i in range(count)])
@@ -172,24 +172,24 @@ class Pictures:
 
     @torch.inference_mode()
     def errors(self, count: int, seed: int) -> Tensor:
-        """Prices of all jumps, from ``count`` trajectories."""
+        """Errors of all jumps, from ``count`` trajectories."""
         x = torch.randn(count, 16, 8, 8, generator=torch.Generator().manual_seed(3000 + seed))
         return jump_errors(self.teacher(count), x, levels(TABLE, POINTS), flow=True)
 
     @torch.inference_mode()
     def end(self, timesteps: Sequence[int], seed: int) -> Tensor:
-        """The teacher's latents of 64 prompts."""
+        """The teacher's latents for 64 prompts."""
         x = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(2000 + seed))
         return sample_pcm(self.teacher(64), x, levels(TABLE, timesteps))
 
     def judged(self, timesteps: Sequence[int], seed: int, lora: str | None = None) -> tuple[float, float]:
-        """FDt and accuracy, as demo/score.py has them."""
+        """FDt and accuracy as in demo/score.py."""
         method = score.Method("", lora, 1.0 if lora else CFG, timesteps=tuple(timesteps))
         result = score.score(self.world, method, len(timesteps), self.count, [1 + seed], self.reference)
         return result.distance, result.accuracy
 
     def distil(self, timesteps: Sequence[int], seed: int, iterations: int, path: Path) -> None:
-        """The recipe of ``demo.distill``, from nothing, on given edges."""
+        """The recipe of ``demo.distill``, from scratch, on given edges."""
         teacher, phases = self.world.teacher, len(timesteps)
         self.pool = pool = self.pool or LatentPool(self.world.vae, 8_000, seed=1)
         config = DistillConfig(
@@ -225,7 +225,7 @@ def demo_world(pictures: Pictures, seed: int, counts: Sequence[int], distilled: 
 
 
 def by_hand(pictures: Pictures, iterations: int) -> Iterator[tuple[str, tuple[float, float]]]:
-    """One LoRA for each of ``BY_HAND``, judged on the noise of two seeds."""
+    """One LoRA for each entry of ``BY_HAND``, scored on two noise seeds."""
     for timesteps in BY_HAND:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lora.safetensors"
@@ -235,7 +235,7 @@ def by_hand(pictures: Pictures, iterations: int) -> Iterator[tuple[str, tuple[fl
 
 
 def report(figures: dict[str, list[tuple[float, ...]]], head: Sequence[str]) -> str:
-    """Mean and deviation over the seeds."""
+    """Mean and standard deviation over the seeds."""
 
     def cell(values: tuple[float, ...]) -> str:
         spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""

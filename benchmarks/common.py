@@ -1,7 +1,7 @@
-"""What the benchmarks share: markdown tables, growth of a cost, and the bytes of live tensors.
+"""Shared by the benchmarks: markdown tables, ratios of timings, and the memory of live tensors.
 
-A benchmark is a module here that prints one section of ``results.md`` in markdown, without its heading, when it is run
-by ``python -m``. ``report`` runs it, adds what it ran on, and puts the section into the file.
+A benchmark is a module in this folder. Run with ``python -m``, it prints one section of ``results.md`` in markdown,
+without a heading. ``report`` runs it, adds the hardware and versions, and writes the section to the file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pack_label(folder: Path) -> str:
-    """The folder of another node pack, and the version in its pyproject.toml."""
-    import tomllib  # not in Python 3.10, on which pcm_core and its tests run too
+    """The folder name of another node pack and the version in its pyproject.toml."""
+    import tomllib  # not in Python 3.10, which pcm_core and its tests also support
 
     source = folder / "pyproject.toml"
     project = tomllib.loads(source.read_text(encoding="utf-8")).get("project", {}) if source.is_file() else {}
@@ -36,15 +36,15 @@ def pack_label(folder: Path) -> str:
 
 
 def ratio_of(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
-    """Quartiles of the ratios within each round: load that comes and goes hits both sides of a round alike."""
+    """Quartiles of the ratios within each round: a change of load affects both sides of a round equally."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(values, base, strict=True)], n=4)
     return low, middle, high
 
 
 class LiveBytes(TorchDispatchMode):
-    """Peak of the bytes of tensors made under it and still alive.
+    """Peak memory of the live tensors created in this mode.
 
-    Independent of allocator, machine and load; scratch memory inside kernels is not seen.
+    Independent of allocator, machine and load; scratch memory inside kernels is not counted.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tree_map_only(Tensor, partial(self._see, made=False), (args, kwargs))  # a view of these is no new memory
+        tree_map_only(Tensor, partial(self._see, made=False), (args, kwargs))  # a view of these takes no new memory
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, partial(self._see, made=True), out)
         return out
@@ -74,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes alive at once of the tensors that ``run`` makes."""
+    """Peak memory of the tensors that ``run`` creates, in bytes."""
     with LiveBytes() as counter:
         run()
     return counter.peak

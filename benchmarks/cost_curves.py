@@ -1,9 +1,9 @@
-"""How the time and the memory of PCM Sampler grow with batch, resolution, phases and frames, on tiny real models.
+"""How time and memory of PCM Sampler grow with batch, resolution, phases and frames, on tiny real models.
 
-For each axis the other values stay small. Time is CPU time, the least over rounds, which load disturbs least; memory
-is the peak of live tensors beside the model. Both are fitted by a + b n + c n^2 without negative parts (non-negative
-least squares of the relative errors, scipy), and the parts are given as shares of the cost at the largest n. Needs
-COMFYUI_PATH.
+Along each axis the other values stay small. Time is the minimum CPU time over rounds, which is least affected by load;
+memory is the peak of live tensors without the model. Both are fitted by a + b n + c n^2 with non-negative coefficients
+(non-negative least squares of the relative errors, scipy). The terms are given as fractions of the cost at the largest
+n. Needs COMFYUI_PATH.
 
     python -m benchmarks.cost_curves [--rounds 5]
 """
@@ -33,7 +33,7 @@ POWERS = ("constant", "linear", "quadratic")
 
 @dataclass(frozen=True)
 class Axis:
-    """What varies: over which values, and the call that samples at one of them."""
+    """One axis: its values, and the function that samples at one of them."""
 
     name: str
     values: tuple[int, ...]
@@ -41,7 +41,7 @@ class Axis:
 
 
 def axes(nodes: Any, image: Any, clip: Any) -> list[Axis]:
-    """Flux's architecture for pictures, Wan's for clips; ``side`` counts latent pixels, ``frames`` latent frames."""
+    """Flux for images, Wan for clips; ``side`` is in latent pixels, ``frames`` in latent frames."""
 
     def picture(batch: int = 1, side: int = 16, steps: int = 4) -> Any:
         return run(nodes["PCMSampler"], image, torch.zeros(batch, 16, side, side), steps=steps)
@@ -66,7 +66,7 @@ def run(node: Any, tiny: Any, latent: torch.Tensor, **values: Any) -> Any:
 
 
 def fit(values: tuple[int, ...], costs: list[float]) -> str:
-    """The parts of the cost at the largest value that are constant, linear and quadratic in it; small ones left out."""
+    """The constant, linear and quadratic terms of the cost at the largest value, without the small ones."""
     n, cost = np.array(values, dtype=float), np.array(costs)
     powers = np.stack([n**0, n, n**2], axis=1)
     factors, _ = nnls(powers / cost[:, None], np.ones(len(n)))

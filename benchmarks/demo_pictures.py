@@ -1,4 +1,4 @@
-"""Pictures of the demo world with a cfg for every step, by the core that the nodes use. Shared by two benchmarks."""
+"""Pictures of the demo world with one cfg per step, made by ``pcm_core``. Shared by two benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pcm_core.sampling import sample_pcm
 
 
 class PhaseGuided:
-    """A denoiser whose cfg follows the phase."""
+    """A denoiser whose cfg depends on the phase."""
 
     def __init__(self, model: Denoiser, values: Sequence[float], tops: Sequence[float]) -> None:
         self.model, self.values, self.tops = model, values, tops
@@ -28,7 +28,7 @@ class PhaseGuided:
 
 
 def painter(world: World, lora: Path | None, cfg: Sequence[float], prompts: list[Prompt]) -> Callable[[int], Tensor]:
-    """A function from a seed to pictures [B, 3, 64, 64], in one step per value of ``cfg``; all is loaded before."""
+    """A function from a seed to pictures [B, 3, 64, 64], with one step per value of ``cfg``; loads the models first."""
     sigmas = torch.stack([*(TABLE[t] for t in eval_timesteps(len(cfg))), torch.tensor(0.0)])
     weights = load_lora(lora.name, world.teacher, lora.parent) if lora else None
     parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
@@ -46,5 +46,5 @@ def painter(world: World, lora: Path | None, cfg: Sequence[float], prompts: list
 
 
 def evaluations(cfg: Sequence[float]) -> int:
-    """Model evaluations for a picture: two for a guided step, one at cfg 1."""
+    """Model evaluations per picture: two for a guided step, one at cfg 1."""
     return sum(1 if value == 1 else 2 for value in cfg)

@@ -1,8 +1,9 @@
 """PCM beside LCM, TCD and ComfyUI's stock samplers in the demo world, on the real host.
 
-One run, the same prompts, starting noise and judge for every row: the columns of PCM Compare, graded by ``demo.score``.
-DDIM is not a row of its own: without a mask the host runs it as Euler. TCD is its sampler, gamma 0.3, on the LoRA that
-plays LCM, which is what a LoRA of one phase allows; a LoRA trained as TCD's authors do is not here. Needs COMFYUI_PATH.
+One run with the same prompts, starting noise and judge for every row: the columns of PCM Compare, graded by
+``demo.score``. DDIM has no row of its own: without a mask the host runs it as Euler. TCD is its sampler with gamma 0.3
+on the LoRA that stands in for LCM, as a one-phase LoRA allows; there is no LoRA trained by TCD's own recipe. Needs
+COMFYUI_PATH.
 
     python -m benchmarks.demo_systems [--pictures 1000] [--seeds 3]
 """
@@ -31,7 +32,7 @@ STEPS = (4, 8)
 
 @dataclass(frozen=True)
 class System:
-    """A row: a column of PCM Compare for {n} steps, on the teacher or with a LoRA; ``gamma`` samples as TCD does."""
+    """A row: a column of PCM Compare for {n} steps, on the teacher or with a LoRA; ``gamma`` selects TCD's sampler."""
 
     name: str
     column: str
@@ -50,7 +51,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """Means over the seeds; ``evaluations`` of the model for one picture, guidance counted twice."""
+    """Means over the seeds; ``evaluations`` is per picture, with a guided step counted twice."""
 
     evaluations: int
     distance: float
@@ -59,7 +60,7 @@ class Cell:
 
 
 class Maker:
-    """Samples a row on the host, many pictures at once."""
+    """Samples the rows on the host, many pictures at once."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack, self.host = pack, pack("nodes.host")
@@ -68,7 +69,7 @@ class Maker:
         self.teacher = self.files.load_model(WEIGHTS / "demo_sd3.safetensors")
 
     def ready(self, system: System, steps: int) -> Any:
-        """The column, made ready as PCM Compare does it."""
+        """The column, prepared as PCM Compare does it."""
         model = self.teacher
         if system.lora:
             path = WEIGHTS / f"{system.lora.format(n=steps)}.safetensors"
@@ -84,7 +85,7 @@ class Maker:
 
     @torch.inference_mode()
     def latents(self, sampling: Any, prompts: list[Prompt], seed: int) -> Tensor:
-        """[B, 16, 8, 8] in the model's own scale, from the noise that ``demo.score`` gives a seed."""
+        """Latents [B, 16, 8, 8] in the model's own scale, from the noise that ``demo.score`` uses for a seed."""
         noise = torch.randn(len(prompts), 16, 8, 8, generator=torch.Generator().manual_seed(seed))
         made: list[Tensor] = []
         for start in range(0, len(prompts), BATCH):
@@ -124,7 +125,7 @@ def measure(pack: Pack, count: int, seeds: Sequence[int]) -> dict[str, dict[int,
 
 
 def markdown(rows: dict[str, dict[int, Cell]], count: int, seeds: Sequence[int]) -> str:
-    """One table, systems by steps."""
+    """One table: systems down, step counts across."""
     lines = [f"{count} pictures, {len(seeds)} seed(s). FDt is the Frechet distance to the teacher's 50-step pictures, "
              "lower is better; accuracy is the share of prompts met.", ""]  # fmt: skip
     head = [f"{what}, {steps} steps" for steps in STEPS for what in ("evaluations", "FDt", "accuracy")]

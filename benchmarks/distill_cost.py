@@ -1,11 +1,11 @@
-"""What a distillation step costs, against a plain three-model loop as the authors wrote theirs.
+"""The cost of a distillation step, compared with a plain three-model loop like the authors'.
 
-The plain loop holds student, teacher and target as three networks with LoRA layers as peft has them, runs the teacher's
-two texts one after the other, and with the adversarial loss alternates: one iteration for the discriminator, one for
-the generator, each with a full student pass. Both loops draw the same batches from the same seed, so without the
-adversarial loss their loss curves must be the same. The networks have random weights: the demo world's SD3 transformer,
-and a narrow SD 1.5 UNet of the host (COMFYUI_PATH). Times are CPU times of single updates, taken in turn so that both
-loops see the same load.
+The plain loop holds student, teacher and target as three networks with LoRA layers as in peft, evaluates the teacher's
+positive and negative text one after the other, and with the adversarial loss alternates: one iteration for the
+discriminator, one for the generator, each with a full student pass. Both loops draw the same batches from the same
+seed, so without the adversarial loss their loss curves must be equal. The networks have random weights: the demo
+world's SD3 transformer and a narrow SD 1.5 UNet of the host (COMFYUI_PATH). Times are CPU times of single updates,
+taken in turn so that both loops see the same load.
 
     python -m benchmarks.distill_cost [--updates 40] [--batch 4]
 """
@@ -40,14 +40,14 @@ TARGET = 1.2  # times the plain loop's updates per second
 
 @dataclass(frozen=True)
 class Kind:
-    """A network with random weights and what it is trained on.
+    """A network with random weights and its training setup.
 
     Attributes:
-        build: makes the network.
+        build: creates the network.
         call: ``(network, x, sigma [B], captions [B]) -> x0``.
-        modules: part of the names of those that get a LoRA.
+        modules: name parts of the modules that get a LoRA.
         table: ascending sigmas.
-        shape: of a latent.
+        shape: shape of a latent.
     """
 
     build: Callable[[], nn.Module]
@@ -69,7 +69,7 @@ def transformer() -> Kind:
 
 
 def unet() -> Kind:
-    """The host's SD 1.5 UNet with all of its blocks, a tenth as wide."""
+    """The host's SD 1.5 UNet with all its blocks, a tenth as wide."""
     load()
     import comfy.ldm.modules.diffusionmodules.openaimodel
     import comfy.model_sampling
@@ -102,7 +102,7 @@ KINDS: dict[str, Callable[[], Kind]] = {"SD3 transformer": transformer, "SD 1.5 
 
 
 class Network:
-    """A denoiser under numbered texts, counting its calls and samples."""
+    """A denoiser for numbered texts that counts its calls and samples."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.model = kind, random_model(kind)
@@ -127,7 +127,7 @@ class LoraLinear(nn.Module):
 
 
 def with_lora(model: nn.Module, adapters: distill.Adapters) -> list[nn.Parameter]:
-    """Put LoRA layers with the initial weights of ``adapters`` into a model; returns what is trained."""
+    """Add LoRA layers with the initial weights of ``adapters`` to a model; returns the trainable parameters."""
     trained: list[nn.Parameter] = []
     for name, pair in adapters.pairs.items():
         parent, _, own = name.rpartition(".")
@@ -169,7 +169,7 @@ def discriminator(network: Network) -> distill.Discriminator:
 
 
 class Ours:
-    """The trainer: one network."""
+    """The library's trainer: one network."""
 
     def __init__(self, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
         network = Network(kind)
@@ -183,7 +183,7 @@ class Ours:
         network.calls = network.samples = 0
 
     def update(self) -> float:
-        """One update of the generator, and of the discriminator where there is one."""
+        """One update of the generator, and of the discriminator if there is one."""
         return self.trainer.step().loss
 
     def memory(self) -> dict[str, list[Tensor]]:
@@ -198,7 +198,7 @@ class Ours:
 
 
 class Plain:
-    """Three networks; the same draws, losses and learning rates, in the order of the authors' scripts."""
+    """Three networks with the same draws, losses and learning rates, in the order of the authors' scripts."""
 
     def __init__(self, kind: Kind, config: distill.DistillConfig, attached: ExitStack) -> None:
         self.kind, self.config = kind, config
@@ -206,7 +206,7 @@ class Plain:
         self.student, self.teacher, self.target = self.networks
         adapters = new_adapters(kind, self.student.model)
         critic = discriminator(self.teacher) if config.adversarial else None
-        # For its draws and its discriminator; what it would train is not attached.
+        # Used for its draws and its discriminator only; its adapters are not attached.
         self.trainer = distill.Trainer(
             self.teacher, copy.deepcopy(adapters), data(kind), kind.table, config, flow=kind.flow, discriminator=critic
         )  # fmt: skip
@@ -284,7 +284,7 @@ class Plain:
 def training_memory(
     trainer: distill.Trainer, optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parameter]
 ) -> dict[str, list[Tensor]]:
-    """What training holds beside its weights; the discriminator's part is the same for both loops."""
+    """Training memory without the base weights; the discriminator's part is the same for both loops."""
     parameters = [*trained, *(trainer.discriminator.heads.parameters() if trainer.discriminator else ())]
     optimizers = [optimizer, *([trainer.discriminator_optimizer] if trainer.discriminator_optimizer else [])]
     moments = [value for each in optimizers for entry in each.state.values() for value in entry.values()]
@@ -296,7 +296,7 @@ def training_memory(
 
 
 class KeptForBackward:
-    """Bytes of the tensors that autograd keeps, at their peak; parameters do not count."""
+    """Peak memory of the tensors that autograd saves for backward, without parameters."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.now = self.peak = 0

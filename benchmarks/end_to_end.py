@@ -1,9 +1,9 @@
-"""What a picture costs at equal measured quality in the demo world: PCM against its teacher.
+"""The cost of a picture at equal measured quality in the demo world: PCM against its teacher.
 
-Quality is the Frechet distance that ``python -m demo.score`` stored in ``demo/results.md``. For each PCM row at as many
-steps as phases, one phase included, the teacher's step count with the same distance is read off its own row, between
-two stored counts on a straight line of log distance over log steps, and rounded up. Then both make the same pictures,
-decoder included, in turns. The teacher needs two evaluations a step for its guidance; the LoRA has the guidance inside.
+Quality is the Frechet distance that ``python -m demo.score`` stored in ``demo/results.md``. For each PCM row with as
+many steps as phases, one phase included, the teacher's step count with the same distance is interpolated in its own row
+(linear in log distance over log steps) and rounded up. Then both make the same pictures in turns, decoder included. The
+teacher needs two evaluations per step for its guidance; the LoRA has the guidance built in.
 
     python -m benchmarks.end_to_end [--rounds 15] [--pictures 1]
 """
@@ -33,7 +33,7 @@ Row = dict[int, float]
 
 
 def distances(text: str, title: str = "FDt") -> dict[str, Row]:
-    """Frechet distance, or another of the tables of ``demo/results.md``, by sampler and step count."""
+    """The Frechet distance, or another table of ``demo/results.md``, by sampler and step count."""
     table = text.split(f"**{title}")[1].split("\n**")[0].splitlines()
     (_, *steps), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table if line[:1] == "|")
     return {
@@ -43,7 +43,7 @@ def distances(text: str, title: str = "FDt") -> dict[str, Row]:
 
 
 def steps_for(distance: float, row: Mapping[int, float]) -> int | None:
-    """Steps at which a row reaches a distance; ``None`` if it never does."""
+    """The step count at which a row reaches a distance; ``None`` if it never does."""
     for (few, worse), (many, better) in pairwise(sorted(row.items())):
         if better <= distance <= worse:
             share = math.log(worse / distance) / math.log(worse / better)
@@ -52,7 +52,7 @@ def steps_for(distance: float, row: Mapping[int, float]) -> int | None:
 
 
 def seconds(sides: dict[str, Callable[[int], Tensor]], pictures: int, rounds: int) -> dict[str, list[float]]:
-    """Per picture, of every side in every round; the first two rounds warm up."""
+    """Seconds per picture for every side and round; the first two rounds are warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 2):
         for name, paint in sides.items() if i % 2 else reversed(sides.items()):
@@ -74,7 +74,7 @@ def main() -> None:
     teacher, *students = METHODS
     rows: list[list[str]] = []
     for student in students:
-        phases = re.fullmatch(r"(?:PCM, )?M = (\d+)(?:, deterministic)?", student.name)  # all but LCM's renoising
+        phases = re.fullmatch(r"(?:PCM, )?M = (\d+)(?:, deterministic)?", student.name)  # every row but LCM's
         if not phases:
             continue
         steps = int(phases[1])

@@ -2,18 +2,18 @@
 
     python -m benchmarks.experiments_2d [--seeds 3] [--steps 800] [--log runs.jsonl] [--table]
 
-``--log`` keeps every finished run and goes on from there; ``--table`` prints what the log holds without training.
-All LoRAs have rank 16 and see batches of 128. Distances are measured on 8,192 samples from the same noise, in as many
-steps as the column says.
+``--log`` stores every finished run and continues from there; ``--table`` prints the log without training. All LoRAs
+have rank 16 and are trained on batches of 128. Distances are measured on 8,192 samples from the same noise, with the
+number of steps in the column head.
 
 Adversarial rows change one thing each. "renoised low / high": to the lower / upper quarter of the phase only. "last
-block": features of one block instead of three. "against data": real points, brought to the phase's edge, instead of
-the target's landing; that is a GAN and not the paper's loss.
+block": features of one block instead of three. "against data": the real samples are data points noised to the phase's
+edge instead of the target's prediction there; this is a GAN and not the paper's loss.
 
-Several M: the network does not know which edge it jumps to, and where M phases and 2 M phases have different edges its
-one output cannot serve both. "mixed" draws M = 2, 4 or 8 for every step and takes that compromise; "curriculum" spends
-a third of the steps on 8, on 4 and on 2 phases; "by strength" draws M too, but scales the LoRA by 2 / M while it trains
-and samples, which tells the network what M is.
+Several M: the network does not know which edge it jumps to, and where M and 2 M phases have different edges its single
+output cannot serve both. "mixed" draws M = 2, 4 or 8 for every step and accepts the compromise; "curriculum" spends a
+third of the steps each on 8, 4 and 2 phases; "by strength" also draws M, but scales the LoRA by 2 / M in training and
+sampling, which tells the network what M is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ADVERSARIAL: dict[str, dict[str, Any]] = {
 
 
 class AgainstData(distill.Trainer):
-    """What is real to the discriminator: data at the phase's edge."""
+    """A trainer whose discriminator sees data at the phase's edge as real samples."""
 
     def _adversarial(self, pair: distill.PhasedPair, batch: Any) -> tuple[Tensor, Tensor]:
         data = distill.add_noise(batch.clean, batch.noise, pair.edge, flow=pair.flow)
@@ -76,7 +76,7 @@ def adversarial(
     seed: int, phases: int, steps: int, *, weight: float = 0.1, rate: float = 1e-3, depth: int = 3,
     span: tuple[float, float] = (0.0, 1.0), against_data: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A LoRA of M = ``phases`` at N = M."""
+    """Train a LoRA of M = ``phases`` and measure it at N = M."""
     where = bench(seed)
     heads = distill.DiscriminatorHeads([WIDTH] * depth, 64, torch.Generator().manual_seed(seed))
     config = settings(phases, steps, seed, adversarial=weight, adversarial_lr=rate, adversarial_span=span)
@@ -89,7 +89,7 @@ def adversarial(
 
 
 def single(seed: int, phases: int, steps: int) -> list[dict[str, Any]]:
-    """A LoRA of one M at every N, and weaker than it was trained where there are more steps than phases."""
+    """A LoRA of one M at every N, also at reduced strength if there are more steps than phases."""
     where = bench(seed)
     adapters = where.adapters(seed)
     lines: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def scale(adapters: distill.Adapters, strength: float) -> None:
 
 
 def several(seed: int, how: str, steps: int) -> list[dict[str, Any]]:
-    """One LoRA for all of ``LADDER``."""
+    """One LoRA for every step count of ``LADDER``."""
     where = bench(seed)
     adapters = where.adapters(seed)
     grids = {phases: distill.SolverGrid.from_table(TABLE, phases, GRID, "zero") for phases in LADDER}
@@ -141,7 +141,7 @@ def several(seed: int, how: str, steps: int) -> list[dict[str, Any]]:
 
 
 def fill(log: Log, seeds: Sequence[int], steps: int) -> None:
-    """Run what is missing, the rows that need every seed first."""
+    """Run the missing rows, starting with those that need every seed."""
     for seed in seeds:
         for phases in (1, 2):
             for name in EVERYWHERE:

@@ -1,19 +1,18 @@
-"""What guidance a few-step LoRA leaves to its user: distilled at CFG 3 against distilled without guidance.
+"""The usable cfg range of a few-step LoRA: distilled at CFG 3 against distilled without guidance.
 
     python -m benchmarks.experiments_cfg [--steps 300] [--pictures 136] [--seeds 1] [--log runs.jsonl] [--table]
 
 Both LoRAs: the demo world's image model, M = 4, rank 16, batch 16, the same iterations and the same draws. "CFG-free"
-is ``cfg (1, 1)`` with 10 % of the captions dropped. Each is sampled in 4 steps over inference cfg 1 to 5, the teacher
-in 8. Per cfg:
+is ``cfg (1, 1)`` with 10 % of the captions dropped. Each is sampled in 4 steps at inference cfg 1 to 5, the teacher
+in 8. For each cfg:
 
 - FDt: Frechet distance of judge features to the teacher's pictures in 8 steps from other noise, at cfg 3 and at the
-  same cfg, which is what a user who turns cfg expects. With few pictures every distance is biased upwards; the
-  teacher's own row shows by how much.
-  Prompts are taken in turn: fewer than 136 pictures leave out shapes.
-- accuracy: shape, colour and background as the prompt says.
-- overexposed: share of decoded values outside 0..1 by more than 0.05 before they are clipped.
-- negative: the positive is empty and the negative names a picture; how often that very shape and colour come out all
-  the same. At cfg 1 the negative is not used; below that share it works.
+  same cfg, which is what a user who changes cfg expects. With few pictures every distance is biased upwards; the
+  teacher's own row shows by how much. Prompts are used in turn: fewer than 136 pictures do not cover every shape.
+- accuracy: shape, colour and background match the prompt.
+- overexposed: fraction of decoded values outside 0..1 by more than 0.05 before clipping.
+- negative: the positive prompt is empty and the negative describes a picture; how often that shape and colour appear
+  anyway. At cfg 1 the negative is not used; a lower fraction than there means that it works.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def pool(vae: Autoencoder) -> LatentPool:
 
 
 def train(teacher: MMDiT, seed: int, steps: int, **options: Any) -> distill.Adapters:
-    """A LoRA on every matrix of the teacher, not attached."""
+    """A trained LoRA on every matrix of the teacher, not attached."""
     texts = pool(world().vae)
     matrices = {name: module for name, module in distill.adaptable(teacher).items() if isinstance(module, nn.Linear)}
     adapters = distill.Adapters(matrices, RANK, generator=torch.Generator().manual_seed(seed))
@@ -77,7 +76,7 @@ def train(teacher: MMDiT, seed: int, steps: int, **options: Any) -> distill.Adap
 
 @torch.inference_mode()
 def pictures(steps: int, cfg: float, count: int, seed: int, *, as_negative: bool = False) -> Tensor:
-    """Decoded values [B, 3, 64, 64], not clipped, of the network as it is now."""
+    """Decoded values [B, 3, 64, 64], not clipped, sampled with the network in its present state."""
     given, found = world(), []
     prompts = prompts_for(count)
     sigmas = torch.stack([*(TABLE[t] for t in eval_timesteps(steps)), torch.tensor(0.0)])
@@ -108,7 +107,7 @@ def measure(steps: int, cfg: float, count: int, seed: int, targets: dict[str, An
 
 
 def sweep(name: str, seed: int, steps: int, count: int) -> list[dict[str, Any]]:
-    """One method over ``SCALES``; the teacher where the name is not in ``METHODS``."""
+    """One method at every cfg of ``SCALES``; the teacher if the name is not in ``METHODS``."""
     teacher = world().teacher
     targets = {cfg: {"fd_3": reference(TEACHER_STEPS, CFG, count), "fd_same": reference(TEACHER_STEPS, cfg, count)}
                for cfg in SCALES}  # fmt: skip

@@ -1,14 +1,14 @@
-"""Does the adversarial loss earn its place on pictures? LoRAs of the demo world trained on, with and without it.
+"""Is the adversarial loss worth its cost on images? LoRAs of the demo world trained further, with and without it.
 
     python -m benchmarks.experiments_demo [--seeds 1] [--steps 1500] [--pictures 1000] [--log runs.jsonl] [--table]
 
-Every run goes on from the LoRA that the demo ships for M phases, for the same iterations at the same rate, on the same
-draws ("none" is the adversarial code at weight 1e-9), and is sampled in N = M steps. "shipped" is where they start.
-Measured as ``demo.score`` does, on noise that no README figure uses: the Frechet distance to the teacher's 50-step
-pictures, the share of prompts met, and how crisp the edges are.
+Every run starts from the LoRA that the demo ships for M phases, trains for the same iterations at the same learning
+rate on the same draws ("none" is the adversarial code at weight 1e-9), and is sampled in N = M steps. "shipped" is the
+starting point. Measured as in ``demo.score``, on noise that no README figure uses: the Frechet distance to the
+teacher's 50-step pictures, prompt accuracy and edge sharpness.
 
-"last block" sees the output of the second of the network's two blocks; "low" and "high" renoise to the lower and the
-upper quarter of the phase only.
+With "last block" the discriminator sees only the output of the second of the network's two blocks; "low" and "high"
+renoise to the lower and the upper quarter of the phase only.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def reference(pictures: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(lora: Path, phases: int, pictures: int) -> dict[str, float]:
-    """The mean over the noise seeds."""
+    """Mean scores over the noise seeds."""
     prompts = prompts_for(pictures)
     paint = painter(world(), lora, [1.0] * phases, prompts)
     rows = [grade(world().judge, paint(seed), prompts, reference(pictures)) for seed in NOISE]
@@ -77,7 +77,7 @@ def shipped(phases: int, pictures: int) -> list[dict[str, Any]]:
 
 
 def trained(seed: int, phases: int, steps: int, pictures: int, critic: Critic) -> list[dict[str, Any]]:
-    """Go on from the shipped LoRA of M = ``phases`` and sample at N = M."""
+    """Train further from the shipped LoRA of M = ``phases`` and sample at N = M."""
     start = {name: value.float() for name, value in load_file(WEIGHTS / f"{SHIPPED[phases]}.safetensors").items()}
     rank = next(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
     chance: list[float] = []
@@ -90,13 +90,13 @@ def trained(seed: int, phases: int, steps: int, pictures: int, critic: Critic) -
         save_lora(lora, "lora.safetensors", phases, steps, RATE, Path(folder))
         figures = measure(Path(folder) / "lora.safetensors", phases, pictures)
     last = max(len(chance) // 5, 1)
-    figures["discriminator"] = sum(chance[-last:]) / last  # its hinge loss, 2 is chance
+    figures["discriminator"] = sum(chance[-last:]) / last  # its hinge loss; 2 is chance
     figures["minutes"] = (time.monotonic() - began) / 60
     return [figures]
 
 
 def fill(log: Log, phases: Sequence[int], seeds: Sequence[int], steps: int, pictures: int) -> None:
-    """Run what is missing, the main rows of every M first."""
+    """Run the missing rows, starting with the main rows of every M."""
     for m in phases:
         log.once({"row": "shipped", "phases": m}, partial(shipped, m, pictures))
     for names in (list(ROWS)[:4], list(ROWS)[4:]):

@@ -1,7 +1,7 @@
-"""LoRAs of the 2-D world, trained with the library's own trainer: what the experiments on top of it share.
+"""LoRAs of the 2-D world, trained with the library's own trainer: the code that its experiments share.
 
-One network is regressed on the exact teacher per seed and is then the teacher, as a real model would be: the LoRA's
-``off`` mode. Every finished run is a line of a log, so that a run that was cut short goes on where it stopped.
+For each seed one network is fitted to the exact teacher. It then is the teacher, as a real model would be: the network
+with its LoRA ``off``. Every finished run is one line of a log, so an interrupted experiment continues where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GRID = 40  # its phase edges are the trailing timesteps for 1, 2, 4 and 8 phases
 
 @dataclass(frozen=True)
 class Points:
-    """Points of the world as the trainer's data; there is one caption."""
+    """Training data: points of the world, with a single caption."""
 
     clean: Tensor
 
@@ -55,7 +55,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything of one seed: the teacher, what to train on, and what samples are held against."""
+    """Everything of one seed: the teacher, the training data, and the reference for samples."""
 
     network: Network
     train: Points
@@ -72,7 +72,7 @@ class Bench:
 
     @torch.no_grad()
     def measure(self, phases: int, steps: int) -> dict[str, float]:
-        """Sample the network as it is now; distances as in table_2d."""
+        """Sample the network in its present state; distances as in table_2d."""
         grid, spacing = distill.matching_grid(phases)
         sigmas = build_schedule(phases, steps, spacing=spacing, grid=grid, spend_extra_steps=True).sigmas(TABLE)
         end = sample_pcm(self.network.denoiser, self.start, sigmas)
@@ -85,7 +85,7 @@ class Bench:
 
 @cache
 def bench(seed: int) -> Bench:
-    """The world of a seed, with a teacher of 2,000 steps of regression."""
+    """The world of a seed, with a teacher trained for 2,000 regression steps."""
     world = World()
     start = start_noise(SAMPLES, 2000 + seed, TABLE)
     return Bench(
@@ -118,7 +118,7 @@ def train(
 
 @dataclass(frozen=True)
 class Log:
-    """Finished runs, one JSON line each; kept in memory where there is no path."""
+    """Finished runs, one JSON line each; kept in memory if there is no path."""
 
     path: Path | None
     lines: list[dict[str, Any]]
@@ -129,7 +129,7 @@ class Log:
         return cls(path, [json.loads(line) for line in known])
 
     def once(self, key: dict[str, Any], run: Callable[[], Sequence[dict[str, Any]]]) -> None:
-        """Run what is not in the log yet; every line it returns is stored with ``key``."""
+        """Run unless the log has ``key`` already; every line that ``run`` returns is stored with it."""
         if any(all(line.get(name) == value for name, value in key.items()) for line in self.lines):
             return
         new = [key | line for line in run()]
@@ -141,7 +141,7 @@ class Log:
                 file.writelines(json.dumps(line) + "\n" for line in new)
 
     def table(self, metric: str, row: str, column: str, digits: int = 3, **only: Any) -> str:
-        """Mean and deviation of a metric over the seeds, rows and columns in the order they were logged."""
+        """Mean and standard deviation of a metric over the seeds; rows and columns in the order of the log."""
         cells: dict[tuple[str, str], list[float]] = {}
         for line in self.lines:
             if all(line.get(name) == value for name, value in only.items()):

@@ -2,18 +2,18 @@
 
     python -m benchmarks.lora_load [--runs 3] [--rank 64]
 
-The LoRA is synthetic, rank 64 on 788 modules as the released files (394 MB). The model has SDXL's full key list; its
-weights take no memory (meta tensors), and each one is made when its turn comes to be merged, as a model that is kept
-elsewhere would be. Each run is a process of its own. Needs COMFYUI_PATH. Three rows:
+The LoRA is synthetic: rank 64 on 788 modules, like the released files (394 MB). The model has SDXL's full key list; its
+weights take no memory (meta tensors), and each is created when it is merged, as for an offloaded model. Each run is a
+process of its own. Needs COMFYUI_PATH. Three rows:
 
 host      LoraLoaderModelOnly
 ours      Load PCM LoRA on a file with the name of a released one
-renamed   Load PCM LoRA on the same file under a name that says nothing: it is hashed, once per session
+renamed   Load PCM LoRA on the same file under an unknown name: it is hashed, once per session
 
-and three columns: the node; until every value has been read once (the host's loader maps the file and leaves that to
-the merge, so one reading is added; our node has done it, for its checks and norms); the node and the merge of every
-weight by the host. Seconds are CPU seconds, median of the runs: what the kernel takes to hand out the merge's memory
-comes and goes by seconds. Peak memory is what the process grew by, file pages included, before the merge.
+and three columns: the node alone; the time until every value has been read once (the host's loader maps the file and
+leaves reading to the merge, so one read is added; our node reads it for its checks and norms); the node and the host's
+merge of every weight. Seconds are CPU seconds, median of the runs, because the kernel's time for allocating the merge's
+memory varies by seconds. Peak memory is the growth of the process before the merge, file pages included.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def host_model(folder: Path) -> Any:
     config.set_inference_dtype(torch.float16, None)
     with torch.device("meta"):
         model = config.get_model({}, "", device=torch.device("meta"))
-    model.model_sampling = comfy.model_base.model_sampling(config, model.model_type)  # with numbers in its table
+    model.model_sampling = comfy.model_base.model_sampling(config, model.model_type)  # its table gets values
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -90,7 +90,7 @@ def write_lora(model: Any, path: Path, rank: int) -> int:
 
 
 def node_call(which: str, folder: Path) -> Callable[[Any], Any]:
-    """``which`` row's node as ``model -> patched model``."""
+    """The node of row ``which`` as ``model -> patched model``."""
     import asyncio
 
     import nodes
@@ -110,7 +110,7 @@ def node_call(which: str, folder: Path) -> Callable[[Any], Any]:
 
 
 def peak(reset: bool = False) -> float:
-    """Peak resident memory of this process in MB, since the last reset where the system can reset it (Linux)."""
+    """Peak resident memory of this process in MB, since the last reset if the system can reset it (Linux)."""
     status = Path("/proc/self/status")
     if not status.exists():
         unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -129,7 +129,7 @@ def measure(which: str, folder: Path) -> None:
 
     call = node_call(which, folder)
     gc.collect()
-    gc.freeze()  # a full collection of the host's million objects takes longer than what is measured
+    gc.freeze()  # collecting the host's million objects takes longer than what is measured
     before, started = peak(reset=True), time.process_time()
     with torch.inference_mode():
         patches = call(model).patches

@@ -1,8 +1,8 @@
 """What a pack adds to the start of ComfyUI: seconds and modules, for this pack and for others by path.
 
-Each run is a process of its own, in which the host's own modules are imported first, as its main.py does before it
-loads custom nodes; then the host's loader takes the pack, whose bytecode is there as on every start but the first.
-Packs take turns within a round. Needs COMFYUI_PATH.
+Each run is a process of its own. It imports the host's modules first, as main.py does before it loads custom nodes;
+then the host's loader imports the pack, with cached bytecode as on every start but the first. Packs take turns within a
+round. Needs COMFYUI_PATH.
 
     python -m benchmarks.pack_import [--runs 5] [--pack FOLDER ...]
 """
@@ -25,7 +25,7 @@ from devtools.generate.host_nodes import ROOT, boot
 
 TARGET = 0.05  # seconds
 HEAVY = ("matplotlib", "scipy", "transformers", "diffusers")
-NAMES = 6  # of foreign packages to print
+NAMES = 6  # number of third-party packages to print
 
 
 def measure(pack: str) -> dict[str, Any]:

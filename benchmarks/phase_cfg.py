@@ -1,8 +1,8 @@
-"""Is CFG per phase worth its evaluations? The demo world, by the measures of ``demo.score``.
+"""Is CFG per phase worth its evaluations? The demo world, with the measures of ``demo.score``.
 
-A guided step costs two evaluations, a step at cfg 1 one. The four-phase LoRA was distilled with the teacher's guidance
-of 3 inside, so cfg above 1 comes on top of it. The teacher has none inside and gets one value per step, as PCM Guider
-gives it with as many phases as steps; beside it stand fewer steps, all of them guided, at the same evaluations.
+A guided step costs two evaluations, a step at cfg 1 one. The four-phase LoRA was distilled with guidance 3 built in, so
+cfg above 1 comes on top of it. The teacher has no guidance built in and gets one value per step, as PCM Guider gives it
+with as many phases as steps; it is compared with fewer, fully guided steps at the same number of evaluations.
 
     python -m benchmarks.phase_cfg [--pictures 500]
 """

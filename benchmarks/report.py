@@ -1,12 +1,12 @@
-"""Run benchmarks and write ``benchmarks/results.md``: a section each, with its date, its command and what it ran on.
+"""Run benchmarks and write ``benchmarks/results.md``: one section each, with its date, command, hardware and versions.
 
     python -m benchmarks.report                         every benchmark that takes minutes
     python -m benchmarks.report --quick                 the same with fewer repetitions
-    python -m benchmarks.report sampler_overhead        one; the other sections stay as they are
-    python -m benchmarks.report sampler_overhead -- --peer ../ComfyUI-TCD      with options of its own
+    python -m benchmarks.report sampler_overhead        one of them; the other sections do not change
+    python -m benchmarks.report sampler_overhead -- --peer ../ComfyUI-TCD      with its own options
 
-What takes hours is not run: the files in ``benchmarks/results``, written when it was, are put in as they are.
-``python dev.py bench`` is the same with everything set up. Needs COMFYUI_PATH.
+Experiments that take hours are not run again: their stored results, in ``benchmarks/results``, are included unchanged.
+``python dev.py bench`` does the same and sets up everything it needs. Needs COMFYUI_PATH.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ PARTS = {
 
 
 def run(name: str, arguments: Sequence[str]) -> str:
-    """One section: where and how it was measured, and what the benchmark printed.
+    """One section: command, date, hardware, and the output of the benchmark.
 
     Raises:
-        SystemExit: if it fails; its own message has been shown.
+        SystemExit: if the benchmark fails; its own message has been printed.
     """
     command = ["python", "-m", f"benchmarks.{name}", *arguments]
     load = f", load {os.getloadavg()[0]:.1f} before it began" if hasattr(os, "getloadavg") else ""
@@ -85,14 +85,14 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The model name where the system tells it (Linux), else the architecture."""
+    """The CPU's model name if the system gives it (Linux), else the architecture."""
     source = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", source.read_text()) if source.exists() else None
     return found[1].strip() if found else platform.machine()
 
 
 def stored() -> dict[str, str]:
-    """Sections of the files in ``benchmarks/results`` and of the demo world's scores, by title."""
+    """The stored sections by title: the files in ``benchmarks/results`` and the scores of the demo world."""
     found: dict[str, str] = {}
     for path in (*sorted(STORED.glob("*.md")), *sorted((ROOT / "demo").glob("results*.md"))):
         title, _, text = path.read_text(encoding="utf-8").partition("\n")
@@ -106,13 +106,13 @@ def stored() -> dict[str, str]:
 
 
 def sections(report: str) -> dict[str, str]:
-    """Text by title of a report that was written before."""
+    """The sections of an earlier report, by title."""
     _, *parts = re.split(r"^## ", report, flags=re.MULTILINE)
     return {title.strip(): text.strip() for title, _, text in (part.partition("\n") for part in parts)}
 
 
 def assemble(measured: Mapping[str, str], kept: Mapping[str, str]) -> str:
-    """The whole report: the benchmarks in their order, then what is stored."""
+    """The whole report: the benchmarks in order, then the stored sections."""
     titles: Iterable[str] = (part.title for part in PARTS.values())
     present = {title: measured[title] for title in titles if title in measured} | dict(kept)
     return HEAD + "".join(f"\n## {title}\n\n{text}\n" for title, text in present.items())

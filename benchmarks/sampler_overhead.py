@@ -1,15 +1,15 @@
-"""What a sampler itself costs per step: sample_pcm against ComfyUI's euler, ddim, lcm and dpmpp_2m.
+"""The cost of the sampler itself per step: sample_pcm against ComfyUI's euler, ddim, lcm and dpmpp_2m.
 
-The model is free (it returns a tensor made beforehand), so what is left is the sampler's own arithmetic and Python.
-Samplers take turns within a round, in shuffled order, and run twice in a turn, of which the second is timed. A row is
-the median over rounds, a ratio the median of the ratios within a round. Times are CPU times, which the load of a
-machine disturbs least; on another device the time until it has finished. Memory is counted in live tensors, beside the
-caller's latent and the model's x0. Needs COMFYUI_PATH.
+The model is free (it returns a stored tensor), so only the sampler's own arithmetic and Python remain. Samplers take
+turns within a round, in shuffled order; each runs twice per turn, and the second run is timed. A row is the median over
+rounds, a ratio the median of the ratios within a round. Times are CPU times, which are least affected by the load of
+the machine; on another device, wall time until it has finished. Memory is counted in live tensors, without the caller's
+latent and the model's x0. Needs COMFYUI_PATH.
 
     python -m benchmarks.sampler_overhead [--rounds 60] [--steps 20] [--device cuda] [--peer PACK ...]
 
-``--peer`` adds the samplers of another node pack: every node of it that turns its default inputs, and a model, into a
-SAMPLER. They are run on the same sigmas, one per node.
+``--peer`` adds the samplers of another node pack: every node that makes a SAMPLER from its default inputs and a model.
+They run on the same sigmas, one per node.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from pcm_core.sampling import is_finite, sample_pcm
 
 SHAPES = {"SD1.5 512": (1, 4, 64, 64), "SD3 1024": (1, 16, 128, 128), "Wan 832x480x81": (1, 16, 21, 60, 104)}
 STOCK = ("euler", "ddim", "lcm", "dpmpp_2m")
-LARGE = 10**6  # numbers in a latent from which a quarter of the rounds has to do
+LARGE = 10**6  # latents with more elements than this get a quarter of the rounds
 Run = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class FreeModel:
-    """What a host sampler asks of its model, at no cost."""
+    """Everything that a host sampler needs of its model, at no cost."""
 
     def __init__(self, x0: Tensor, sampling: Any) -> None:
         self.x0, self.noise = x0, x0
@@ -53,7 +53,7 @@ class FreeModel:
 
 
 class Patched:
-    """A model to patch, for nodes that want one beside their sampler."""
+    """A model to patch, for nodes that take one together with their sampler."""
 
     model = SimpleNamespace(model_config=None)
 
@@ -61,7 +61,7 @@ class Patched:
         return self
 
     def add_object_patch(self, name: str, value: Any) -> None:
-        """Nothing here is sampled."""
+        """Ignored: this model is not sampled."""
 
 
 def hosted(sampler: Any) -> Run:
@@ -85,12 +85,12 @@ def _ignore(entry: dict[str, Any]) -> None:
 
 
 def _check(entry: dict[str, Any]) -> None:
-    """What our nodes add to every step; stock samplers let NaN through to a black picture."""
+    """The check that our nodes add to every step; with stock samplers NaN ends in a black image."""
     assert is_finite(entry["denoised"])
 
 
 def peers(pack: Path, steps: int) -> Iterator[tuple[str, Run]]:
-    """The samplers of another pack, by node."""
+    """The samplers of another pack, one per node."""
     nodes = sys.modules["nodes"]
     before = set(nodes.NODE_CLASS_MAPPINGS)
     if not asyncio.run(nodes.load_custom_node(str(pack.resolve()), module_parent="custom_nodes")):
@@ -111,7 +111,7 @@ def _inputs(node: Any, steps: int) -> dict[str, Any]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds of the CPU, or of the clock once everything queued on another device is done."""
+    """CPU seconds, or wall-clock seconds once everything queued on another device is done."""
     if device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize(device)
@@ -125,7 +125,7 @@ def measure(runs: dict[str, Run], model: Any, x: Tensor, sigmas: Tensor, rounds:
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
-            runs[name](model, x, sigmas)  # so that the caches hold this sampler's code and tensors, not the last one's
+            runs[name](model, x, sigmas)  # warms the caches for this sampler
             began = now(x.device)
             runs[name](model, x, sigmas)
             times[name].append((now(x.device) - began) / (len(sigmas) - 1) * 1e6)
@@ -145,7 +145,7 @@ def main() -> None:
     import comfy.samplers
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-        """What SD 1.5 has in the host."""
+        """The model sampling of SD 1.5 in the host."""
 
     runs: dict[str, Run] = {
         "pcm": partial(own, 1.0, _ignore),

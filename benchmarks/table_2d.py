@@ -1,12 +1,12 @@
-"""Teacher, LCM and PCM at 1 to 16 steps in the 2-D world, in the shape of the PCM paper's Tables 1 and 2.
+"""Teacher, LCM and PCM at 1 to 16 steps in the 2-D world, laid out like Tables 1 and 2 of the PCM paper.
 
-Each seed regresses one network on the teacher's eps, then distils it with the library's objective for every number of
-phases. LCM is the one-phase model renoised at every step; a row with more steps than phases really spends them, which
-the nodes do not do by default. All rows of a seed start from the same noise.
+For each seed one network is fitted to the teacher's eps and then distilled with the library's objective for every
+number of phases. LCM is the one-phase model, renoised at every step. Rows with more steps than phases really run them
+all, which the nodes do not do by default. All rows of a seed start from the same noise.
 
     python -m benchmarks.table_2d [--seeds 3] [--phases 1 2 4 8 16] [--imitate 2500] [--distil 3000] [--plot out.png]
 
-The defaults take about 40 s per number of phases and seed on one free core.
+The defaults take about 40 s per number of phases and seed on one idle core.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Results = dict[tuple[str, int, str], list[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """A sampler: a model, its phases, and how it is renoised."""
+    """A sampler: a model, its phases and its determinism."""
 
     name: str
     model: Denoiser
@@ -64,7 +64,7 @@ class Row:
 
 
 def rows(world: World, table: Tensor, phases: Sequence[int], options: argparse.Namespace, seed: int) -> Iterator[Row]:
-    """Train what the table compares, and hand it over one sampler at a time."""
+    """Train the models of the table and yield one sampler at a time."""
     yield Row("teacher, DDIM", world.denoise)
     network = imitate(world, table, steps=options.imitate, seed=seed)
     for count in phases:
@@ -91,7 +91,7 @@ def measure(row: Row, world: World, table: Tensor, x: Tensor, data: Tensor, exac
 
 
 def run(phases: Sequence[int], options: argparse.Namespace) -> tuple[Results, dict[str, Tensor]]:
-    """Every metric of every row over the seeds, and the first seed's samples where steps equal phases."""
+    """Every metric of every row over the seeds, and the samples of the first seed with as many steps as phases."""
     world, table = World(), sigma_table()
     results: Results = defaultdict(list)
     pictures: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ def run(phases: Sequence[int], options: argparse.Namespace) -> tuple[Results, di
 
 
 def tables(results: Results) -> str:
-    """One table per metric; mean, and deviation where there are several seeds."""
+    """One table per metric: mean, and standard deviation if there are several seeds."""
     names = list(dict.fromkeys(name for name, _, _ in results))
     text: list[str] = []
     for metric, title in METRICS.items():

@@ -1,8 +1,8 @@
 """Does memory grow with the length of a clip? PCM Video Sampler with context windows and without.
 
 Counts the bytes of all live tensors while the node samples a tiny Wan model, so the figures do not depend on the
-allocator, the machine or its load; scratch memory inside kernels is not seen. With windows the peak may grow only as
-the latent does: "copies" is the growth since the row above, in latents. Needs COMFYUI_PATH.
+allocator, the machine or its load; scratch memory inside kernels is not counted. With windows the peak should grow only
+with the latent: "copies" is the growth since the row above, in latents. Needs COMFYUI_PATH.
 
     python -m benchmarks.video_memory [--frames 16 32 64 128] [--window 16] [--size 16]
 """
@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks.common import MIB, markdown, peak_bytes
 from devtools.generate.host_nodes import ROOT, load
 
-STRIDE = 4  # pictures per latent frame of Wan
+STRIDE = 4  # frames per latent frame of Wan
 
 
 def defaults(node: Any) -> dict[str, Any]:
-    """The widgets of a node as they are when it is dropped on the canvas."""
+    """The default widget values of a node."""
     required = node.INPUT_TYPES()["required"]
     return {
         name: options[0]["default"] for name, (_, *options) in required.items() if options and "default" in options[0]
@@ -34,7 +34,7 @@ def defaults(node: Any) -> dict[str, Any]:
 
 
 def ours(nodes: Any, tiny: Any, latent: Tensor, window: int) -> None:
-    """PCM Video Sampler, in windows of that many latent frames or, for 0, without."""
+    """PCM Video Sampler with windows of ``window`` latent frames; 0 for none."""
     node = nodes["PCMVideoSampler"]
     inputs = {"window": (window - 1) * STRIDE + 1 if window else 0, "overlap": window * STRIDE // 4, "steps": 2}
     values = {"model": tiny.model, "positive": tiny.positive, "negative": tiny.negative, **inputs}
@@ -50,7 +50,7 @@ def stock(nodes: Any, tiny: Any, latent: Tensor, window: int) -> None:
 
 
 def peak(run: Callable[[Any, Any, Tensor, int], None], nodes: Any, tiny: Any, latent: Tensor, window: int) -> int:
-    """Most bytes alive beside the model and the latent while it is sampled."""
+    """Peak memory of live tensors while sampling, without the model and the latent, in bytes."""
     with torch.inference_mode():
         return peak_bytes(lambda: run(nodes, tiny, latent, window))
 
@@ -69,7 +69,7 @@ def main() -> None:
     columns = (("windows", ours, options.window), ("stock windows", stock, options.window), ("whole clip", ours, 0))
     with tempfile.TemporaryDirectory() as folder:
         model = tiny.wan(Path(folder))
-        peak(ours, nodes, model, torch.zeros(1, 16, 1, options.size, options.size), 0)  # what is made once and kept
+        peak(ours, nodes, model, torch.zeros(1, 16, 1, options.size, options.size), 0)  # warm-up
         last: list[int] = []
         rows: list[list[str]] = []
         for frames in options.frames:

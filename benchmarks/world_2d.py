@@ -1,6 +1,6 @@
-"""A two-dimensional world with a known answer: nine Gaussians, their exact denoiser, and a small network to distil.
+"""A two-dimensional world with an exact solution: nine Gaussians, their exact denoiser, and a small network to distil.
 
-Run by itself it measures the exact teacher: how far DDIM with N steps is from the data and from the end of its own
+Run as a script it measures the exact teacher: how far DDIM with N steps is from the data and from the end of its own
 probability flow.
 
     python -m benchmarks.world_2d
@@ -23,7 +23,7 @@ from pcm_core.sampling import sample_pcm
 
 
 def sigma_table() -> Tensor:
-    """Sigmas of Stable Diffusion's training, ascending, float32 [1000]."""
+    """Stable Diffusion's training sigmas, ascending, float32 [1000]."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas = torch.cumprod(1 - betas, dim=0)
     return ((1 - alphas) / alphas).sqrt().float()
@@ -31,7 +31,7 @@ def sigma_table() -> Tensor:
 
 @dataclass(frozen=True)
 class World:
-    """Eight modes of unequal weight on a ring and one in the middle."""
+    """Eight modes of unequal weight on a ring and one at the centre."""
 
     radius: float = 1.4
     std: float = 0.12
@@ -52,33 +52,33 @@ class World:
         return self.means[mode] + self.std * torch.randn(count, 2, generator=generator)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The exact x0 expectation of ``x`` [B, 2] at ``sigma`` [B]."""
+        """The exact expectation of x0 given ``x`` [B, 2] at ``sigma`` [B]."""
         variance = (self.std**2 + sigma.square())[:, None]
         distance = (x[:, None] - self.means.to(x)).square().sum(-1)
         mean = (self.weights.to(x).log() - distance / (2 * variance)).softmax(1) @ self.means.to(x)
         return mean + self.std**2 / variance * (x - mean)
 
     def off_mode(self, x: Tensor) -> float:
-        """Fraction of points more than four standard deviations from every mode; 0.0003 of the data."""
+        """Fraction of points more than four standard deviations from every mode; 0.0003 for the data itself."""
         return (torch.cdist(x, self.means).min(1).values > 4 * self.std).float().mean().item()
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256) -> float:
-    """Sliced 2-Wasserstein distance of two point sets of equal size, over evenly spread directions."""
+    """Sliced 2-Wasserstein distance of two point sets of equal size, over evenly spaced directions."""
     angle = torch.arange(directions) * (math.pi / directions)
     axes = torch.stack([angle.cos(), angle.sin()])
     return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean().sqrt().item()
 
 
 def start_noise(count: int, seed: int, table: Tensor) -> Tensor:
-    """Starting points [count, 2] at ``table[-1]``, as the host makes them for a full denoise."""
+    """Starting points [count, 2] at ``table[-1]``, scaled as in the host for a full denoise."""
     noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
     return noise * (1 + table[-1].square()).sqrt()
 
 
 @torch.no_grad()
 def exact_endpoint(model: Denoiser, x: Tensor, table: Tensor) -> Tensor:
-    """Where the probability flow ends: Heun's method through every entry of the table, then to sigma 0."""
+    """The end of the probability flow: Heun's method over every entry of the table, then to sigma 0."""
     levels = table.flip(0).tolist()
     for sigma, below in pairwise(levels):
         ones = x.new_ones(len(x))
@@ -89,7 +89,7 @@ def exact_endpoint(model: Denoiser, x: Tensor, table: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """Three residual blocks whose scale and shift come from the noise level; predicts eps from the unit-variance x."""
+    """Three residual blocks modulated by the noise level; predicts eps from the unit-variance x."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Network(nn.Module):
 
 
 def imitate(world: World, table: Tensor, *, steps: int, batch: int = 384, seed: int = 0) -> Network:
-    """A network that predicts the world's own eps: the teacher in the form of the student."""
+    """A network trained to predict the exact eps: a teacher with the student's architecture."""
     torch.manual_seed(seed)
     network, generator = Network(), torch.Generator().manual_seed(seed)
     optimizer, rate = _adam(network, steps)
@@ -129,7 +129,7 @@ def imitate(world: World, table: Tensor, *, steps: int, batch: int = 384, seed: 
 
 
 def distil(network: Network, world: World, grid: SolverGrid, *, steps: int, batch: int = 384, seed: int = 0) -> Network:
-    """A copy of ``network`` trained on the phased loss of the library; returns its moving average (0.999)."""
+    """Train a copy of ``network`` with the library's phased loss; returns its EMA (decay 0.999)."""
     student, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer, rate = _adam(student, steps)

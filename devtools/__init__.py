@@ -1,1 +1,1 @@
-"""What dev.py is made of. Standard library only, so that it runs before anything is installed."""
+"""The parts of dev.py. Standard library only, so that it runs before anything is installed."""

@@ -20,7 +20,7 @@ def make_base(base: Path) -> None:
     """Create or refresh a base directory with both packs, the demo weights and the quick-start workflows.
 
     Raises:
-        DevError: something else lies where a link belongs.
+        DevError: if something else is in the place of a link.
     """
     for folder in ("custom_nodes", "input", "output", *(f"models/{name}" for name in MODEL_FOLDERS)):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def make_base(base: Path) -> None:
         if folder is not None:
             link_file(base / "models" / folder / file.name, file)
     settings = base / "user" / "default" / "comfy.settings.json"
-    if not settings.exists():  # the first visit would open the template dialog over the canvas
+    if not settings.exists():  # otherwise the template dialog covers the canvas on the first visit
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
     workflows = base / "user" / "default" / "workflows"
@@ -42,7 +42,7 @@ def make_base(base: Path) -> None:
 
 
 def model_folder(file: str) -> str | None:
-    """Where the host looks for a file of ``demo/weights``; None for those it does not use (the judge)."""
+    """The host's model folder for a file of ``demo/weights``; None for files it does not use (the judge)."""
     if file.startswith("taesd"):
         return "vae_approx"
     if file.endswith("_vae.safetensors"):
@@ -53,7 +53,7 @@ def model_folder(file: str) -> str | None:
 
 
 def link_folder(link: Path, source: Path) -> None:
-    """A symlink, or on Windows a junction, which needs no privilege."""
+    """Create a symlink, or on Windows a junction, which needs no privilege."""
     if link.exists() and link.resolve() == source.resolve():
         return
     if link.is_symlink():
@@ -69,7 +69,7 @@ def link_folder(link: Path, source: Path) -> None:
 
 
 def link_file(link: Path, source: Path) -> None:
-    """A symlink where everybody may make one, else a copy that is refreshed."""
+    """Create a symlink if that needs no privilege, else a copy that is kept up to date."""
     if os.name == "nt":
         shutil.copy2(source, link)
     elif not (link.is_symlink() and link.resolve() == source.resolve()):

@@ -1,4 +1,4 @@
-"""Find the Chromium that the browser tests drive, get it on a bare Debian or Ubuntu, and know when a page is ready."""
+"""Find Chromium for the browser tests, install it on Debian or Ubuntu if needed, and tell when a page is ready."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PLACES = (
     r"C:\Program Files\Google\Chrome\Application\chrome.exe",
     r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
 )
-# The nodes are there, and the frontend has loaded the workflow that it begins with: until then its spinner turns.
+# The nodes are registered and the frontend has loaded its first workflow: until then it shows a spinner.
 READY = """() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler
     && window.app.vueAppReady && window.app.extensionManager?.spinner === false)"""
-# Two frames: the canvas has drawn what was set, and the mouse finds it there.
+# Wait two frames: then the canvas has been drawn and the mouse finds the nodes in place.
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def find_chromium() -> str | None:
-    """The path of an installed Chromium, Chrome or Edge; CHROMIUM overrides the search."""
+    """The path of an installed Chromium, Chrome or Edge. The variable CHROMIUM overrides the search."""
     chosen = os.environ.get("CHROMIUM")
     found = [shutil.which(name) for name in ((chosen,) if chosen else NAMES)]
     found += [place for place in PLACES if not chosen and Path(place).exists()]
@@ -33,10 +33,10 @@ def find_chromium() -> str | None:
 
 
 def ensure_chromium() -> None:
-    """Install Chromium with apt-get if that needs no questions; else say that the browser tests are skipped.
+    """Install Chromium with apt-get if that works without questions; else say that the browser tests are skipped.
 
     Raises:
-        DevError: there is no browser and CI is set, where a skipped test would go unseen.
+        DevError: if there is no browser and CI is set, where nobody would notice skipped tests.
     """
     if find_chromium():
         return

@@ -1,4 +1,4 @@
-"""The virtual environment: made once, then recognised by a stamp."""
+"""The virtual environment: created once, then recognised by a stamp file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .paths import LOGS, ROOT, VENV
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 CONSTRAINTS = ROOT / "constraints-host.txt"
-TORCHAUDIO = "torchaudio==2.11.0"  # the host lists it; its own pin of torch is older than ours, hence --no-deps
+TORCHAUDIO = "torchaudio==2.11.0"  # required by the host; it pins an older torch than ours, hence --no-deps
 
 
 def venv_python() -> Path:
@@ -24,10 +24,10 @@ def venv_python() -> Path:
 
 
 def make_venv() -> None:
-    """Create ``.venv`` with the running interpreter unless it is there.
+    """Create ``.venv`` with the running interpreter unless it exists.
 
     Raises:
-        DevError: the venv module could not create it.
+        DevError: if the venv module could not create it.
     """
     if venv_python().exists():
         return
@@ -42,10 +42,10 @@ def make_venv() -> None:
 
 
 def pip(*arguments: str, what: str) -> None:
-    """Run pip in ``.venv``, with its output in ``.logs/pip.log``.
+    """Run pip in ``.venv`` and write its output to ``.logs/pip.log``.
 
     Raises:
-        DevError: naming ``what``, pip's own last error line and the log.
+        DevError: if pip fails; names ``what``, pip's last error line and the log.
     """
     LOGS.mkdir(exist_ok=True)
     log = LOGS / "pip.log"
@@ -57,10 +57,10 @@ def pip(*arguments: str, what: str) -> None:
 
 
 def install(host_requirements: Path, *, pinned: bool) -> None:
-    """Install our tools and the host's own requirements, unless the stamp says that this was done.
+    """Install our tools and the host's requirements, unless the stamp says that this has been done.
 
-    torch goes first, so that the host's plain ``torch`` is already satisfied. ``pinned`` applies the tested versions
-    of everything the host leaves open; a checkout of the user's own may want others.
+    torch is installed first, so that the host's unpinned ``torch`` is already satisfied. ``pinned`` applies tested
+    versions of everything that the host leaves open; the user's own checkout may need others.
     """
     steps = [
         ["-r", str(REQUIREMENTS)],

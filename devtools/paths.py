@@ -1,4 +1,4 @@
-"""Where things lie. Everything dev.py makes is inside the repository and ignored by git."""
+"""Paths. Everything that dev.py creates is inside the repository and ignored by git."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HOSTS = ROOT / ".host"
 BASE = ROOT / ".base"
 LOGS = ROOT / ".logs"
 WEIGHTS = ROOT / "demo" / "weights"
-# All but what measuring writes.
+# Everything except the reports that measurements write.
 SOURCES = (".", ":!benchmarks/results.md", ":!docs/hosts.md")
 
 
 def commit() -> str:
-    """``commit <hash>`` of the working tree, ``-dirty`` if more than its reports differs, or ``no commit``."""
+    """``commit <hash>`` of the working tree, with ``-dirty`` if more than the reports changed, or ``no commit``."""
     try:
         top, head = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "--short=9", "HEAD")
         changed = _git("status", "--porcelain", "--", *SOURCES)

@@ -1,7 +1,7 @@
-"""Start the real ComfyUI server, know when it is ready, and stop it without fail.
+"""Start the real ComfyUI server, wait until it is ready, and always stop it.
 
-It runs on the CPU, which every machine has and where a seed gives the same picture. PCM_DEVICE=cuda leaves the choice
-to the host.
+It runs on the CPU, which every machine has and where a seed always gives the same image. With PCM_DEVICE=cuda the host
+chooses the device.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from .errors import COLOUR_CODE, DevError, last_line
 from .paths import LOGS
 
 START_TIMEOUT = 300.0
-STARTS = 4  # of a host on any free port
-NEW_PROCESS_GROUP = 0x200  # of Windows; named in subprocess there only
+STARTS = 4  # attempts to start the host on a free port
+NEW_PROCESS_GROUP = 0x200  # Windows only, where subprocess has a name for it
 BAD_IMPORT = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint")
 PORT_TAKEN = re.compile(r"already in use|Errno 10048")
 
 
 def on_cpu() -> bool:
-    """Whether the host is to leave a GPU alone."""
+    """Whether the host must not use a GPU."""
     return os.environ.get("PCM_DEVICE", "cpu") == "cpu"
 
 
 class PortTakenError(DevError):
-    """Somebody else has the port."""
+    """Another process uses the port."""
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A loopback port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def check_port(port: int) -> None:
-    """Raise PortTakenError if somebody listens on the port."""
+    """Raise PortTakenError if another process listens on the port."""
     with socket.socket() as probe:
         if os.name != "nt":  # as the host does it: a port in TIME_WAIT is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,13 +57,13 @@ def check_port(port: int) -> None:
 
 
 class Server:
-    """The host as a context manager. ``url`` answers between ``__enter__`` and ``__exit__``.
+    """The host as a context manager. ``url`` responds between ``__enter__`` and ``__exit__``.
 
-    Without a port any free one serves: if somebody takes it before the host does, the host starts again on another.
+    Without a port a free one is chosen; if another process takes it first, the host starts again on another.
 
     Raises:
-        DevError: from ``__enter__``, when the port is taken, the host ends early, is not ready after five minutes, or
-            did not import one of our packs. The message names the log.
+        DevError: from ``__enter__``, if the port is taken, the host exits early, is not ready after five minutes, or
+            could not import one of our packs. The message names the log.
     """
 
     def __init__(self, python: Path, host: Path, base: Path, *, port: int | None = None, log: Path | None = None):
@@ -131,7 +131,7 @@ class Server:
         raise DevError(f"ComfyUI did not answer at {self.url} within {START_TIMEOUT:.0f} s (log: {self.log}).")
 
     def answers(self) -> bool:
-        """Whether it is our host that answers, and no other one that took the port."""
+        """Whether our host responds, and not another process that took the port."""
         try:
             with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as answer:
                 return str(self.base) in json.load(answer)["system"].get("argv", [str(self.base)])
@@ -139,14 +139,14 @@ class Server:
             return False
 
     def check_packs(self) -> None:
-        """The host starts happily without a pack that fails to import: read its log."""
+        """Read the log for import errors: the host also starts if a pack fails to import."""
         ours = [os.path.join("custom_nodes", name) for name in PACKS]
         for line in COLOUR_CODE.sub("", self.log.read_text("utf-8", errors="replace")).splitlines():
             if BAD_IMPORT.search(line) and any(name in line for name in ours):
                 raise DevError(f"ComfyUI could not import our pack: {line.strip()} (log: {self.log})")
 
     def stop(self) -> None:
-        """SIGTERM to the whole group, SIGKILL after ten seconds; harmless when it has already ended."""
+        """Send SIGTERM to the whole group, SIGKILL after ten seconds; harmless if it has already exited."""
         process, self.process = self.process, None
         if process is None:
             return

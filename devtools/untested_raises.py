@@ -1,10 +1,10 @@
-"""Which refusals no test has triggered: every ``raise``, and every call of what only raises, against coverage data.
+"""Refusals that no test triggers: every ``raise``, and every call of a function that only raises, from coverage data.
 
     python dev.py test -- -n 2 --dist loadfile --cov=pcm_core --cov=nodes
     python -m devtools.untested_raises
 
-The first command also prints the share of lines that ran; ``dev.py test --long`` does both. Exit code 1 if a refusal of
-``pcm_core`` or ``nodes`` did not run, each of which is listed.
+The first command also prints the line coverage; ``dev.py test --long`` runs both. The exit code is 1 if a refusal of
+``pcm_core`` or ``nodes`` did not run; each of these is listed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKED = ("pcm_core", "nodes")
 
 
 def refusals(source: str) -> Iterator[tuple[int, int]]:
-    """First and last line of every statement that ends in an exception of its own."""
+    """First and last line of every statement that raises an exception itself."""
     tree = ast.parse(source)
     raisers = {
         node.name
@@ -35,12 +35,12 @@ def refusals(source: str) -> Iterator[tuple[int, int]]:
 
 
 def _called(node: ast.expr) -> str | None:
-    """The name that is called; ``None`` if it is no call of a plain name."""
+    """The name that is called; ``None`` if it is not a call of a plain name."""
     return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
 
 
 def missed(files: Iterable[Path], data: CoverageData) -> tuple[int, list[str]]:
-    """How many refusals there are, and ``file:line`` of those that did not run."""
+    """The number of refusals, and ``file:line`` of those that did not run."""
     count, found = 0, []
     for path in files:
         ran = set(data.lines(str(path)) or ())

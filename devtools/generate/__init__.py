@@ -1,1 +1,1 @@
-"""What writes workflows, locales, help images and art. Run one: ``python -m devtools.generate.locales``."""
+"""Generators of workflows, locales, help images and art. Run one: ``python -m devtools.generate.locales``."""

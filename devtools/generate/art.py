@@ -20,12 +20,12 @@ DOT = "#ffb042"
 
 
 def curve(at: float) -> float:
-    """Noise level 1 to 0 along the way 0 to 1, steep at first as the sigmas of a diffusion model are."""
+    """Noise level 1 to 0 for progress 0 to 1, steep at first, like the sigmas of a diffusion model."""
     return (math.exp(-2.2 * at) - math.exp(-2.2)) / (1 - math.exp(-2.2))
 
 
 def draw_phases(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], line: float) -> None:
-    """The area under the curve in bands, and the jumps, inside ``box`` (left, top, right, bottom)."""
+    """Draw the area under the curve in bands, and the jumps, inside ``box`` (left, top, right, bottom)."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
 

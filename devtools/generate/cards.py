@@ -1,4 +1,4 @@
-"""The card of a workflow in the template browser: a square, of which the browser shows about 230 pixels."""
+"""The card of a workflow in the template browser: a square that the browser shows about 230 pixels wide."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .art import BANDS, DOT, INK, PAPER, SOFT
 
 SIZE = 512
 SHRINK = 5
-NODES_ON_CARD = (SHRINK * SIZE, 1480)  # pixels of the screen
+NODES_ON_CARD = (SHRINK * SIZE, 1480)  # screen pixels
 _LEFT, _BAR, _TOP, _FADE = 28, (160, 176), 216, 56
 
 
 def draw_card(title: str, steps: int, nodes: Image.Image) -> Image.Image:
-    """What it is about large, the rest of the title below it, a bar with one piece per step, and the nodes."""
+    """A card: the subject in large type, the rest of the title below, a bar with one piece per step, and the nodes."""
     card = Image.new("RGB", (SIZE, SIZE), PAPER)
     pen = ImageDraw.Draw(card)
-    words = re.fullmatch(r"(\S+(?: \d\S*)?) ?(.*)", title)  # a version goes with its name: Wan 2.2
+    words = re.fullmatch(r"(\S+(?: \d\S*)?) ?(.*)", title)  # a version belongs to its name: Wan 2.2
     assert words is not None, title
     first, rest = words.groups()
     large = fitting(first, 80)
@@ -28,19 +28,19 @@ def draw_card(title: str, steps: int, nodes: Image.Image) -> Image.Image:
     small = nodes.resize((nodes.width // SHRINK, nodes.height // SHRINK), Image.Resampling.LANCZOS)
     card.paste(small, ((SIZE - small.width) // 2, _TOP + (SIZE - _TOP - small.height) // 2))
     fade = Image.linear_gradient("L").resize((SIZE, _FADE))
-    card.paste(PAPER, (0, SIZE - _FADE), fade)  # tall nodes go on below the edge
+    card.paste(PAPER, (0, SIZE - _FADE), fade)  # tall nodes fade out at the edge
     return card
 
 
 def fitting(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The default font, no wider than the card."""
+    """The default font, small enough for ``text`` to fit the card."""
     font = ImageFont.load_default(size)
     wide = font.getlength(text)
     return font if wide <= SIZE - 2 * _LEFT else ImageFont.load_default(size * (SIZE - 2 * _LEFT) / wide)
 
 
 def draw_steps(pen: ImageDraw.ImageDraw, steps: int) -> None:
-    """A bar from noise to picture, with a dot where each jump starts; whole where the number of steps is open."""
+    """A bar from noise to image with a dot at the start of each jump; undivided if the step count is not fixed."""
     count = max(steps, 1)
     wide = (SIZE - 2 * _LEFT) / count
     if steps:

@@ -1,4 +1,4 @@
-"""The real frontend in headless Chromium, for the scripts that photograph it."""
+"""The real frontend in headless Chromium, for the screenshot scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from devtools.browser import READY, find_chromium
 
 
 def open_frontend(playwright: Any, url: str, size: tuple[int, int], scale: float = 1) -> Page:
-    """A page of ``size`` CSS pixels, each ``scale`` pixels of a picture wide, with the frontend ready for work."""
+    """A page of ``size`` CSS pixels, each ``scale`` screenshot pixels wide, with the frontend ready."""
     chromium = find_chromium()
     if chromium is None:
         sys.exit("No Chromium found; install it or set CHROMIUM to its path.")
@@ -26,7 +26,7 @@ def open_frontend(playwright: Any, url: str, size: tuple[int, int], scale: float
 
 
 def picture_of(page: Page, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """The page, or a (left, top, width, height) of it in CSS pixels."""
+    """A screenshot of the page, or of a box (left, top, width, height) in CSS pixels."""
     if box is None:
         shot = page.screenshot()
     else:
@@ -35,5 +35,5 @@ def picture_of(page: Page, box: tuple[float, float, float, float] | None = None)
 
 
 def palette(picture: Image.Image, colours: int = 128) -> Image.Image:
-    """A screenshot in few colours, without dithering: small as PNG and sharp."""
+    """A screenshot reduced to few colours without dithering, for small and sharp PNG files."""
     return picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

@@ -17,7 +17,7 @@ Info = dict[str, Any]
 
 
 def describe(node: Any) -> Info:
-    """Inputs, outputs and names of a node class, of either API version."""
+    """Inputs, outputs and names of a node class of either API version."""
     if hasattr(node, "GET_NODE_INFO_V1"):
         return node.GET_NODE_INFO_V1()
     inputs = node.INPUT_TYPES()
@@ -31,7 +31,7 @@ def describe(node: Any) -> Info:
 
 
 def describe_all(nodes: dict[str, Any]) -> dict[str, Info]:
-    """``describe`` by id, with the title people see and whether the node is ours."""
+    """``describe`` by node id, with the displayed title and whether the node is ours."""
     titles = sys.modules["nodes"].NODE_DISPLAY_NAME_MAPPINGS
     return {
         name: {**describe(node), "display_name": titles.get(name, name), "ours": is_ours(node)}
@@ -40,13 +40,13 @@ def describe_all(nodes: dict[str, Any]) -> dict[str, Info]:
 
 
 def is_ours(node: Any) -> bool:
-    """Whether the pack in this folder declared the node."""
+    """Whether this pack declares the node."""
     module = sys.modules[node.__module__]
     return ROOT / "nodes" in Path(module.__file__ or "/").resolve().parents
 
 
 def load() -> dict[str, Any]:
-    """Node classes by id: the host's core and extra ones, and ours."""
+    """Node classes by id: the host's core and extra nodes, and ours."""
     nodes = boot()
     loading = nodes.load_custom_node(str(ROOT), set(nodes.NODE_CLASS_MAPPINGS), module_parent="custom_nodes")
     if not asyncio.run(loading):
@@ -55,7 +55,7 @@ def load() -> dict[str, Any]:
 
 
 def boot() -> Any:
-    """The host's ``nodes`` module with the core and extra nodes, as it is before any pack is loaded."""
+    """The host's ``nodes`` module with its core and extra nodes, before any pack is loaded."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
         sys.exit("COMFYUI_PATH is not set. Point it at a ComfyUI checkout, for instance one that dev.py made in .host.")
@@ -71,6 +71,6 @@ def boot() -> Any:
 async def _load_extras(nodes: Any, comfyui: Path) -> None:
     await nodes.init_public_apis()
     for path in sorted((comfyui / "comfy_extras").glob("nodes_*.py")):
-        if path.stem == "nodes_replacements":  # declares no node, and needs the running server
+        if path.stem == "nodes_replacements":  # declares no nodes and needs a running server
             continue
         await nodes.load_custom_node(str(path), module_parent="comfy_extras")

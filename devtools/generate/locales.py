@@ -1,8 +1,8 @@
-"""Write ``locales/en`` from the nodes' own schemas, and ``locales/zh`` from the same texts and ``zh.json`` beside this.
+"""Write ``locales/en`` from the nodes' schemas, and ``locales/zh`` from the same texts and their translations.
 
-Run it after a node, an input or a tooltip was added or reworded:
-``COMFYUI_PATH=... python -m devtools.generate.locales``. It lists the texts that ``zh.json`` lacks, with ``""`` to fill
-in. The drift test makes the same comparison.
+Run it after adding or rewording a node, an input or a tooltip: ``COMFYUI_PATH=... python -m
+devtools.generate.locales``. It lists the texts that ``zh.json`` lacks, with ``""`` to fill in. The drift test makes the
+same comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tree = dict[str, Any]
 
 
 def english(nodes: dict[str, Any]) -> dict[str, Tree]:
-    """Content of each file of ``locales/en``, not yet escaped."""
+    """The content of each file of ``locales/en``, before escaping."""
     infos = {name: describe(node) for name, node in sorted(nodes.items()) if is_ours(node)}
     parts = {part for info in infos.values() for part in info["category"].split("/")}
     return {
@@ -64,12 +64,12 @@ def mapped(tree: Tree, change: Callable[[str], str]) -> Tree:
 
 
 def escape(text: str) -> str:
-    """The frontend compiles every text as a vue-i18n message, where these characters mean something."""
+    """Escape the characters with a meaning in vue-i18n messages, which is what the frontend compiles texts as."""
     return "".join(f"{{'{letter}'}}" if letter in "{}@|$" else letter for letter in text)
 
 
 def render(nodes: dict[str, Any], memory: dict[str, str]) -> dict[Path, str]:
-    """Content of every locale file by path. A text without a translation stays English."""
+    """The content of every locale file by path. Texts without a translation stay in English."""
     files: dict[Path, str] = {}
     for name, tree in english(nodes).items():
         for language, change in (("en", escape), ("zh", lambda text: escape(memory.get(text) or text))):

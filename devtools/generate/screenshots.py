@@ -1,8 +1,8 @@
-"""Photograph the pack in the real frontend: every node for its help page, every workflow for the docs and its card.
+"""Take screenshots in the real frontend: every node for its help page, every workflow for the docs and its card.
 
 ``COMFYUI_PATH=... python -m devtools.generate.screenshots`` writes ``web/docs/images/<node id>.png``, the whole graphs
-``docs/images/<stem>.webp`` and the cards of the template browser ``workflows/<stem>.jpg``. The files that the workflows
-name are empty stand-ins here, so that nothing is marked as missing; no picture is generated.
+``docs/images/<stem>.webp`` and the cards of the template browser ``workflows/<stem>.jpg``. Empty placeholders stand for
+the files that the workflows name, so that none is marked as missing; no image is generated.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .workflows import FOLDER
 
 IMAGES = ROOT / "web" / "docs" / "images"
 GRAPHS = ROOT / "docs" / "images"
-SIZE = (2560, 1600)  # large, because the canvas leaves text out when zoomed far out
-WIDTH = 1280  # of the picture of a whole graph
+SIZE = (2560, 1600)  # large, because the canvas omits text when zoomed far out
+WIDTH = 1280  # of the screenshot of a whole graph
 LARGEST_ON_CARD = 6.0
-# Only the canvas and the widgets that lie on it as HTML.
+# Only the canvas and the HTML widgets on it.
 STYLE = """body * { visibility: hidden !important }
 #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"""
-# Show the nodes, or only those of a pack, as large as they fit into a size, or with "cut" into its width; gives
-# the size of their picture.
+# Show the nodes, or only those of a pack, as large as fits into a size, or with "cut" into its width; returns the
+# size of the screenshot.
 FIT = """([pack, margin, largest, wide, high, cut]) => {
     const nodes = window.app.graph._nodes.filter(n => !pack || n.properties.cnr_id === pack);
     const view = window.app.canvas.ds;
@@ -59,11 +59,11 @@ ONE_NODE = """([id, values]) => {
     for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value;
     node.setSize([Math.max(node.size[0], 340), node.size[1]]);
 }"""
-SHOWN = {"PCMLoraLoader": {"lora_name": SDXL_SMALL.name}}  # values that tell more than the default
+SHOWN = {"PCMLoraLoader": {"lora_name": SDXL_SMALL.name}}  # values that show more than the default
 
 
 def stand_in_files(base: Path) -> None:
-    """Empty files under the names of the released ones, and a grey picture."""
+    """Create empty files with the names of the released ones, and a grey image."""
     for model in all_models():
         path = base / "models" / model.directory / model.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def our_nodes(url: str) -> list[str]:
 
 
 def fitted(page: Page, margin: int, largest: float = 10) -> Image.Image:
-    """The nodes, filling ``SIZE`` in one direction unless that magnifies them more than ``largest`` times."""
+    """The nodes, filling ``SIZE`` in one direction unless that enlarges them more than ``largest`` times."""
     return _shown(page, ["", margin, largest, *SIZE, False], SIZE)
 
 
@@ -116,7 +116,7 @@ def photograph_workflow(page: Page, workflow: Path) -> tuple[Path, Path]:
 
 
 def steps_of(workflow: Path) -> int:
-    """What the first few-step file of a workflow was made for; 0 if it names none."""
+    """The step count of the first few-step file of a workflow; 0 if it names none."""
     nodes = json.loads(workflow.read_text("utf-8"))["nodes"]
     names = [model["name"] for node in nodes for model in node["properties"].get("models", [])]
     profiles = [profile for profile in map(profile_from_name, names) if profile is not None]

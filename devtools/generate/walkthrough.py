@@ -1,7 +1,7 @@
-"""Walk the newcomer's path in the real frontend with the demo's models, and photograph it for docs/first_picture.md.
+"""Do the steps of docs/first_picture.md in the real frontend with the demo's models, and take its screenshots.
 
-``COMFYUI_PATH=... python -m devtools.generate.walkthrough`` writes ``docs/images/walk/*.webp``. Every click is one of
-the mouse; what the page says was read off this walk.
+``COMFYUI_PATH=... python -m devtools.generate.walkthrough`` writes ``docs/images/walk/*.webp``. Every click is a real
+mouse click, and the page describes what this run shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DONE = """count => {
 COUNT = (
     "() => window.app.api.addEventListener('execution_success', () => { window.finished = (window.finished ?? 0) + 1 })"
 )
-# A widget's row in pixels of the window, to be clicked.
+# The centre of a widget's row in window pixels, to click on.
 ROW = """([kind, name]) => {
     const node = window.app.graph._nodes.find(node => node.type === kind), view = window.app.canvas.ds;
     const widget = node.widgets.find(widget => widget.name === name);
@@ -50,7 +50,7 @@ def keep(page: Page, name: str) -> None:
 
 
 def run(page: Page, count: int) -> None:
-    """Click Run, wait for the ``count``th picture, and for the notice of it to go."""
+    """Click Run, wait for the ``count``th image and until its notification has gone."""
     page.get_by_test_id("queue-button").first.click()
     page.wait_for_function(DONE, arg=count, timeout=60_000)
     page.wait_for_timeout(6000)
@@ -65,7 +65,7 @@ def open_quick_start(page: Page) -> None:
 
 
 def type_steps(page: Page, steps: int) -> None:
-    """Double click on the widget, then type, as on any number of the canvas."""
+    """Double-click the widget, then type, as for any number widget."""
     page.mouse.dblclick(*page.evaluate(ROW, ["PCMSampler", "steps"]))
     page.keyboard.press("Control+A")
     page.keyboard.type(str(steps))
@@ -73,7 +73,7 @@ def type_steps(page: Page, steps: int) -> None:
 
 
 def pick_next_lora(page: Page) -> None:
-    """A click on the right arrow of the list: from demo_pcm_4phase to demo_pcm_8phase."""
+    """Click the right arrow of the list: from demo_pcm_4phase to demo_pcm_8phase."""
     x, y = page.evaluate(ROW, ["PCMLoraLoader", "lora_name"])
     half, scale = page.evaluate("""() => {
         const node = window.app.graph._nodes.find(node => node.type === "PCMLoraLoader");

@@ -1,7 +1,7 @@
-"""Graphs as Python: one description of nodes and links, written as UI workflow, API prompt or subgraph blueprint.
+"""Graphs in Python: one description of nodes and links, written as UI workflow, API prompt or subgraph blueprint.
 
-A node is added with the inputs that differ from the defaults of its schema. Nodes stand in columns from left to right,
-below each other within a column, as high as their widgets need.
+A node is added with the inputs that differ from the defaults of its schema. Nodes are placed in columns from left to
+right and stacked within a column; their height follows from their widgets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GROWS = "COMFY_AUTOGROW_V3"
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A file to download: its name, the folder of ``models`` it belongs in, and where it is."""
+    """A file to download: its name, its folder in ``models``, and its URL."""
 
     name: str
     directory: str
@@ -35,7 +35,7 @@ class Model:
 
 @dataclass
 class Node:
-    """One node of a graph; ``node[0]`` is its first output, as other nodes take it."""
+    """One node of a graph; ``node[0]`` is its first output, in the form that inputs of other nodes take."""
 
     number: int
     kind: str
@@ -52,7 +52,7 @@ class Node:
 
     @property
     def height(self) -> int:
-        """Pixels the frontend needs: sockets, then widgets."""
+        """Height in pixels in the frontend: sockets, then widgets."""
         specs = specs_of(self.info)
         widgets = {name: options for name, (type_, options) in specs.items() if is_widget(type_, options)}
         sockets = max(len(specs) - len(widgets), len(self.info["output"]))
@@ -64,7 +64,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes with the note that explains them. ``infos`` describes every node class by id."""
+    """Nodes and the note that explains them. ``infos`` describes every node class by id."""
 
     infos: dict[str, Info]
     version: str
@@ -73,11 +73,11 @@ class Graph:
 
     def add(self, kind: str, column: int, *, title: str = "", wide: int = 320, beside: Node | None = None,
             **inputs: Any) -> Node:  # fmt: skip
-        """A node; a ``Model`` as value becomes its file name and a download hint.
+        """Add a node; a ``Model`` as a value becomes its file name and a download hint.
 
         Args:
-            wide: pixels.
-            beside: a node of an earlier column; this one stands no higher.
+            wide: width in pixels.
+            beside: a node of an earlier column; the new node is placed no higher than it.
         """
         models = [value for value in inputs.values() if isinstance(value, Model)]
         values = {name: value.name if isinstance(value, Model) else value for name, value in inputs.items()}
@@ -93,7 +93,7 @@ class Graph:
         self.text = text.strip() + "\n"
 
     def to_api(self) -> dict[str, Any]:
-        """The API form, every widget spelled out: the host does not fill in defaults."""
+        """The API form with every widget value: the host does not fill in defaults."""
         return {
             str(node.number): {
                 "class_type": node.kind,
@@ -117,8 +117,8 @@ class Graph:
         """A subgraph for the node library.
 
         Args:
-            exposed: widgets of inner nodes that the outer node shows, in order.
-            result: the link that becomes the outer node's output.
+            exposed: widgets of inner nodes that the subgraph node shows, in order.
+            result: the link that becomes the output of the subgraph node.
         """
         drawn, links = self._drawn()
         inner: list[dict[str, Any]] = [dict(zip(_LINK_KEYS, link, strict=True)) for link in links]
@@ -214,7 +214,7 @@ class Graph:
         return found
 
     def _drawn_note(self, text: str, drawn: list[dict[str, Any]]) -> dict[str, Any]:
-        """The note above the nodes or to their left, whichever lets a wide screen show the whole graph larger."""
+        """The note above the nodes or to their left, whichever shows the whole graph larger on a wide screen."""
         width = max(node["pos"][0] + node["size"][0] for node in drawn)
         height = max(node["pos"][1] + node["size"][1] for node in drawn)
         places: dict[float, tuple[list[int], list[int]]] = {}
@@ -238,7 +238,7 @@ def _link(number: int, source: tuple[int, int], target: tuple[int, int], type_: 
 
 
 def _port(identity: str, name: str, type_: str, link: int, index: int, x: int) -> dict[str, Any]:
-    """Input or output of a subgraph; its id only has to be unique, and the same in every run."""
+    """Input or output of a subgraph; its id must be unique and the same in every run."""
     unique = str(uuid.uuid5(uuid.UUID(identity), f"{name}{x}"))
     return {"id": unique, "name": name, "type": type_, "linkIds": [link], "pos": [x, 20 + 20 * index]}
 
@@ -248,7 +248,7 @@ def _socket(port: dict[str, Any]) -> dict[str, Any]:
 
 
 def specs_of(info: Info) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Type and options of each input, in the order in which the frontend makes widgets."""
+    """Type and options of each input, in the order in which the frontend creates widgets."""
     specs: dict[str, tuple[Any, dict[str, Any]]] = {}
     for kind in ("required", "optional"):
         for name in info["input_order"].get(kind, []):
@@ -262,10 +262,10 @@ def is_widget(type_: Any, options: dict[str, Any]) -> bool:
 
 
 def _sockets(node: Node) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The inputs of the schema, with the connected ones in place of an input that grows."""
+    """The inputs of the schema, with the connected slots in place of an autogrow input."""
     found: dict[str, tuple[Any, dict[str, Any]]] = {}
     for name, (type_, options) in specs_of(node.info).items():
-        if type_ == _GROWS:  # not !=, which the host's wildcard type answers wrongly
+        if type_ == _GROWS:  # not !=, which the host's wildcard type overrides
             (template,) = options["template"]["input"]["required"].values()
             found |= {key: (template[0], {}) for key in node.inputs if key.startswith(f"{name}.")}
         else:
@@ -274,7 +274,7 @@ def _sockets(node: Node) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def _defaults(node: Node) -> dict[str, Any]:
-    """Every widget's value as the schema has it."""
+    """The default value of every widget in the schema."""
     values: dict[str, Any] = {}
     for name, (type_, options) in specs_of(node.info).items():
         if is_widget(type_, options):

@@ -1,4 +1,4 @@
-"""What each shipped workflow holds: its files, its nodes from left to right, and what its note says."""
+"""The content of each shipped workflow: its files, its nodes from left to right, and its note."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LORA_SETS = "With **auto** and **0** the LoRA decides. Its report says what was
 
 
 def note(graph: Graph, heading: str, settings: list[str], more: str = "") -> None:
-    """The note of a workflow: what it is, its files, and the three settings that matter."""
+    """Add the note of a workflow: what it does, its files, and its three important settings."""
     files = {model.name: model for node in graph.nodes for model in node.models}
     lines = [f"## {heading}", "", "**Files**", ""]
     lines += [f"* [{model.name}]({model.url}) in `models/{model.directory}`" for model in files.values()]
@@ -53,7 +53,7 @@ def prompts(graph: Graph, column: int, clip: Link, positive: str = FOX, negative
 
 
 def save(graph: Graph, column: int, sampled: Node, vae: Link, lora: Node, prefix: str) -> None:
-    """Decode beside the sampler, what the LoRA says below that, and the picture to the right."""
+    """Add the decoder beside the sampler, the LoRA's report below it, and the image to the right."""
     pictures = graph.add("VAEDecode", column, beside=sampled, samples=sampled[0], vae=vae)
     report(graph, column, lora)
     graph.add("SaveImage", column + 1, wide=340, beside=sampled, images=pictures[0], filename_prefix=f"pcm/{prefix}")
@@ -347,7 +347,7 @@ def video(g: Graph, column: int, model: Link, texts: tuple[Node, Node], latent: 
     g.add("SaveAnimatedWEBP", column + 2, wide=420, images=frames[0], filename_prefix=f"pcm/{prefix}", fps=16.0)
 
 
-# File stem, which is the title people see, and what draws it.
+# File stem, which is also the displayed title, and the function that builds the graph.
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "SD1.5 text to image": sd15_text_to_image,
     "SDXL text to image": sdxl_text_to_image,

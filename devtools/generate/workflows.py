@@ -1,7 +1,7 @@
 """Write ``workflows/*.json``, their API twins in ``workflows/api``, the subgraph blueprint and ``docs/workflows.md``
 from one description.
 
-Run it after a node or a workflow changed: ``COMFYUI_PATH=... python -m devtools.generate.workflows``, with the newest
+Run it after changing a node or a workflow: ``COMFYUI_PATH=... python -m devtools.generate.workflows``, with the newest
 supported host. The drift test makes the same comparison.
 """
 
@@ -24,14 +24,14 @@ _BLUEPRINT_ID = "6d5f4c1e-0a52-4c7e-9a53-5a2f3d1c8b07"
 
 
 def version() -> str:
-    """Of the pack."""
+    """The version of the pack."""
     found = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
     assert found is not None
     return found[1]
 
 
 def build(infos: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-    """Content of every file by path."""
+    """The content of every file by path."""
     files: dict[Path, dict[str, Any]] = {}
     for stem, draw in WORKFLOWS.items():
         graph = Graph(infos, version())
@@ -43,7 +43,7 @@ def build(infos: dict[str, Any]) -> dict[Path, dict[str, Any]]:
 
 
 def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
-    """Checkpoint, LoRA, two texts and a size in; a picture out."""
+    """The subgraph blueprint: checkpoint, LoRA, two prompts and a size in; an image out."""
     g = Graph(infos, version())
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
     latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
@@ -59,7 +59,7 @@ def blueprint(infos: dict[str, Any]) -> dict[str, Any]:
 
 
 def gallery(infos: dict[str, Any]) -> str:
-    """A page with every workflow: its picture, by make_screenshots, and its note."""
+    """A page with every workflow: its screenshot, from ``devtools.generate.screenshots``, and its note."""
     parts = ["# The workflows", "", "In ComfyUI: Templates, then this pack's name under Extensions. Written by "
              "`python -m devtools.generate.workflows`; the API forms are in `workflows/api`."]  # fmt: skip
     for stem, draw in WORKFLOWS.items():
