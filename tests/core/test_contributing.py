@@ -75,5 +75,5 @@ def test_the_readme_shows_the_last_run_of_the_systems():
         return [line for line in page.splitlines() if line.startswith("|")]
 
     written = table((ROOT / "benchmarks" / "results" / "demo_systems.md").read_text("utf-8"))
-    shown = (ROOT / "README.md").read_text("utf-8").split("### Beside other systems\n")[1].split("\n## ")[0]
+    shown = (ROOT / "README.md").read_text("utf-8").split("### Compared with other methods\n")[1].split("\n## ")[0]
     assert len(written) > 5 and table(shown) == written
