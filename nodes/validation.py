@@ -1,7 +1,7 @@
-"""What reaches a node, held against the node's own schema.
+"""Check the inputs of a node against its schema.
 
-The host checks the widgets that a prompt sets itself. It lets NaN through, any value that comes by a link, and anything
-that is written where a link belongs.
+The host checks the widget values in a prompt. It does not check for NaN, values that come through a link, and values in
+place of a link.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 
-# Combos of files: a file may be newer than the list, and opening it says better what is wrong with it.
+# Lists of files: a file may be newer than its list, and opening it gives a better error.
 _FILES = ("lora_name", "existing_lora")
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """For the ``execute`` of a node, below ``@classmethod``: every input is of the kind and in the range it declares.
+    """Decorate a node's ``execute``, below ``@classmethod``, to check that every input has its declared type and range.
 
     Raises:
-        PCMError: from the decorated method, naming the input.
+        PCMError: from the decorated method; names the input.
     """
 
     @functools.wraps(execute)
     def run(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
         known = {entry.id for entry in schema.inputs}
-        if unknown := sorted(inputs.keys() - known):  # the host hands on any that is linked
+        if unknown := sorted(inputs.keys() - known):  # the host passes on any linked input
             raise PCMError(
                 f'There is no input "{unknown[0]}".', f"one of {', '.join(sorted(known))}.", "Disconnect it."
             )
@@ -45,7 +45,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
 
 def _values(entry: io.Input, value: Any, *, listed: bool) -> Iterable[Any]:
-    """The values of one input: several where the node takes lists, or where the input grows."""
+    """The values of one input: several if the node takes lists or the input grows."""
     if isinstance(entry, io.Autogrow.Input):
         return value.values() if isinstance(value, dict) else (value,)
     if listed and value is not None:
@@ -94,7 +94,7 @@ def _is_conditioning(value: Any) -> bool:
 
 
 def _is_text(part: Any) -> bool:
-    """``None`` stands for a text that a model does not read."""
+    """Whether ``part`` is an entry of a CONDITIONING; its tensor is ``None`` for a model without text."""
     return (
         isinstance(part, (list, tuple))
         and len(part) == 2
@@ -108,7 +108,7 @@ def _anything(_: Any) -> bool:
 
 
 _NUMBERS = {"INT": (numbers.Integral, "a whole number", "d"), "FLOAT": (numbers.Real, "a number", "g")}
-# By what the nodes use of them: other packs hand out classes of their own.
+# Checked by the attributes that the nodes use: other packs have their own classes.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL": (lambda value: hasattr(value, "get_model_object"), "a MODEL."),
     "CONDITIONING": (_is_conditioning, "a CONDITIONING with at least one text."),

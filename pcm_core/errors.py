@@ -1,4 +1,4 @@
-"""The one exception of the library."""
+"""The library's exception."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ _LONGEST = 1000
 
 
 class PCMError(ValueError):
-    """A setting, file or model that PCM cannot serve.
+    """A setting, file or model that PCM cannot handle.
 
-    The message always answers three questions: what was found, what was expected, what to do next. It quotes names and
-    texts that others wrote, and stays one line of printable characters.
+    The message always says what was found, what was expected and what to do next. It may quote names and texts from
+    files, but is always one line of printable characters.
     """
 
     def __init__(self, found: str, expected: str, action: str) -> None:
@@ -19,10 +19,10 @@ class PCMError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """``text`` with everything that is not printable escaped, and the middle of a very long one left out.
+    """``text`` with unprintable characters escaped; the middle of a very long text is left out.
 
-    A file name can hold line breaks, which would forge lines of the log, terminal commands and marks that reverse the
-    direction of writing.
+    A file name can contain line breaks, which could forge lines of the log, terminal escape sequences, and characters
+    that reverse the writing direction.
     """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"

@@ -1,7 +1,7 @@
-"""CFG per phase: the text people type, and which phase a sigma belongs to.
+"""CFG per phase: parse what the user typed, and find the phase of a sigma.
 
-Guidance follows ComfyUI's convention: denoised = negative + cfg (positive - negative), so exactly 1 needs no negative
-pass. What a phase gains from guidance differs: high noise decides the composition, low noise only finishes it.
+Guidance follows ComfyUI's convention: denoised = negative + cfg (positive - negative), so cfg 1 needs no evaluation of
+the negative prompt. Phases gain differently from guidance: high noise decides the composition, low noise the details.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .errors import PCMError
 
-_MOST = 100  # as in the host's own nodes
+_MOST = 100  # the limit of the host's own nodes
 
 
 def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
@@ -19,10 +19,10 @@ def parse_guidance(guidance: str | float, phases: int) -> tuple[float, ...]:
 
     Args:
         guidance: a number for every phase, or text such as ``"1.5"`` or ``"3, 1, 1, 1"``.
-        phases: phases of the model.
+        phases: number of phases of the model.
 
     Raises:
-        PCMError: if an entry is no number from 0 to 100, or there are neither one nor ``phases`` of them.
+        PCMError: if an entry is not a number from 0 to 100, or there are neither one nor ``phases`` entries.
     """
     values = [_value(entry, phases) for entry in guidance_entries(guidance)]
     if len(values) == 1:
@@ -42,10 +42,10 @@ def guidance_entries(guidance: str | float) -> list[str | float]:
 
 
 def phase_at(sigma: float, tops: Sequence[float]) -> int:
-    """Phase of a noise level, 0 for the noisiest.
+    """The phase of a noise level; 0 is the noisiest.
 
     Args:
-        tops: highest sigma of each phase, descending.
+        tops: the highest sigma of each phase, descending.
     """
     return max(sum(top >= sigma for top in tops) - 1, 0)
 

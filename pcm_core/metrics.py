@@ -1,4 +1,4 @@
-"""How alike two images are: cosine, PSNR and SSIM."""
+"""Similarity of two images: cosine, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WINDOW, _SIGMA = 11, 1.5
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two tensors of one shape, batch and all; 1 if both are zero."""
+    """Cosine similarity of two tensors of the same shape, over all dimensions; 1 if both are zero."""
     _same_shape(a, b)
     x, y = a.double().flatten(), b.double().flatten()
     norms = math.sqrt(float(x @ x) * float(y @ y))
@@ -23,7 +23,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in 0..1; infinite for equal ones."""
+    """Peak signal-to-noise ratio in dB of images in 0..1; infinite if they are equal."""
     _same_shape(a, b)
     error = float((a.double() - b.double()).square().mean())
     return -10 * math.log10(error) if error else math.inf
@@ -33,7 +33,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of sigma 1.5, K = 0.01 and 0.03, channel mean.
 
     Args:
-        a, b: pictures [B, H, W, C] in 0..1. The window shrinks where a side is shorter than it.
+        a, b: images [B, H, W, C] in 0..1. The window shrinks if a side of the image is shorter.
     """
     _same_shape(a, b)
     x, y = a.double().movedim(-1, 1), b.double().movedim(-1, 1)
@@ -56,7 +56,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _gaussian(size: int) -> Tensor:
-    """Normalised window [1, 1, size, size], float64."""
+    """Normalized window [1, 1, size, size], float64."""
     at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     row = torch.exp(-at.square() / (2 * _SIGMA**2))
     window = torch.outer(row, row)

@@ -1,17 +1,17 @@
-"""Phase edges, evaluation timesteps and sigmas: where a phased consistency model jumps from and to.
+"""Phase edges, evaluation timesteps and sigmas: the start and end of each jump of a phased consistency model.
 
-A PCM splits the path from pure noise (timestep T - 1) to the image (timestep 0) into M phases and learns to jump from
-anywhere in a phase to its lower edge (arXiv 2405.18407, section 3.1). Three published schedules walk those jumps:
+A PCM divides the trajectory from pure noise (timestep T - 1) to the image (timestep 0) into M phases and learns to jump
+from any point of a phase to its lower edge (arXiv 2405.18407, section 3.1). There are three published schedules:
 
 ``trailing``
     The DDIM grid of the authors' model card: 999, 749, 499, 249 for four steps.
 ``aligned``
-    The edges that training defines on its solver grid: 999, 739, 499, 239 for four phases on 50 points.
+    The phase edges of the training on its solver grid: 999, 739, 499, 239 for four phases on 50 points.
 ``tcd``
     The grid of the authors' demo (TCDScheduler): 999, 759, 499, 259.
 
-They agree for one, two and five steps. A schedule holds timesteps only; ``PhaseSchedule.sigmas`` looks them up in the
-model's own sigma table, so one schedule serves eps, v and flow models alike.
+They agree for one, two and five steps. A schedule contains timesteps only; ``PhaseSchedule.sigmas`` looks up their
+sigmas in the model's sigma table, so one schedule works for eps, v and flow models.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def eval_timesteps(
     grid: int = 50,
     train_steps: int = 1000,
 ) -> tuple[int, ...]:
-    """Timesteps the model is evaluated at, descending from ``train_steps - 1``.
+    """The timesteps at which the model is evaluated, descending from ``train_steps - 1``.
 
     Args:
-        steps: how many evaluations, 1 to 64.
-        phases: phases of the model, for ``aligned`` only; default ``steps``. With fewer steps a subset of the edges is
-            visited, with more the phases are subdivided on the solver grid.
+        steps: number of evaluations, 1 to 64.
+        phases: number of phases of the model, for ``aligned`` only; default ``steps``. With fewer steps only some of
+            the edges are used; with more, the phases are subdivided on the solver grid.
         spacing: ``trailing``, ``aligned`` or ``tcd``.
-        grid: points of the solver grid (``aligned`` and ``tcd``); must divide ``train_steps``.
+        grid: number of points of the solver grid (``aligned`` and ``tcd``); must divide ``train_steps``.
 
     Raises:
         PCMError: if a value is out of range or unknown.
@@ -104,12 +104,12 @@ def _aligned_timesteps(steps: int, phases: int, grid: int, train_steps: int) -> 
 
 
 def _grid_points(top: int, low: int, stride: int) -> int:
-    """Solver points in the half-open interval (low, top]."""
+    """Number of solver grid points in the half-open interval (low, top]."""
     return round((top - low) / stride)
 
 
 def _split_evenly(steps: int, capacity: list[int]) -> list[int]:
-    """Deal steps to phases from the noisiest down, one at a time, never more than a phase has grid points."""
+    """Distribute steps over the phases in turn, noisiest first, at most as many as a phase has grid points."""
     share = [1] * len(capacity)
     phase = 0
     while sum(share) < steps:
@@ -121,7 +121,7 @@ def _split_evenly(steps: int, capacity: list[int]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSchedule:
-    """Where to evaluate and where each phase ends, in timesteps of a ``train_steps`` grid.
+    """Evaluation points and phase edges, in training timesteps from 0 to ``train_steps - 1``.
 
     Attributes:
         timesteps: evaluation points, strictly descending.
@@ -145,7 +145,7 @@ class PhaseSchedule:
 
     @property
     def phases(self) -> int:
-        """Phases of the model."""
+        """Number of phases of the model."""
         return len(self.starts)
 
     @property
@@ -159,7 +159,7 @@ class PhaseSchedule:
         return self.timesteps[0]
 
     def entered(self, denoise: float = 1.0, start: int | None = None) -> PhaseSchedule:
-        """The same schedule from further down, as ``build_schedule`` enters it; every later point stays.
+        """The same schedule started at a lower noise level, as by ``build_schedule``; every later point is kept.
 
         Raises:
             PCMError: if ``denoise`` or ``start`` is out of range.
@@ -168,7 +168,7 @@ class PhaseSchedule:
         return replace(self, timesteps=_enter(self.timesteps, entry, self.train_steps // self.grid))
 
     def sigmas(self, table: SigmaTable | Tensor) -> Tensor:
-        """Look the schedule up in a model's sigma table.
+        """The sigmas of the schedule, from a model's sigma table.
 
         Args:
             table: of the model, or its [L] ascending sigmas; L is ``train_steps`` or a multiple of it.
@@ -196,16 +196,16 @@ def build_schedule(
     spend_extra_steps: bool = False,
     train_steps: int = 1000,
 ) -> PhaseSchedule:
-    """Resolve what a user asks for into a schedule.
+    """Build a schedule from the user's settings.
 
     Args:
-        phases: phases M of the model, 1 to 64.
+        phases: number of phases M of the model, 1 to 64.
         steps: evaluations N of a full denoise; default M. More than M is snapped to M, because extra deterministic
             evaluations inside a phase made results worse in every experiment; fewer runs, with a note.
-        denoise: share of the path to run, 0 < denoise <= 1: enters at timestep ``denoise * train_steps``, keeps every
-            later evaluation point and takes at least one step.
-        start: the entry timestep itself, instead of ``denoise``.
-        spend_extra_steps: really take the N > M steps.
+        denoise: fraction of the schedule to run, 0 < denoise <= 1: starts at timestep ``denoise * train_steps``, keeps
+            every later evaluation point and takes at least one step.
+        start: the starting timestep, instead of ``denoise``.
+        spend_extra_steps: take all N > M steps.
 
     Raises:
         PCMError: if a value is out of range or unknown.
@@ -216,7 +216,7 @@ def build_schedule(
     _check_count("phases" if steps is None else "steps", count, train_steps)
     _check_count("phases", phases, train_steps)
     if spacing == "trailing" and phases > grid >= 1:
-        grid = _finer_grid(phases, train_steps)  # trailing points lie on no grid: any that can hold the edges will do
+        grid = _finer_grid(phases, train_steps)  # trailing points need no grid: use any that can hold the edges
     phase_edges(phases, grid, train_steps)  # refuses a grid that cannot hold them
     notes: list[str] = []
     if count > phases and not spend_extra_steps:
@@ -243,12 +243,12 @@ def _entry_timestep(denoise: float, start: int | None, train_steps: int) -> int:
     entry = round(denoise * train_steps) if start is None else start
     if not 0 <= entry <= train_steps:
         raise PCMError(f"The start timestep is {entry}.", f"0 to {train_steps - 1}.", "Correct the start.")
-    # Timestep 0 is the bottom edge itself: entering there would leave nothing to do.
+    # Timestep 0 is the lowest edge: starting there would leave nothing to do.
     return min(max(entry, 1), train_steps - 1)
 
 
 def _enter(points: tuple[int, ...], entry: int, stride: int) -> tuple[int, ...]:
-    """Start at ``entry`` and keep the later points; a first jump shorter than a solver step is dropped."""
+    """Start at ``entry`` and keep the later points; drop a first jump that is shorter than a solver step."""
     if entry >= points[0]:
         return points
     later = tuple(point for point in points if point < entry)

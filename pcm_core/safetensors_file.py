@@ -1,10 +1,10 @@
-"""Read a safetensors file that may be anything: the header is checked before a single tensor is touched.
+"""Read an untrusted safetensors file: the header is checked before any tensor is read.
 
 Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length n, n bytes of JSON that map
 each tensor name to dtype, shape and data offsets, then the data. Nothing is ever unpickled.
 
-All checks cost O(header): a file can lie about sizes, offsets and nesting, but not make us wait for it or allocate more
-than twice its size and 32 MB.
+All checks take O(header) time: a file with false sizes, offsets or nesting can neither make us wait nor make us
+allocate more than twice its size plus 32 MB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import PCMError
 MAX_HEADER = 32 * 2**20
 MAX_TENSORS = 20_000
 MAX_NAME = 1024
-# JSON values of an honest header: about seven per tensor, and some metadata.
+# JSON values of a valid header: about seven per tensor, and some metadata.
 _MAX_VALUES = 250_000
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -35,7 +35,7 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``start`` and ``end`` are byte offsets into the data part."""
+    """The place of one tensor in the file: ``start`` and ``end`` are byte offsets into the data part."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ def read_header(path: str | Path) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
-        PCMError: if the file is missing, is no safetensors file, is truncated or contradicts itself.
+        PCMError: if the file is missing, is not a safetensors file, is truncated or inconsistent.
     """
     path = Path(path)
     if path.suffix.lower() not in (".safetensors", ".sft"):
@@ -78,7 +78,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a checked file, memory mapped on the CPU, and its metadata.
+    """All tensors of a checked file, memory-mapped on the CPU, and its metadata.
 
     Raises:
         PCMError: as ``read_header``, or if the safetensors library cannot load a tensor (a dtype torch lacks).

@@ -1,1 +1,1 @@
-"""Pictures the nodes draw."""
+"""The images that the nodes draw."""

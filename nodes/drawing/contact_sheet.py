@@ -1,4 +1,4 @@
-"""Draw a labelled grid of pictures: what differs across, what is repeated down, one line of figures below."""
+"""Draw a labelled contact sheet: one column per setting, one row per prompt and seed, figures below the columns."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PAPER, _INK, _SOFT, _ACCENT, _TRACK = "#ffffff", "#1c1e22", "#6c727d", "#2f6fde
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """Texts of one column.
+    """The texts of one column.
 
     Attributes:
-        title, detail: above the pictures.
-        figure: below them.
-        bar: 0..1, drawn under the figure; ``None`` for none.
+        title, detail: written above the images.
+        figure: written below them.
+        bar: length 0..1 of a bar below the figure; ``None`` for no bar.
     """
 
     title: str
@@ -31,16 +31,16 @@ class Heading:
 
 
 def draw(pictures: Sequence[Sequence[Tensor]], headings: Sequence[Heading], rows: Sequence[str], cell: int) -> Tensor:
-    """A sheet [1, H, W, 3] float32 in 0..1.
+    """The sheet as an IMAGE: float32 [1, H, W, 3] in 0..1.
 
     Args:
         pictures: by row, then column, each [H, W, C] in 0..1 and of one size.
-        rows: text of each row.
-        cell: longer side of a picture on the sheet, in pixels.
+        rows: the label of each row.
+        cell: longer side of an image on the sheet, in pixels.
     """
     small = [[_picture(picture, cell) for picture in row] for row in pictures]
     width, height = small[0][0].size
-    unit = max(cell // 22, 12)  # the letters' size, and the measure of every gap
+    unit = max(cell // 22, 12)  # font size, and the unit of every gap
     title_font, font = ImageFont.load_default(round(unit * 1.3)), ImageFont.load_default(unit)
     width = max(width, *(_columns_width(heading, title_font, font) for heading in headings))
     names = max(round(font.getlength(line)) for row in rows for line in row.splitlines())

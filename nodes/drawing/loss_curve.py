@@ -1,4 +1,4 @@
-"""The loss of a training run as a picture: any number of losses, equal ones, none at all."""
+"""Plot the loss of a training run, for any number of losses, also none or equal ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _INK, _FAINT, _LINE = (40, 40, 40), (200, 208, 216), (0, 96, 160)
 
 
 def draw_loss(losses: Sequence[float], steps: int, below: Image.Image | None = None) -> Image.Image:
-    """Losses on a logarithmic axis, faint, with their moving average on top; another picture under it.
+    """Losses on a logarithmic axis in a faint colour, with their moving average on top, and an image below the plot.
 
     Args:
-        losses: those so far; not finite or not positive ones are left out.
-        steps: of the whole run, the width of the plot.
-        below: for example a sample grid; scaled to the width.
+        losses: the losses so far; values that are not finite and positive are left out.
+        steps: number of steps of the whole run, which is the width of the plot.
+        below: an image such as a sample grid; scaled to the width.
     """
     width, height = _SIZE
     plot = Image.new("RGB", _SIZE, "white")
@@ -49,7 +49,7 @@ def draw_loss(losses: Sequence[float], steps: int, below: Image.Image | None = N
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Exponential moving average, corrected for its start."""
+    """Exponential moving average with bias correction."""
     smoothed: list[tuple[int, float]] = []
     total = weight = 0.0
     for i, value in points:

@@ -47,11 +47,11 @@ THEMES: dict[str, Theme] = {
 
 
 class Pen:
-    """Drawing in design units of a 1024 x 640 page, whatever the size of the picture."""
+    """Draws in the units of a 1024 x 640 page, independent of the size of the image."""
 
     def __init__(self, width: int, height: int, theme: Theme) -> None:
         self.theme = theme
-        # Small pictures get fewer units rather than unreadable text.
+        # Small images get fewer units instead of unreadable text.
         self.scale = max(min(width / _DESIGN[0], height / _DESIGN[1]), 0.8) * SUPERSAMPLING
         self.width, self.height = (side * SUPERSAMPLING / self.scale for side in (width, height))
         self.image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), theme.paper)
@@ -82,7 +82,7 @@ class Pen:
         return self._font(size).getlength(text) / self.scale
 
     def claim(self, at: Point, text: str, size: float, anchor: str) -> bool:
-        """Whether a text fits on the page without touching an earlier claim; if so it becomes one."""
+        """Whether a text fits on the page without overlapping an earlier one; if so, reserve its place."""
         box = self._draw.textbbox((at[0] * self.scale, at[1] * self.scale), text, self._font(size), anchor=anchor)
         left, top, right, bottom = (v / self.scale for v in box)
         mine = (left - 4, top - 2, right + 4, bottom + 2)

@@ -1,4 +1,4 @@
-"""A sigma schedule as a picture: phases as bands, the sigma curve, steps as dots, other schedules as lanes."""
+"""Plot a sigma schedule: phases as bands, the sigma curve, steps as dots, other schedules as lanes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .pen import THEMES, Colour, Pen, Point, ThemeName, hsv, mix
 
 @dataclass(frozen=True)
 class Band:
-    """One phase: from where to where in progress (0 pure noise, 1 image), and what is written on it.
+    """One phase: its start and end in progress (0 pure noise, 1 image), and its labels.
 
-    ``short`` replaces ``name`` where the bands are narrow; ``note`` goes below.
+    ``short`` replaces ``name`` if the bands are narrow; ``note`` is written below it.
     """
 
     start: float
@@ -31,7 +31,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Lane:
-    """Progress of the evaluations of one schedule."""
+    """The evaluations of one schedule, by progress."""
 
     name: str
     progress: tuple[float, ...]
@@ -39,15 +39,15 @@ class Lane:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseChart:
-    """What to draw. Points are (progress, sigma).
+    """The content of the chart. Points are (progress, sigma).
 
     Attributes:
         curve: the model's sigmas; empty if they are not known.
-        steps: the evaluations, with ``labels``.
-        end: where the last jump lands.
-        entry: progress at which sampling enters, if not at pure noise; ``entry_note`` is written there.
+        steps: the evaluations, with their ``labels``.
+        end: the end of the last jump.
+        entry: progress at which sampling starts, if not at pure noise; ``entry_note`` is written there.
         lanes: schedules to compare, the chart's own first.
-        logarithmic: scale of sigma; 0 has its own row below a logarithmic scale.
+        logarithmic: whether sigma has a logarithmic scale; sigma 0 then has its own row below it.
     """
 
     title: str
@@ -81,7 +81,7 @@ def draw_chart(chart: PhaseChart, width: int, height: int, theme: ThemeName) -> 
 
 
 class _Frame:
-    """Where progress and sigma lie on the page."""
+    """Maps progress and sigma to the page."""
 
     def __init__(self, chart: PhaseChart, pen: Pen) -> None:
         self.lane_height = 27.0
@@ -111,7 +111,7 @@ class _Frame:
         return self.x(point[0]), self.y(point[1])
 
     def radius(self, chart: PhaseChart) -> float:
-        """Of the dots, so that neighbours do not touch."""
+        """Radius of the dots, small enough that neighbours do not touch."""
         gaps = [self.x(b[0]) - self.x(a[0]) for a, b in pairwise(chart.steps)]
         return max(min([6.0, *(gap * 0.36 for gap in gaps)]), 2.0)
 
@@ -147,7 +147,7 @@ def _draw_bands(chart: PhaseChart, frame: _Frame, pen: Pen) -> None:
 
 
 def _write_row(texts: list[str], spans: list[Point], y: float, colour: Colour, pen: Pen) -> bool:
-    """One text per band, all or none."""
+    """Write one text per band, or none if they do not all fit."""
     if any(pen.length(text, 13) > right - left - 6 for text, (left, right) in zip(texts, spans, strict=True)):
         return False
     for text, (left, right) in zip(texts, spans, strict=True):

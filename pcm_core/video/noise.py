@@ -1,4 +1,4 @@
-"""Noise for clips: correlated between frames, or repeated so that the windows of a long clip share structure."""
+"""Noise for clips: correlated between frames, or repeated so that all windows of a long clip share it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Windows:
 
 
 class ClipNoise:
-    """Rearranges independent noise into the noise of a clip.
+    """Turns independent noise into the noise of a clip.
 
-    The k-th call of one object is the same function of its input in every run: use one object for the starting noise
-    and then for each stochastic step.
+    The k-th call of an object is the same function of its input in every run: use one object for the initial noise and
+    then for each stochastic step.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class ClipNoise:
     ) -> None:
         """
         Args:
-            axis: of the frames.
+            axis: the axis of the frames.
             correlation: rho between any two frames: 0 independent, 1 the same noise in all. The variance stays one.
-            windows: for a clip that is sampled in windows.
+            windows: the context windows, if the clip is sampled in windows.
             arrangement: see ``window_order``.
 
         Raises:
@@ -62,14 +62,14 @@ class ClipNoise:
         self.axis, self.seed, self.correlation = axis, seed, correlation
         self.windows = windows
         self.arrangement: WindowNoise = arrangement
-        # Starting noise has the seed itself, steps have seed + 1: keep apart from both.
+        # The initial noise uses seed, the steps seed + 1: use neither.
         self._generator = torch.Generator().manual_seed((seed + 2) % 2**64)
 
     def __call__(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """
         Args:
-            parts: standard normal noise of the video, then of what runs beside it (audio), each of any rank. The
-                correlation is the video's alone; windows apply to all, scaled to their own number of frames.
+            parts: standard normal noise of the video, then of further parts (audio), each of any rank. The
+                correlation applies to the video only; windows apply to all, scaled to their number of frames.
 
         Returns:
             New tensors of the same shapes.
@@ -98,10 +98,10 @@ class ClipNoise:
 
 
 def window_order(frames: int, windows: Windows, arrangement: WindowNoise, seed: int) -> list[int]:
-    """Which frame of the base noise each frame of the clip uses, so that every window sees the same noise frames.
+    """The index of the base noise frame for each frame of the clip; every window then has the same noise frames.
 
-    The first window keeps its noise. Each stride further, the frames that left the window return in a new order
-    (``shuffled``: FreeNoise, arXiv 2310.15169, section 3.2) or in the same one (``tiled``).
+    The first window keeps its noise. With each stride, the frames that left the window are used again in a new order
+    (``shuffled``: FreeNoise, arXiv 2310.15169, section 3.2) or in the same order (``tiled``).
     """
     stride = windows.length - windows.overlap
     order = list(range(frames if arrangement == "independent" else min(windows.length, frames)))
