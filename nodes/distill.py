@@ -88,6 +88,10 @@ class PCMDistillLora(io.ComfyNode):
                                "in fp32 either way."),
                 io.Int.Input("preview_every", default=100, min=0, max=1_000_000,
                              tooltip="Steps between sample grids in the preview. 0 for none."),
+                io.Combo.Input("fit_memory", options=["auto", "off", "stream"], default="auto", optional=True,
+                               advanced=True, tooltip="auto: gradient checkpointing where the run would not fit, then "
+                               "streaming of the weights. stream: the model may be larger than the device. off: as the "
+                               "switches say. What it needs is said before the first step."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
@@ -146,6 +150,7 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         existing=None if values["existing_lora"] == _NONE else values["existing_lora"],
         checkpointing=values["gradient_checkpointing"],
         preview_every=values["preview_every"],
+        fit_memory=values.get("fit_memory", "auto"),
     )
 
 

@@ -54,19 +54,23 @@ class _Body(comfy.samplers.Sampler):
 
 
 def with_model(
-    model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None]
-) -> None:
+    model: Any, conditioning: Conditioning, shape: tuple[int, ...], body: Callable[[Any, dict[str, Any]], None],
+    *, at_home: bool = False,
+) -> None:  # fmt: skip
     """Call ``body(guider, extra_args)`` with the model loaded and frozen, outside inference mode, gradients on.
 
     Args:
         conditioning: one that fits the model; the host estimates memory with it.
         shape: of one batch of latents.
         body: ``guider(x, sigma, **extra_args)`` is the model; ``guider.inner_model`` the host's BaseModel.
+        at_home: the weights stay on the CPU, whatever the model's device, for ``body`` to bring.
 
     Raises:
         PCMError: if not all of its weights can lie on the device.
     """
     whole = _for_training(model)
+    if at_home:
+        whole.load_device = whole.offload_device
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True  # the host's switch to layers that can be differentiated
     try:
@@ -206,7 +210,7 @@ class Backbone:
         self.around = WritingElsewhere
         if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5, equal_nan=True):
             self.around, self.checkpointable = nullcontext, False
-        if family_of(self.guider.model_patcher) in _COPIED:
+        if not can_checkpoint(self.guider.model_patcher):
             self.around_step, self.checkpointable = torch.autograd.graph.allow_mutation_on_saved_tensors, False
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
@@ -241,6 +245,11 @@ class Backbone:
             )
             self._encoded[key] = encoded[kind][0]
         return self._encoded[key]
+
+
+def can_checkpoint(model: Any) -> bool:
+    """Whether blocks can be recomputed: not where what autograd keeps is copied before it is written over."""
+    return family_of(model) not in _COPIED
 
 
 def _join(texts: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from .. import host
 from ..host import lora as host_lora
 from ..host import training as host_training
 from ..host.training import Conditioning
+from .fit import How
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Job:
         texts: one per latent, or one for all; ``negative`` is also the null caption.
         existing: name of a LoRA to go on from.
         preview_every: steps between sample grids; 0 for none.
+        fit_memory: what to do where the plan does not fit the device; see ``fit``.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Job:
     existing: str | None = None
     checkpointing: bool = False
     preview_every: int = 0
+    fit_memory: How = "off"
     captions: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

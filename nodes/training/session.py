@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from ...pcm_core import distill, lora
+from ...pcm_core.distill.memory import Workload
 from ...pcm_core.errors import PCMError
 from ...pcm_core.phases import build_schedule
 from ...pcm_core.sampling import sample_pcm
 from .. import host
 from ..drawing.loss_curve import draw_loss
 from ..host import lora as host_lora
+from ..host import memory as host_memory
 from ..host import training as host_training
+from ..host.status import show_on_node
+from .fit import fit, out_of_memory_explained
 from .job import Job
 from .lora_file import TrainedLora, rescue_lora
 
@@ -66,33 +71,59 @@ def run(
             trained so far is first written to output/loras/pcm_interrupted.
     """
     outcome = Outcome()
+    chosen = fit(job.model, job.texts[0], workload(job, processes), job.fit_memory)
+    logging.info("Distill PCM LoRA: %s.", chosen.text)
+    show_on_node(chosen.text)
 
     def body(guider: Any, extra_args: dict[str, Any]) -> None:
-        session = Session(job, guider, extra_args, processes)
-        if watch is not None:
-            session.watchers.append(watch(session))
-        try:
-            session.run()
-        except BaseException as error:  # the host's Cancel is no Exception on every version
-            if rescue and session.trainer.step_number:
-                said = rescue_lora(session.lora(metadata))
-                if isinstance(error, PCMError):
-                    raise PCMError(error.found, error.expected, f"{error.action} {said}") from error
-            raise
-        outcome.lora, outcome.losses = session.lora(metadata), session.trainer.losses
-        outcome.picture = session.picture()
+        with ExitStack() as stack, out_of_memory_explained(chosen):
+            session = Session(job, guider, extra_args, processes, chosen.load, stack)
+            if watch is not None:
+                session.watchers.append(watch(session))
+            try:
+                with out_of_memory_explained(chosen):
+                    session.run()
+            except BaseException as error:  # the host's Cancel is no Exception on every version
+                if rescue and session.trainer.step_number:
+                    said = rescue_lora(session.lora(metadata))
+                    if isinstance(error, PCMError):
+                        raise PCMError(error.found, error.expected, f"{error.action} {said}") from error
+                raise
+            outcome.lora, outcome.losses = session.lora(metadata), session.trainer.losses
+            outcome.picture = session.picture()
 
     shape = (job.config.batch, *job.latents[0].shape[1:])
-    host_training.with_model(job.model, job.texts[0], shape, body)
+    host_training.with_model(job.model, job.texts[0], shape, body, at_home=chosen.load.streaming)
     return outcome
+
+
+def workload(job: Job, processes: distill.Processes | None) -> Workload:
+    """The job as far as memory goes; of latents of several shapes the largest."""
+    config = job.config
+    return Workload(
+        shape=max((tuple(latent.shape[1:]) for latent in job.latents), key=math.prod),
+        rank=job.rank,
+        targets=job.targets,
+        batch=config.batch // (processes.count if processes else 1) or 1,
+        accumulate=config.accumulate,
+        guided=config.guided,
+        ema=bool(config.ema),
+        adversarial=bool(config.adversarial),
+        checkpointing=job.checkpointing,
+        autocast=config.autocast,
+        device=job.model.load_device.type,
+    )
 
 
 class Session:
     """One run on a loaded model."""
 
-    def __init__(self, job: Job, guider: Any, extra_args: dict[str, Any], processes: distill.Processes | None) -> None:
+    def __init__(
+        self, job: Job, guider: Any, extra_args: dict[str, Any], processes: distill.Processes | None, load: Workload,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
         base = guider.inner_model
-        self.job, self.base, self.root = job, base, base.diffusion_model
+        self.job, self.load, self.base, self.root = job, load, base, base.diffusion_model
         self.device = job.model.load_device
         self.flow = host.is_flow(job.model)
         self.table = host.sigma_table(job.model)
@@ -105,6 +136,9 @@ class Session:
         if job.existing is not None:
             self.adapters.load_lora(_existing(job.model, job.existing))
         self.backbone = host_training.Backbone(guider, extra_args, job.texts, job.negative)
+        if load.streaming:
+            backbone = self.backbone  # how it is entered is found out below
+            stack.enter_context(host_memory.streamed(base, self.device, self.adapters, lambda: backbone.around()))
         self.data = distill.LatentSet(job.latents, job.captions, self._prepare)
         self.backbone.write_elsewhere(self.data.latents(torch.tensor([0])), self.top)
         self.trainer = distill.Trainer(
@@ -137,8 +171,9 @@ class Session:
     def run(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(self.adapters.attached())
-            if self.job.checkpointing:
+            if self.load.checkpointing:
                 self._check_checkpointing()
+            if self.load.checkpointing and not self.load.streaming:
                 stack.enter_context(self.adapters.checkpointed(self.root, self.backbone.around))
             host.check_interrupted()
             try:

@@ -11,6 +11,7 @@ themselves while they run is not seen.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from .adapters import Adapters
-from .low_rank import adaptable
-from .streaming import DirectCarrier, inner_tensors, streamed, streamed_tensors
+from .autograd import blocks
+from .low_rank import adaptable, shape_of
+from .streaming import DirectCarrier, blocks_bytes, inner_tensors, streamed, streamed_tensors
 
 GIB = 2**30
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "teacher")
@@ -196,14 +198,47 @@ def plan(network: nn.Module, forward: Forward, load: Workload) -> MemoryPlan:
     return MemoryPlan({part: ledger.peak.get(part, 0) for part in PARTS})
 
 
+def estimated(network: nn.Module, load: Workload, sampling: int, why: str) -> MemoryPlan:
+    """A plan without tracing: weights and adapters counted, activations guessed.
+
+    Args:
+        sampling: bytes that one pass without gradient takes, for ``load``'s rows.
+        why: for ``MemoryPlan.estimated``.
+    """
+    found = list(blocks(network))
+    sizes = blocks_bytes(network)
+    weights = sum(part.untyped_storage().nbytes() for t in network.parameters() for part in inner_tensors(t))
+    here = weights - sum(sizes) + sum(sorted(sizes)[-2:]) if load.streaming else weights
+    shapes = [shape_of(module) or () for module in adaptable(network, load.targets).values()]
+    pairs = 4 * load.rank * sum(out + math.prod(rest) for out, *rest in shapes)
+    copies = (1 + load.ema) * (2 if load.device == "cpu" else 1)
+    # What a pass holds at once, for every block; recomputed, only once and a block's input beside it.
+    passes = sampling * (2 if load.checkpointing or load.streaming else max(2, len(found)))
+    parts = {"weights": here, "adapters": pairs * copies, "gradients": pairs, "optimizer": 2 * pairs}
+    return MemoryPlan({**parts, "activations": passes, "teacher": 0}, estimated=why)
+
+
 def fake_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """The module with fake tensors on the CPU in place of all its tensors, frozen; the original is not touched."""
     memo: dict[int, Any] = {}
-    with mode:
+    with mode, torch.inference_mode(False):
         for tensor in (*network.parameters(), *network.buffers()):
-            shape = torch.empty_like(tensor, device="cpu")
-            memo[id(tensor)] = nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape
+            memo[id(tensor)] = _fake(tensor)
     return copy.deepcopy(network, memo)
+
+
+def _fake(tensor: Any) -> Tensor:
+    if is_traceable_wrapper_subclass(tensor):
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: _fake(getattr(tensor, name)) for name in names}
+        kind: Any = tensor.__class__
+        fake: Tensor = kind.__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
+    else:
+        # By the plain tensor's own sizes: a GGUF weight answers with those of what it stands for, and says so in
+        # attributes, which the fake one needs too.
+        fake = torch.empty(Tensor.size(tensor), dtype=tensor.dtype)
+        vars(fake).update({name: value for name, value in vars(tensor).items() if not isinstance(value, Tensor)})
+    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
 
 
 @dataclass

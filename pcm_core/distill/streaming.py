@@ -101,14 +101,26 @@ def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
+def _places(module: nn.Module) -> Iterator[tuple[Store, str, Tensor]]:
+    """Every tensor of a module: the dictionary it stands in, its name there, itself."""
+    for part in module.modules():
+        for store in cast("tuple[Store, Store]", (part._parameters, part._buffers)):  # pyright: ignore[reportPrivateUsage]
+            for name, tensor in store.items():
+                if tensor is not None:
+                    yield store, name, tensor
+
+
+def _in_place_of(home: Tensor, copy: Tensor) -> Tensor:
+    """In a plain parameter's place stands a parameter; what a subclass made of itself stays as it is."""
+    plain = type(home) is nn.Parameter and type(copy) is Tensor
+    return nn.Parameter(copy, requires_grad=False) if plain else copy
+
+
 class _Block:
     """One block's tensors at home and, between ``begin`` and ``leave``, on the device."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.places: list[tuple[Store, str, Tensor]] = []
-        for part in module.modules():
-            for store in cast("tuple[Store, Store]", (part._parameters, part._buffers)):  # pyright: ignore[reportPrivateUsage]
-                self.places += [(store, name, tensor) for name, tensor in store.items() if tensor is not None]
+        self.places = list(_places(module))
         self.coming: list[Tensor] | None = None
         self.here = False
 
@@ -123,9 +135,7 @@ class _Block:
         assert self.coming is not None
         carrier.finish(self.coming)
         for (store, name, home), copy in zip(self.places, self.coming, strict=True):
-            # In a plain parameter's place stands a parameter; what a subclass made of itself stays as it is.
-            plain = type(home) is nn.Parameter and type(copy) is Tensor
-            store[name] = nn.Parameter(copy, requires_grad=False) if plain else copy
+            store[name] = _in_place_of(home, copy)
         self.here = True
 
     def leave(self, carrier: Carrier) -> None:
@@ -214,6 +224,17 @@ def _streaming(
         )
 
     return run
+
+
+@contextmanager
+def resident(module: nn.Module, device: torch.device, skip: set[int]) -> Iterator[None]:
+    """Copies on the device in place of all tensors of a module whose ``id`` is not in ``skip``; then its own again."""
+    with ExitStack() as stack:
+        for store, name, tensor in list(_places(module)):
+            if id(tensor) not in skip and tensor.device != device:
+                stack.callback(store.__setitem__, name, tensor)
+                store[name] = _in_place_of(tensor, tensor.to(device))
+        yield
 
 
 def streamed_tensors(root: nn.Module) -> set[int]:
