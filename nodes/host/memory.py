@@ -52,7 +52,7 @@ def _forward(model: Any, text: Conditioning, shape: tuple[int, ...]) -> memory.F
         sigma = level.to(x.dtype).expand(len(x))
         rows = {name: cond.process_cond(batch_size=len(x), device=x.device, area=None).cond
                 for name, cond in conds.items()}  # fmt: skip
-        with WritingElsewhere():
+        with WritingElsewhere(), exact_layers(network):
             return base.apply_model(x, sigma, transformer_options={**options, "sigmas": sigma}, **rows)
 
     return forward
@@ -72,17 +72,18 @@ def _encoded(base: Any, text: Conditioning, shape: tuple[int, ...]) -> dict[str,
 def estimate(model: Any, load: memory.Workload, why: str) -> memory.MemoryPlan:
     """Without tracing: weights and adapters are counted, activations guessed from what the host keeps for sampling."""
     network: Any = model.model.diffusion_model
-    return memory.estimated(network, load, int(model.memory_required([2 * load.batch, *load.shape])), why)
+    sampling = int(model.model.memory_required([2 * load.batch, *load.shape]))
+    return memory.estimated(network, load, sampling, why)
 
 
 def free_bytes(model: Any) -> int:
     """What a training on the model's device may use: what is free, and what the host's own models give back."""
     device = model.load_device
-    free = int(comfy.model_management.get_free_memory(device))
+    free: Any = comfy.model_management.get_free_memory(device)
     entries = comfy.model_management.current_loaded_models
     loaded = sum(entry.model_loaded_memory() for entry in entries if entry.model is not None and entry.device == device)
     # On the CPU the weights lie there already, loaded or not.
-    return free + (int(model.model_size()) if device.type == "cpu" else int(loaded))
+    return int(free) + (int(model.model_size()) if device.type == "cpu" else int(loaded))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -92,6 +93,28 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory")
     )
+
+
+@contextmanager
+def exact_layers(network: nn.Module) -> Iterator[None]:
+    """Quantized layers multiply by what their weights mean, and round no activations; as before when this ends.
+
+    Else gradients are those of a rounded network, and what comes before a rounding gets none that is right.
+    """
+    layers: list[Any] = [module for module in network.modules() if getattr(module, "layout_type", None) is not None]
+    before = [layer.weight_function for layer in layers]
+    try:
+        for layer in layers:
+            layer.weight_function = [*layer.weight_function, _as_it_is]
+        yield
+    finally:
+        for layer, functions in zip(layers, before, strict=True):
+            layer.weight_function = functions
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    """What the host applies to a weight it hands out dequantized, as it does whenever there is something to apply."""
+    return weight
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class Session:
         self.flow = host.is_flow(job.model)
         self.table = host.sigma_table(job.model)
         self.top = torch.tensor([self.table.top], device=self.device)
+        stack.enter_context(host_memory.exact_layers(self.root))
         generator = torch.Generator().manual_seed(job.config.seed)
         self.adapters = distill.Adapters(
             distill.adaptable(self.root, job.targets), job.rank, alpha=job.alpha, generator=generator,

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -209,8 +209,8 @@ def estimated(network: nn.Module, load: Workload, sampling: int, why: str) -> Me
     sizes = blocks_bytes(network)
     weights = sum(part.untyped_storage().nbytes() for t in network.parameters() for part in inner_tensors(t))
     here = weights - sum(sizes) + sum(sorted(sizes)[-2:]) if load.streaming else weights
-    shapes = [shape_of(module) or () for module in adaptable(network, load.targets).values()]
-    pairs = 4 * load.rank * sum(out + math.prod(rest) for out, *rest in shapes)
+    shapes = [cast("tuple[int, ...]", shape_of(module)) for module in adaptable(network, load.targets).values()]
+    pairs = 4 * load.rank * sum(shape[0] + math.prod(shape[1:]) for shape in shapes)
     copies = (1 + load.ema) * (2 if load.device == "cpu" else 1)
     # What a pass holds at once, for every block; recomputed, only once and a block's input beside it.
     passes = sampling * (2 if load.checkpointing or load.streaming else max(2, len(found)))
@@ -237,7 +237,8 @@ def _fake(tensor: Any) -> Tensor:
         # By the plain tensor's own sizes: a GGUF weight answers with those of what it stands for, and says so in
         # attributes, which the fake one needs too.
         fake = torch.empty(Tensor.size(tensor), dtype=tensor.dtype)
-        vars(fake).update({name: value for name, value in vars(tensor).items() if not isinstance(value, Tensor)})
+        attributes = cast(dict[str, Any], vars(tensor))
+        vars(fake).update({name: value for name, value in attributes.items() if not isinstance(value, Tensor)})
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
 
 

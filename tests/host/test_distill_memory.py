@@ -195,8 +195,8 @@ def test_streaming_is_chosen_where_checkpointing_is_not_enough(host, deep, room,
     """On a device of its own: a CPU has nothing to stream from."""
     memory, planner, fit = (host.pack(f"{name}") for name in
                             ("pcm_core.distill.memory", "nodes.host.memory", "nodes.training.fit"))  # fmt: skip
-    given = deep["wan_deep"]
-    load = memory.Workload(shape=given.shapes[0], rank=4, batch=2)
+    given = deep["sd3_deep"]
+    load = memory.Workload(shape=given.shapes[0], rank=4)
     recomputed = planner.plan(given.model, given.positive, memory.Workload(**{**vars(load), "checkpointing": True}))
     room(recomputed.total - 1)
     chosen = fit.fit(given.model, given.positive, load, "auto")
@@ -221,7 +221,9 @@ def test_a_run_that_exceeds_its_plan_keeps_what_it_had(host, zoo, distil, monkey
             raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(training.Session, "_after_step", full)
-    with pytest.raises(error, match=r"Memory ran out; the run needs about .* GB .*Saved as .*pcm_interrupted") as caught:
+    with pytest.raises(
+        error, match=r"Memory ran out; the run needs about .* GB .*Saved as .*pcm_interrupted"
+    ) as caught:
         distil(given)
     assert "CUDA" not in str(caught.value)
     (saved,) = set(host.pack("nodes.host.lora").lora_names()) - known
