@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--solver-grid", type=int, default=0, help="0: the one whose edges are sampled")
     run.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
     run.add_argument("--memory", choices=("auto", "off", "stream"), default="auto", help="auto: checkpointing, then "
-                     "streaming of the weights, where the run would not fit; stream: always (default: %(default)s)")  # fmt: skip
+                     "streaming of the weights, where it would not fit; stream: always")  # fmt: skip
     run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
     run.add_argument("--seed", type=int, default=0)
     keep = parser.add_argument_group("progress")
