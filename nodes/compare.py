@@ -36,8 +36,8 @@ class PCMCompare(io.ComfyNode):
             node_id="PCMCompare",
             display_name="PCM Compare",
             category="PCM/analysis",
-            description="Samples the same noise in several ways and draws them side by side: step counts, models, "
-            "stock samplers. Says how like the last column each one is, the measure of consistency of the PCM paper.",
+            description="Samples the same noise in several ways and shows the images side by side: step counts, "
+            "models, stock samplers. Measures how similar each column is to the last: the PCM paper's consistency.",
             search_aliases=[
                 "phased consistency",
                 "pcm",
@@ -49,25 +49,26 @@ class PCMCompare(io.ComfyNode):
             ],
             inputs=[
                 inputs.model(),
-                io.Conditioning.Input("positive", tooltip="What to make."),
-                io.Conditioning.Input("negative", tooltip="What to avoid. Not used where cfg is 1."),
-                io.Latent.Input("latent_image", tooltip="The latent every column starts from."),
-                io.Vae.Input("vae", tooltip="Turns the results into pictures."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. Not used at cfg 1."),
+                io.Latent.Input("latent_image", tooltip="The latent that every column starts from."),
+                io.Vae.Input("vae", tooltip="The VAE that decodes the results."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise, the same in every column.",
+                    tooltip="Seed of the noise, the same in every column.",
                 ),
                 io.Int.Input("seeds", default=1, min=1, max=16, tooltip="Rows per prompt: seed, seed + 1, ..."),
                 io.String.Input(
                     "columns",
                     default="1, 2, 4, 8",
                     multiline=True,
-                    tooltip='Step counts, "auto", or "sampler/scheduler@steps", separated by commas or lines. Before '
-                    'it "b:" for model b, after it "cfg 7" or "= name": "4, b: euler/simple@25 cfg 7 = teacher".',
+                    tooltip='Step counts, "auto", or "sampler/scheduler@steps", separated by commas or line breaks. '
+                    'Optional: "b:" in front for model b, "cfg 7" or "= label" after it: '
+                    '"4, b: euler/simple@25 cfg 7 = teacher".',
                 ),
                 inputs.denoise(),
                 io.Int.Input(
@@ -76,29 +77,33 @@ class PCMCompare(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Longer side of a picture on the sheet, in pixels.",
+                    tooltip="Longer side of an image on the sheet, in pixels.",
                 ),
                 io.String.Input(
-                    "row_labels", default="", multiline=True, advanced=True, tooltip="Names of the prompts, one a line."
+                    "row_labels",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Labels of the prompts, one per line.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Adds the cosine of image embeddings, the consistency of the paper.",
+                    tooltip="Adds the cosine similarity of image embeddings: the paper's measure of consistency.",
                 ),
                 io.Autogrow.Input(
                     "models",
                     template=more_models,
                     optional=True,
-                    tooltip="More models, b to h. One that no column names gets a column of its own.",
+                    tooltip="More models, b to h. A model that no column names gets its own column.",
                 ),
                 io.Autogrow.Input(
-                    "prompts", template=more_prompts, optional=True, tooltip="More prompts: rows for each."
+                    "prompts", template=more_prompts, optional=True, tooltip="More prompts. Each adds rows."
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="The labelled sheet."),
-                io.String.Output(display_name="figures", tooltip="Likeness of each column to the last, as a table."),
+                io.String.Output(display_name="figures", tooltip="Similarity of each column to the last, as a table."),
             ],
         )
 

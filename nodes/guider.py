@@ -23,8 +23,8 @@ class PCMGuider(io.ComfyNode):
             node_id="PCMGuider",
             display_name="PCM Guider",
             category="PCM/sampling",
-            description="Guidance that follows the phases, for SamplerCustomAdvanced. High noise decides the "
-            'composition, so "3, 1, 1, 1" keeps the negative prompt where it matters and costs 5 passes instead of 8.',
+            description="CFG guidance with one value per phase, for SamplerCustomAdvanced. High noise decides the "
+            'composition, so "3, 1, 1, 1" uses the negative prompt where it matters and costs 5 evaluations, not 8.',
             search_aliases=[
                 "phased consistency",
                 "pcm",
@@ -35,14 +35,14 @@ class PCMGuider(io.ComfyNode):
             ],
             inputs=[
                 inputs.model(),
-                io.Conditioning.Input("positive", tooltip="What to make."),
-                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. Not used in phases with cfg 1."),
                 inputs.cfg(),
                 inputs.phases(),
                 inputs.spacing(),
                 inputs.grid(),
             ],
-            outputs=[io.Guider.Output(tooltip="A guider whose cfg depends on the phase of the noise level.")],
+            outputs=[io.Guider.Output(tooltip="A guider whose cfg depends on the phase.")],
         )
 
     @classmethod

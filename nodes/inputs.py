@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, so that a name means the same everywhere."""
+"""Inputs that several nodes share, so that a name has the same meaning everywhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .sampling.plan import AUTO
 
 
 def model() -> io.Model.Input:
-    return io.Model.Input("model", tooltip="The model, after Load PCM LoRA. Its settings travel with it.")
+    return io.Model.Input("model", tooltip="The model, after Load PCM LoRA, which attaches its settings.")
 
 
 def steps() -> io.Int.Input:
     return io.Int.Input(
-        "steps", default=0, min=0, max=MAX_COUNT, tooltip="Model evaluations. 0: what the LoRA was trained for."
+        "steps", default=0, min=0, max=MAX_COUNT, tooltip="Model evaluations. 0: the LoRA's own number."
     )
 
 
@@ -25,8 +25,8 @@ def denoise() -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="Share of the path to run. Below 1 it enters inside a phase and keeps every later edge. "
-        "0 returns the latent.",
+        tooltip="Fraction of the schedule to run. Below 1 sampling starts inside a phase and keeps every later phase "
+        "edge. 0 returns the latent unchanged.",
     )
 
 
@@ -37,7 +37,7 @@ def phases() -> io.Int.Input:
         min=0,
         max=MAX_COUNT,
         advanced=True,
-        tooltip="Phases of the model. 0: what the LoRA says, else as many as steps.",
+        tooltip="Number of phases of the model. 0: the LoRA's own, else one per step.",
     )
 
 
@@ -47,8 +47,8 @@ def spacing() -> io.Combo.Input:
         options=[AUTO, *SPACINGS],
         default=AUTO,
         advanced=True,
-        tooltip="Where the steps lie. trailing: the authors' model card. aligned: the edges training defines. "
-        "tcd: the authors' demo.",
+        tooltip="Which timesteps are used. trailing: as in the authors' model card. aligned: the phase edges of the "
+        "training. tcd: as in the authors' demo.",
     )
 
 
@@ -58,7 +58,7 @@ def terminal() -> io.Combo.Input:
         options=[AUTO, *TERMINALS],
         default=AUTO,
         advanced=True,
-        tooltip="Where the last jump lands. zero: the clean latent. alpha0: timestep 0, as diffusers with "
+        tooltip="Where the last jump ends. zero: the clean latent. alpha0: timestep 0, like diffusers with "
         "set_alpha_to_one=False.",
     )
 
@@ -70,8 +70,8 @@ def grid() -> io.Int.Input:
         min=0,
         max=1000,
         advanced=True,
-        tooltip="Points of the solver grid it was trained on; must divide 1000. 0: what the LoRA says, else 50. "
-        "Matters for aligned and tcd.",
+        tooltip="Number of points of the solver grid used in training; must divide 1000. 0: the LoRA's own, else 50. "
+        "Used by aligned and tcd.",
     )
 
 
@@ -80,7 +80,7 @@ def spend_extra_steps() -> io.Boolean.Input:
         "spend_extra_steps",
         default=False,
         advanced=True,
-        tooltip="Really run more steps than phases. Extra evaluations inside a phase made pictures worse in every "
+        tooltip="Run more steps than phases if asked for. Extra evaluations inside a phase made images worse in every "
         "test.",
     )
 
@@ -89,8 +89,8 @@ def cfg() -> io.String.Input:
     return io.String.Input(
         "cfg",
         default=AUTO,
-        tooltip='auto: what the LoRA was made for. One number, or one per phase: "3, 1, 1, 1". Phases at exactly 1 '
-        "ignore the negative prompt and take half the time.",
+        tooltip='auto: the cfg that the LoRA was made for. One number, or one per phase: "3, 1, 1, 1". Phases at '
+        "exactly 1 ignore the negative prompt and take half the time.",
     )
 
 
@@ -102,8 +102,8 @@ def determinism() -> io.Float.Input:
         max=1.0,
         step=0.05,
         advanced=True,
-        tooltip="1: the deterministic PCM jump. 0: fresh noise at every step, as LCM. Between: a mix. "
-        "-1: what the LoRA says.",
+        tooltip="1: the deterministic PCM jump. 0: fresh noise at every step, like LCM. Between: a mix. "
+        "-1: the LoRA's own.",
     )
 
 
@@ -115,6 +115,6 @@ def gamma() -> io.Float.Input:
         max=1.0,
         step=0.05,
         advanced=True,
-        tooltip="TCD's way to say it: 0 is deterministic, TCD recommends 0.3. -1: not used. "
+        tooltip="TCD's parameter for the same: 0 is deterministic, TCD recommends 0.3. -1: not used. "
         "Set either gamma or determinism.",
     )

@@ -1,4 +1,4 @@
-"""PCM Phase Plot: the schedule that would be sampled, as a picture."""
+"""PCM Phase Plot: draw the schedule before sampling it."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The host declares execute(**kwargs); a node names its inputs.
@@ -139,14 +139,12 @@ class PCMPhasePlot(io.ComfyNode):
             node_id="PCMPhasePlot",
             display_name="PCM Phase Plot",
             category="PCM/analysis",
-            description="Draws the schedule that would be sampled: sigma against progress, phases as bands with their "
-            "cfg, the evaluated timesteps, where denoise enters, and the stock schedules at the same step count.",
+            description="Draws the schedule before you sample it: sigma against progress, phases as bands with their "
+            "cfg, the evaluated timesteps, the start for denoise, and the stock schedules at the same step count.",
             search_aliases=["phased consistency", "pcm", "plot sigmas", "sigma curve", "schedule preview", "timesteps"],
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="Gives the sigma curve, the phases and the timesteps."),
-                io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="Draws these steps instead of those of the settings below."
-                ),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Draws these steps instead of the settings below."),
                 inputs.steps(),
                 inputs.phases(),
                 inputs.cfg(),
@@ -154,11 +152,11 @@ class PCMPhasePlot(io.ComfyNode):
                 inputs.spacing(),
                 inputs.terminal(),
                 inputs.grid(),
-                io.Combo.Input("theme", options=list(THEMES), default="dark", tooltip="Colours of the picture."),
+                io.Combo.Input("theme", options=list(THEMES), default="dark", tooltip="Colours of the plot."),
                 io.Int.Input("width", default=1024, min=480, max=4096, step=8, tooltip="In pixels."),
                 io.Int.Input("height", default=640, min=360, max=4096, step=8, tooltip="In pixels."),
             ],
-            outputs=[io.Image.Output(tooltip="The plot, one picture.")],
+            outputs=[io.Image.Output(tooltip="The plot.")],
         )
 
     @classmethod

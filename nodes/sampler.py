@@ -45,8 +45,8 @@ class PCMSampler(io.ComfyNode):
             node_id="PCMSampler",
             display_name="PCM Sampler",
             category="PCM/sampling",
-            description="Samples in a few phase jumps. After Load PCM LoRA nothing needs setting: steps, cfg, spacing "
-            "and noise come with the LoRA.",
+            description="Samples in a few phase jumps. After Load PCM LoRA nothing needs to be set: steps, cfg, "
+            "spacing and noise come with the LoRA.",
             search_aliases=[
                 "phased consistency",
                 "pcm",
@@ -59,16 +59,16 @@ class PCMSampler(io.ComfyNode):
             ],
             inputs=[
                 inputs.model(),
-                io.Conditioning.Input("positive", tooltip="What to make."),
-                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
-                io.Latent.Input("latent_image", tooltip="The latent to fill or change, with its mask if it has one."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. Not used in phases with cfg 1."),
+                io.Latent.Input("latent_image", tooltip="The latent to denoise, with its mask if it has one."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise. On one machine, the same seed and settings give the same bits.",
+                    tooltip="Seed of the noise. On one machine, the same seed and settings give the same bits.",
                 ),
                 inputs.steps(),
                 inputs.cfg(),
@@ -84,7 +84,7 @@ class PCMSampler(io.ComfyNode):
                     "add_noise",
                     default=True,
                     advanced=True,
-                    tooltip="Off: the latent already carries the noise of the first step.",
+                    tooltip="Off: the latent already has the noise of the first step.",
                 ),
                 io.Int.Input(
                     "start_step",
@@ -101,12 +101,15 @@ class PCMSampler(io.ComfyNode):
                     "return_with_leftover_noise",
                     default=False,
                     advanced=True,
-                    tooltip="On: stop at the noise level of end_step, for another sampler to go on. Off: finish there.",
+                    tooltip="On: stop at the noise level of end_step, so that another sampler can continue. Off: "
+                    "denoise fully in the last step.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
-                io.Latent.Output(display_name="denoised_output", tooltip="The last clean prediction of the model."),
+                io.Latent.Output(
+                    display_name="denoised_output", tooltip="The model's last prediction of the clean latent."
+                ),
             ],
         )
 

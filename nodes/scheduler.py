@@ -21,8 +21,8 @@ class PCMPhaseScheduler(io.ComfyNode):
             node_id="PCMPhaseScheduler",
             display_name="PCM Phase Scheduler",
             category="PCM/sampling",
-            description="Sigmas that jump from phase to phase. The first is the model's own sigma_max; with everything "
-            "on auto the LoRA decides the rest.",
+            description="The sigmas of the phase jumps. The first is the model's own sigma_max; with everything on "
+            "auto the LoRA decides the rest.",
             search_aliases=["phased consistency", "pcm", "few step", "4 step", "lcm", "tcd", "timesteps", "sigmas"],
             inputs=[
                 inputs.model(),
@@ -34,7 +34,7 @@ class PCMPhaseScheduler(io.ComfyNode):
                 inputs.grid(),
                 inputs.spend_extra_steps(),
             ],
-            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty where denoise is 0.")],
+            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty if denoise is 0.")],
         )
 
     @classmethod

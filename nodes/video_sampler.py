@@ -60,45 +60,46 @@ class PCMVideoSampler(io.ComfyNode):
                             "animatediff", "lightning", "fastvideo", "moe"],
             inputs=[
                 inputs.model(),
-                io.Conditioning.Input("positive", tooltip="What to make."),
-                io.Conditioning.Input("negative", tooltip="What to avoid. Not used in phases whose cfg is 1."),
-                io.Latent.Input("latent_image", tooltip="The clip to fill or change, with its mask if it has one."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. Not used in phases with cfg 1."),
+                io.Latent.Input("latent_image", tooltip="The video latent to denoise, with its mask if it has one."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Of the noise. On one machine, the same seed and settings give the same bits."),
+                             tooltip="Seed of the noise. On one machine, the same seed and settings give the same "
+                             "bits."),
                 io.Combo.Input("preset", options=[AUTO, *video.preset_names()], default=AUTO,
-                               tooltip="auto: what the LoRA says, else what suits the model's family. Choose one for a "
-                               "checkpoint that has a few-step LoRA merged in."),
+                               tooltip="auto: the LoRA's own settings, else the default preset of the video model. "
+                               "Choose one for a checkpoint that has a few-step LoRA merged in."),
                 inputs.steps(),
                 inputs.cfg(),
                 inputs.denoise(),
                 io.Float.Input("shift", default=0.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Linear flow shift; models that want its logarithm (LTX) get that. 0: what the "
-                               "LoRA or preset wants."),
+                               tooltip="Linear flow shift; converted for models that use its logarithm (LTX). 0: the "
+                               "LoRA's or the preset's."),
                 io.Int.Input("boundary", default=875, min=0, max=1000,
                              tooltip="Timestep at which second_model takes over, moved to the nearest phase edge."),
                 io.Int.Input("window", default=0, min=0, max=16384,
-                             tooltip="Pictures in one context window, for clips longer than the model knows. 0: the "
-                             "whole clip at once."),
+                             tooltip="Frames in one context window, for clips longer than the model was trained for. "
+                             "0: the whole clip at once."),
                 io.Int.Input("overlap", default=16, min=0, max=16384,
-                             tooltip="Pictures that neighbouring windows share."),
+                             tooltip="Frames that neighbouring windows share."),
                 io.Combo.Input("window_noise", options=list(WINDOW_NOISES), default=WINDOW_NOISES[0], advanced=True,
                                tooltip="shuffled, tiled: every window starts from the same noise frames, so that they "
-                               "agree. independent: they do not."),
+                               "look alike. independent: every window has its own noise."),
                 io.Combo.Input("frame_noise", options=list(_FRAME_NOISES), default="independent", advanced=True,
                                tooltip="Noise of different frames: independent, partly the same, or the same. For "
                                "AnimateDiff-style models."),
                 io.Float.Input("frame_correlation", default=0.5, min=0.0, max=1.0, step=0.05, advanced=True,
-                               tooltip="How much of the noise two frames share, for frame_noise mixed."),
+                               tooltip="Correlation of the noise of any two frames, for frame_noise mixed."),
                 io.Float.Input("embedded_guidance", default=UNSET, min=UNSET, max=100.0, step=0.1, advanced=True,
-                               tooltip="The guidance scalar of HunyuanVideo, which is not cfg. -1: what the "
-                               "conditioning has, else what the LoRA or preset wants."),
+                               tooltip="The embedded guidance of HunyuanVideo, which is not cfg. -1: that of the "
+                               "conditioning, else the LoRA's or the preset's."),
                 inputs.determinism(),
                 io.Model.Input("second_model", optional=True,
                                tooltip="The low-noise expert of a pair (Wan 2.2), after its own Load PCM LoRA."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip."),
-                io.String.Output(display_name="report", tooltip="What was used, moved and assumed."),
+                io.String.Output(display_name="report", tooltip="The settings that were used, changed or assumed."),
             ],
         )  # fmt: skip
 
