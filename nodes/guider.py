@@ -53,5 +53,5 @@ class PCMGuider(io.ComfyNode):
         profile = host.profile_of(model)
         if not phases and (profile is None or not (profile.phases or profile.sigmas or profile.timesteps)):
             phases = len(guidance_entries(cfg))  # nothing else says how many there are
-        plan = make_plan(model, phases=phases, spacing=spacing, grid=grid)
-        return io.NodeOutput(phase_guider(model, positive, negative, cfg, plan))
+        plan = make_plan(model, phases=phases, spacing=spacing, grid=grid, cfg=cfg)
+        return io.NodeOutput(phase_guider(model, positive, negative, plan))

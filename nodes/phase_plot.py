@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ..pcm_core.errors import PCMError
 from ..pcm_core.guidance import parse_guidance
-from ..pcm_core.sampling import check_sigmas
+from ..pcm_core.plan import Plan
 from ..pcm_core.sigma_table import SigmaTable
 from . import host, inputs
 from .drawing.pen import THEMES, Point
 from .drawing.phase_chart import Band, Lane, PhaseChart, draw_chart
-from .sampling.guidance import phase_cfg
-from .sampling.plan import AUTO, Plan, make_plan
+from .sampling.plan import AUTO, levels_of, log, make_plan
 from .validation import checked
 
 _STOCK = ("simple", "normal")
@@ -45,14 +44,15 @@ def chart_of_model(model: Any, sigmas: Tensor | None, cfg: str, denoise: float, 
     """The model's phases, with the steps of its own plan or those of ``sigmas``.
 
     Raises:
-        PCMError: as ``make_plan``, ``phase_cfg`` and ``check_sigmas``.
+        PCMError: as ``make_plan`` and ``levels_of``.
     """
-    plan = make_plan(model, denoise=denoise, **settings).report("PCM Phase Plot")
+    plan = make_plan(model, cfg=cfg, denoise=denoise, **settings)
+    log("PCM Phase Plot", *plan.notes)
     own = sigmas is None
-    levels = check_sigmas(plan.sigmas if own else sigmas)
-    path = _Path(host.sigma_table(model))
+    levels = levels_of(plan.sigmas if own else sigmas)
+    path = _Path(plan.table)
     starts = [0.0, *(path.progress(top) for top in plan.phase_tops[1:])]
-    asked = len(make_plan(model, **settings).sigmas) - 1 if own else len(levels) - 1
+    asked = len(plan.whole if own else levels) - 1
     share = denoise if own else 1.0
     lanes = [Lane("PCM" if own else "SIGMAS", tuple(path.progress(sigma) for sigma in levels[:-1]))]
     if levels and share >= 0.01:  # the host makes a schedule of steps / denoise sigmas
@@ -67,7 +67,7 @@ def chart_of_model(model: Any, sigmas: Tensor | None, cfg: str, denoise: float, 
         steps=path.points(levels[:-1]),
         labels=tuple(str(path.timestep(sigma)) for sigma in levels[:-1]),
         end=(path.progress(levels[-1]), levels[-1]) if levels else None,
-        bands=_bands(starts, phase_cfg(model, cfg, plan.phases)),
+        bands=_bands(starts, plan.cfg),
         entry=path.progress(levels[0]) if late else None,
         entry_note=entered + (f" (denoise {denoise:g})" if own else ""),
         lanes=tuple(lanes),
@@ -82,7 +82,7 @@ def chart_of_sigmas(sigmas: Tensor, phases: int, cfg: str) -> PhaseChart:
     Raises:
         PCMError: if the sigmas do not descend, or ``cfg`` does not fit the phases.
     """
-    levels = check_sigmas(sigmas)
+    levels = levels_of(sigmas)
     steps = max(len(levels) - 1, 0)
     if phases > steps:
         raise PCMError(f"phases is {phases} and there are {steps} steps.", "at most one phase per step.", "Lower it.")

@@ -10,10 +10,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host, inputs
-from .host.status import show_on_node
-from .sampling.function import check_noise, sample_phased
+from .sampling.function import sample_phased, sample_planned
 from .sampling.guidance import phase_guider
-from .sampling.plan import make_plan, window
+from .sampling.plan import make_plan, noise_settings, part_of, say
 from .validation import checked
 
 
@@ -34,7 +33,7 @@ class SamplerPCM(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, determinism: float, gamma: float) -> io.NodeOutput:
-        check_noise(determinism, gamma)
+        noise_settings(determinism, gamma)  # refuses what the run would
         return io.NodeOutput(host.ksampler(sample_phased, determinism=determinism, gamma=gamma))
 
 
@@ -122,20 +121,15 @@ class PCMSampler(io.ComfyNode):
         negative: Any,
         latent_image: host.Latent,
         seed: int,
-        cfg: str,
-        determinism: float,
-        gamma: float,
         add_noise: bool,
         start_step: int,
         end_step: int,
         return_with_leftover_noise: bool,
-        **schedule: Any,
+        **settings: Any,
     ) -> io.NodeOutput:
-        check_noise(determinism, gamma)
-        plan = make_plan(model, **schedule).report("PCM Sampler")
-        sigmas = window(plan.sigmas, start_step, end_step, leftover_noise=return_with_leftover_noise)
-        show_on_node(plan.shown(sigmas))
-        guider = phase_guider(model, positive, negative, cfg, plan)
-        said = bool(plan.notes) or len(sigmas) < len(plan.sigmas)
-        sampler = host.ksampler(sample_phased, determinism=determinism, gamma=gamma, said=said)
-        return io.NodeOutput(*host.sample(guider, sampler, sigmas, latent_image, seed=seed, add_noise=add_noise))
+        whole = make_plan(model, **settings)
+        plan = part_of(whole, start_step, end_step, leftover_noise=return_with_leftover_noise)
+        say("PCM Sampler", plan, settings["determinism"])
+        guider = phase_guider(model, positive, negative, plan)
+        sampler = host.ksampler(sample_planned, r=plan.r)
+        return io.NodeOutput(*host.sample(guider, sampler, plan.sigmas, latent_image, seed=seed, add_noise=add_noise))

@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import inputs
-from .sampling.plan import make_plan
+from .sampling.plan import log, make_plan
 from .validation import checked
 
 
@@ -40,4 +40,6 @@ class PCMPhaseScheduler(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(make_plan(model, **settings).report("PCM Phase Scheduler").sigmas)
+        plan = make_plan(model, **settings)
+        log("PCM Phase Scheduler", *plan.notes)
+        return io.NodeOutput(plan.sigmas)

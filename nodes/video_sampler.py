@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..pcm_core import video
+from ..pcm_core.plan import Plan
 from ..pcm_core.video.noise import WINDOW_NOISES, ClipNoise
 from . import host, inputs
 from .sampling.clip import Clip, condition, run, split_experts
-from .sampling.function import check_noise
-from .sampling.plan import AUTO, UNSET, Plan, make_plan
+from .sampling.plan import AUTO, UNSET, make_plan, noise_settings, say
 from .sampling.video_setup import Setup, second_expert, set_up, with_windows
 from .validation import checked
 
@@ -25,17 +23,12 @@ _NODE = "PCM Video Sampler"
 _FRAME_NOISES = ("independent", "mixed", "shared")
 
 
-@cache
-def _warn_once(text: str) -> None:
-    logging.warning("%s: %s", _NODE, text)
-
-
 def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
     """The settings in force, in one line."""
-    shift = host.flow_shift(setup.model)
+    shift = plan.table.shift
     values = [
         f"{setup.family.name}, {setup.profile.method if setup.profile.known else 'no preset'}",
-        f"{max(len(plan.sigmas) - 1, 0)} steps",
+        f"{plan.steps} steps",
         "sigmas " + " ".join(f"{sigma:.6g}" for sigma in plan.sigmas.tolist()),
         f"cfg {setup.profile.cfg:g}" if cfg.strip().lower() in (AUTO, "") else f"cfg {cfg.strip()}",
     ]
@@ -111,7 +104,7 @@ class PCMVideoSampler(io.ComfyNode):
         frame_noise: str, frame_correlation: float, embedded_guidance: float, determinism: float,
         second_model: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        check_noise(determinism, UNSET)
+        noise_settings(determinism, UNSET)  # refused before anything is done
         parts = host.parts(latent_image["samples"])
         setup = set_up(model, preset, steps, shift)
         setup.family.check_latent(parts[0].shape)
@@ -122,21 +115,14 @@ class PCMVideoSampler(io.ComfyNode):
         latent = host.fix_latent(setup.model, latent_image)
         shape = host.parts(latent["samples"])[0].shape
         setup, positive, negative = condition(setup, positive, negative, shape, embedded_guidance)
-        plan = make_plan(setup.model, steps=steps, denoise=denoise)
-        stages, moved = split_experts(setup, twin, plan, steps, boundary)
-        plan = replace(plan, notes=setup.notes + plan.notes + moved).report(_NODE)
+        plan = make_plan(setup.model, steps=steps, cfg=cfg, denoise=denoise, determinism=determinism)
+        stages, moved = split_experts(setup, twin, plan, boundary)
+        plan = replace(plan, notes=setup.notes + plan.notes + moved)
+        said = say(_NODE, plan, determinism)
         correlation = {"independent": 0.0, "mixed": frame_correlation, "shared": 1.0}[frame_noise]
         noise = ClipNoise(
             axis=setup.family.frames_axis, seed=seed, correlation=correlation, windows=setup.windows,
             arrangement=window_noise,
         )  # fmt: skip
-        result = run(Clip(noise, seed), latent, stages, positive, negative, cfg, plan, determinism)
-        return io.NodeOutput(result, "\n".join([_describe(setup, plan, cfg), *plan.notes, *_beta_warning(setup)]))
-
-
-def _beta_warning(setup: Setup) -> list[str]:
-    warning = video.beta_warning(setup.profile, host.sigma_table(setup.model))
-    if warning is None:
-        return []
-    _warn_once(warning)
-    return [warning]
+        result = run(Clip(noise, seed), latent, stages, positive, negative, plan)
+        return io.NodeOutput(result, "\n".join([_describe(setup, plan, cfg), *said]))

@@ -204,11 +204,7 @@ def resolve_r(
     Raises:
         PCMError: if a value is outside 0..1, or both are set.
     """
-    for name, value in (("determinism", determinism), ("gamma", gamma)):
-        if value is not None and not 0 <= value <= 1:  # also refuses NaN
-            raise PCMError(f"{name} is {value}.", "0 to 1.", f"Leave {name} unset for what the profile says.")
-    if determinism is not None and gamma is not None:
-        raise PCMError(f"determinism is {determinism} and gamma is {gamma}.", "one of them.", "Leave the other unset.")
+    check_r(determinism, gamma)
     if determinism is None and gamma is None:
         if profile.ancestral:
             return ancestral_to_determinism(sigmas, flow=table.flow)
@@ -216,6 +212,19 @@ def resolve_r(
     if gamma is not None:
         return gamma_to_determinism(gamma, sigmas, table)
     return (cast(float, determinism),) * max(len(sigmas) - 1, 0)
+
+
+def check_r(determinism: float | None, gamma: float | None) -> None:
+    """Refuse values outside 0..1, and two answers to one question.
+
+    Raises:
+        PCMError: see above.
+    """
+    for name, value in (("determinism", determinism), ("gamma", gamma)):
+        if value is not None and not 0 <= value <= 1:  # also refuses NaN
+            raise PCMError(f"{name} is {value}.", "0 to 1.", f"Leave {name} unset for what the profile says.")
+    if determinism is not None and gamma is not None:
+        raise PCMError(f"determinism is {determinism} and gamma is {gamma}.", "one of them.", "Leave the other unset.")
 
 
 def phase_cfg(profile: PCMProfile, cfg: str | float, phases: int) -> tuple[float, ...]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ...pcm_core import video
 from ...pcm_core.errors import PCMError
+from ...pcm_core.plan import Plan
 from ...pcm_core.sampling import NoiseSampler, seeded_noise
 from ...pcm_core.video.noise import ClipNoise
 from .. import host
-from .function import sample_phased
+from .function import refuse_broken, walk
 from .guidance import phase_guider
-from .plan import UNSET, Plan, make_plan
+from .plan import UNSET
 from .video_setup import Setup
 
 
@@ -47,8 +48,8 @@ class Clip:
         self._shapes = [part.shape for part in arranged]
         return type(noise)(arranged) if noise.is_nested else arranged[0]
 
-    def stage(self, first: int, last: int, determinism: float) -> Any:
-        """A SAMPLER that takes the steps from ``first`` up to ``last`` of the schedule it is given."""
+    def stage(self, first: int, last: int, r: Sequence[float]) -> Any:
+        """A SAMPLER that takes the steps from ``first`` up to ``last`` of the schedule it is given; ``r`` of each."""
 
         def sample(
             model: Any,
@@ -63,15 +64,14 @@ class Clip:
                     callback({**info, "i": info["i"] + first})
 
             self._fresh = self._fresh or self._step_noise(x)
-            self._x = sample_phased(
+            self._x = walk(
                 model,
                 x if self._x is None else self._x,
                 sigmas[first : last + 1],
                 extra_args,
-                count_on,
+                refuse_broken(count_on, sigmas),
                 disable,
-                determinism=determinism,
-                whole=sigmas,
+                r=r[first:last],
                 noise_sampler=self._fresh,
                 final=last == len(sigmas) - 1,
             )
@@ -93,20 +93,19 @@ class Clip:
 
 
 def split_experts(
-    first: Setup, second: Setup | None, plan: Plan, steps: int, boundary: float
+    first: Setup, second: Setup | None, plan: Plan, boundary: float
 ) -> tuple[list[tuple[Setup, int, int]], tuple[str, ...]]:
     """Who takes which steps: (expert, first step, last step), and what was moved.
 
     Raises:
         PCMError: if the boundary is out of range, or there is one step for two experts.
     """
-    total = len(plan.sigmas) - 1
-    if total < 1:
+    total = plan.steps
+    if not total:
         return [], ("denoise is 0: the latent is as it was.",)
     if second is None:
         return [(first, 0, total)], ()
-    whole = make_plan(first.model, steps=steps).sigmas
-    edge, note = video.expert_edge(whole.tolist(), boundary, host.sigma_table(first.model))
+    edge, note = video.expert_edge(plan.whole.tolist(), boundary, plan.table)
     split = int((plan.sigmas[:-1] > edge * (1 + 1e-6)).sum())
     stages = [(first, 0, split), (second, split, total)]
     return [stage for stage in stages if stage[1] < stage[2]], (note, *second.notes)
@@ -138,16 +137,15 @@ def check_images(setup: Setup, conditioning: Any, clip: torch.Size) -> None:
 
 
 def run(
-    clip: Clip, latent: host.Latent, stages: list[tuple[Setup, int, int]], positive: Any, negative: Any, cfg: str,
-    plan: Plan, determinism: float,
-) -> host.Latent:  # fmt: skip
+    clip: Clip, latent: host.Latent, stages: list[tuple[Setup, int, int]], positive: Any, negative: Any, plan: Plan
+) -> host.Latent:
     """Sample the latent stage by stage; one without steps comes back as it is."""
     noise, result = clip.start(latent), latent
     for expert, first, last in stages:
-        guider = phase_guider(expert.model, positive, negative, cfg, plan)
-        sampler = clip.stage(first, last, determinism)
+        guider = phase_guider(expert.model, positive, negative, plan)
+        sampler = clip.stage(first, last, plan.r)
         # The host's FreeNoise writes into the noise it gets: only the last stage may have the original.
-        given = noise if last == len(plan.sigmas) - 1 else noise * 1.0
+        given = noise if last == plan.steps else noise * 1.0
         result, _ = host.sample(guider, sampler, plan.sigmas, latent, seed=clip.seed, noise=given)
     return result
 

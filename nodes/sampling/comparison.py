@@ -17,9 +17,9 @@ from ...pcm_core.sampling import is_finite
 from .. import host
 from ..drawing import contact_sheet
 from .columns import Column, check_label
-from .function import sample_phased
+from .function import sample_planned
 from .guidance import phase_guider
-from .plan import AUTO, make_plan
+from .plan import AUTO, log, make_plan, mistakes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +92,14 @@ class Sampling:
                 model, column.sampler, column.scheduler, column.steps, denoise
             )
         else:
-            self.plan = make_plan(model, steps=column.steps, denoise=denoise).report(name)
-            self.sampler, self.sigmas = host.ksampler(sample_phased), self.plan.sigmas
+            cfg = AUTO if column.cfg is None else column.cfg
+            self.plan = make_plan(model, steps=column.steps, cfg=cfg, denoise=denoise)
+            log(name, *self.plan.notes, *mistakes(self.plan))
+            self.sampler, self.sigmas = host.ksampler(sample_planned, r=self.plan.r), self.plan.sigmas
 
     def guider(self, positive: Any, negative: Any) -> Any:
         if self.plan is not None:
-            return phase_guider(self.model, positive, negative, self.cfg, self.plan)
+            return phase_guider(self.model, positive, negative, self.plan)
         guider = host.CFGGuider(self.model)
         guider.set_conds(positive, negative)
         guider.set_cfg(float(self.cfg))

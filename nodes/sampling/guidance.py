@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from ...pcm_core.guidance import parse_guidance, phase_at
-from ...pcm_core.profiles import PCMProfile
+from ...pcm_core.plan import Plan
 from .. import host
-from .plan import AUTO, Plan
 
 
 class PhaseGuider(host.CFGGuider):
@@ -21,34 +18,19 @@ class PhaseGuider(host.CFGGuider):
     everything else that reads or replaces cfg works as it does on a stock guider.
     """
 
-    def set_phases(self, values: Sequence[float], tops: Sequence[float]) -> None:
-        """``values``: cfg per phase, noisiest first. ``tops``: highest sigma of each phase."""
-        self.phase_cfg, self.phase_tops = tuple(values), tuple(tops)
-        self.set_cfg(self.phase_cfg[0])
+    def set_plan(self, plan: Plan) -> None:
+        """Follow the cfg of a plan."""
+        self.plan = plan
+        self.set_cfg(plan.cfg[0])
 
     def outer_predict_noise(self, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        self.set_cfg(self.phase_cfg[phase_at(float(timestep.flatten()[0]), self.phase_tops)])
+        self.set_cfg(self.plan.cfg_at(float(timestep.flatten()[0])))
         return super().outer_predict_noise(x, timestep, *args, **kwargs)
 
 
-def phase_cfg(model: Any, cfg: str, phases: int) -> tuple[float, ...]:
-    """CFG of each phase for ``cfg`` as typed: "auto", one number, or one per phase.
-
-    Raises:
-        PCMError: if ``cfg`` cannot be read, or has the wrong number of values.
-    """
-    if cfg.strip().lower() in (AUTO, ""):
-        return parse_guidance((host.profile_of(model) or PCMProfile()).cfg, phases)
-    return parse_guidance(cfg, phases)
-
-
-def phase_guider(model: Any, positive: Any, negative: Any, cfg: str, plan: Plan) -> PhaseGuider:
-    """A guider for ``cfg`` as typed, over the phases of the plan.
-
-    Raises:
-        PCMError: as ``phase_cfg``.
-    """
+def phase_guider(model: Any, positive: Any, negative: Any, plan: Plan) -> PhaseGuider:
+    """A guider for the phases of a plan."""
     guider = PhaseGuider(model)
     guider.set_conds(positive, negative)
-    guider.set_phases(phase_cfg(model, cfg, plan.phases), plan.phase_tops)
+    guider.set_plan(plan)
     return guider

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import PCMError
 from ..lora.keys import FAMILY_NAMES
 from ..sigma_table import SigmaTable
 from .profile import PCMProfile
@@ -20,6 +19,9 @@ from .profile import PCMProfile
 TOLERANCE = 0.02
 # The host's tables with zero terminal SNR end at sigma 4519, EDM's at 80.
 ZERO_SNR = 1000.0
+# Stable Diffusion 1, 2 and XL: diffusers' scaled_linear betas.
+SCALED_LINEAR = 14.6146
+_FLOW_MAX = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +74,18 @@ def loading_mistakes(
         found.append(
             f"strength {strength:g} comes on top of the {profile.strength:g} that this method is made for; use 1."
         )
-    return found + _zero_snr(profile, model.sigma_max)
+    return found + _other_noise(profile, model.sigma_max)
 
 
 def sampling_mistakes(
-    profile: PCMProfile,
-    sigmas: Sequence[float],
-    table: SigmaTable,
-    *,
-    cfg: float | None,
-    shift: float | None,
-    determinism: float | None = None,
+    profile: PCMProfile, table: SigmaTable, *, cfg: float | None, determinism: float | None = None
 ) -> list[str]:
-    """What is wrong with sampling this way.
+    """What is wrong with sampling with these settings.
 
     Args:
         profile: of the LoRA on the model.
-        sigmas: the schedule that runs.
-        table: of the model.
+        table: of the model, after its shift.
         cfg: guidance of the first step, if known.
-        shift: the model's linear shift; ``None`` for models without one.
         determinism: set instead of the profile's own, if it was.
     """
     found: list[str] = []
@@ -102,43 +96,74 @@ def sampling_mistakes(
         )
     elif cfg is not None and cfg < low * 0.999:
         found.append(f"cfg is {cfg:g}, and {profile.method} is made for {_range(low, high)}: prompts count for little.")
-    if profile.shift is not None and shift is not None and abs(shift / profile.shift - 1) > TOLERANCE:
-        found.append(f"The model's shift is {shift:.4g}, and {profile.method} is made for {profile.shift:g}.")
+    if profile.shift is not None and table.shift is not None and abs(table.shift / profile.shift - 1) > TOLERANCE:
+        found.append(f"The model's shift is {table.shift:.4g}, and {profile.method} is made for {profile.shift:g}.")
     if profile.sampling_class == "renoised" and determinism:
         found.append(f"determinism is {determinism:g}, and {profile.method} is made for 0, new noise in every step.")
-    found += _zero_snr(profile, table.top)
-    if len(sigmas) > 1 and math.isclose(sigmas[0], table.top, rel_tol=TOLERANCE):
-        found += _schedule_mistakes(profile, sigmas, table)
-    return found
+    return found + _other_noise(profile, table.top)
 
 
-def _zero_snr(profile: PCMProfile, sigma_max: float) -> list[str]:
-    """Few-step LoRAs of Stable Diffusion start at sigma 14.6; only their metadata could say that one does not."""
-    own_word = "metadata" in profile.sources.values()
-    if sigma_max < ZERO_SNR or profile.base_model not in ("sd15", "sd21", "sdxl") or own_word:
+def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
+    """LoRAs of Stable Diffusion start at sigma 14.61; only their metadata could say that one does not.
+
+    Motion modules of AnimateDiff, and LoRAs made with them, were trained on linear betas instead (25.15), EDM models on
+    up to 80, zero terminal SNR goes further. The same timestep is another noise level there.
+    """
+    spoken_for = "metadata" in profile.sources.values() or profile.method.startswith("Animate")
+    if profile.base_model not in ("sd15", "sd21", "sdxl") or spoken_for or sigma_max <= _FLOW_MAX:
         return []
-    return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.method} was trained without."]
+    if sigma_max >= ZERO_SNR:
+        return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.method} was trained without."]
+    if abs(sigma_max / SCALED_LINEAR - 1) <= TOLERANCE:
+        return []
+    return [
+        f"The model's noise goes up to sigma {sigma_max:.4g}, and {profile.method} was trained on scaled_linear betas, "
+        f'up to {SCALED_LINEAR:.4g}: use the betas of the image model ("use existing" in AnimateDiff-Evolved), or a '
+        "LoRA made for these."
+    ]
 
 
-def _schedule_mistakes(profile: PCMProfile, sigmas: Sequence[float], table: SigmaTable) -> list[str]:
-    """Steps and noise levels of a full denoise against the method's own."""
+def schedule_mistakes(
+    profile: PCMProfile, sigmas: Sequence[float], table: SigmaTable, own: Sequence[float] | None
+) -> list[str]:
+    """Steps and noise levels that somebody else chose, against the method's own. Parts of a schedule are no mistake.
+
+    Args:
+        profile: of the LoRA on the model.
+        sigmas: those that run.
+        table: of the model.
+        own: those the method would walk, in as many steps where it leaves their number free; ``None`` if it has no
+            such schedule.
+    """
     steps = len(sigmas) - 1
-    fixed = profile.resolved(table, steps).sigmas
-    wanted = profile.phases or (None if fixed is None else len(fixed) - 1)
-    if wanted is not None and steps != wanted:
-        return [f"{steps} steps, and {profile.method} is made for exactly {wanted}."]
+    if steps < 1 or not math.isclose(sigmas[0], table.top, rel_tol=TOLERANCE) or _is_part(sigmas, own or (), table):
+        return []
+    if profile.exact_steps not in (None, steps):
+        return [f"{steps} steps, and {profile.method} is made for exactly {profile.exact_steps}."]
     if profile.dynamic_shift:  # the size of the image is not known here
         return []
     if profile.method == "Z-Image-Turbo" and steps == 9:
         return ["9 steps: the ninth of Z-Image-Turbo is an idle call at sigma 0; use 8."]
-    try:
-        own = fixed or tuple(float(sigma) for sigma in profile.schedule(steps).sigmas(table))
-    except PCMError:  # more steps than any few-step schedule has
+    if own is None:
         return [f"{steps} steps, and {profile.method} is made for about {profile.steps}."]
     worst = max(abs(a - b) / b for a, b in zip(sigmas[:-1], own[:-1], strict=True))
     if worst <= TOLERANCE:
         return []
-    return [f"The sigmas are up to {worst:.0%} off those {profile.method} is made for; use the PCM Phase Scheduler."]
+    return [f"The sigmas are up to {worst:.0%} off those {profile.method} is made for; use its own schedule."]
+
+
+def _is_part(sigmas: Sequence[float], own: Sequence[float], table: SigmaTable) -> bool:
+    """Whether somebody took the first steps of a schedule: the rest is for another sampler, or was cut off.
+
+    It stops above the bottom, or it is two or more sigmas of the method's own schedule and then 0 (KSamplerAdvanced
+    without leftover noise).
+    """
+    if sigmas[-1] > table.bottom * (1 + TOLERANCE):
+        return True
+    first = sigmas[:-1]
+    return 1 < len(first) < len(own) - 1 and all(
+        math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(first, own, strict=False)
+    )
 
 
 def _range(low: float, high: float) -> str:

@@ -76,6 +76,14 @@ class PCMProfile:
         """Whether anything said which method this is."""
         return self.method != "unknown"
 
+    @property
+    def exact_steps(self) -> int | None:
+        """The only number of steps the method was made for; ``None`` where the number is free."""
+        for listed in (self.sigmas, self.levels):
+            if listed is not None:
+                return len(listed) - 1
+        return self.phases if self.timesteps is None else len(self.timesteps)
+
     def resolved(self, table: SigmaTable, steps: int = 0, *, pixels: int = 0) -> PCMProfile:
         """Return a copy whose ``sigmas`` are looked up in the model's table; unchanged if a schedule is exact.
 

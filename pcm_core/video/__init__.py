@@ -2,7 +2,6 @@
 
 from .families import AUTO as AUTO
 from .families import VideoFamily as VideoFamily
-from .families import beta_warning as beta_warning
 from .families import choose as choose
 from .families import expert_edge as expert_edge
 from .families import families as families

@@ -7,7 +7,6 @@ few-step release. Noise of clips is in ``noise``.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -186,20 +185,3 @@ def expert_edge(sigmas: Sequence[float], boundary: float, table: SigmaTable) -> 
 def _timestep(sigma: float, table: SigmaTable) -> float:
     """On the scale of the boundary, which people type with at most two decimals."""
     return round(table.model_timestep(sigma), 2)
-
-
-def beta_warning(profile: PCMProfile, table: SigmaTable) -> str | None:
-    """What to tell about an SD LoRA on a motion model with another noise schedule; ``None`` if there is nothing.
-
-    SD 1.5, SDXL and the LoRAs for them use diffusers' scaled_linear betas (sigma_max 14.61); AnimateDiff's motion
-    modules, and the LoRAs made with them, were trained on linear ones (25.15). The same timestep is another noise level
-    there.
-    """
-    linear = math.isclose(table.top, 25.146115, rel_tol=1e-3)
-    if not linear or not profile.known or profile.method.startswith("Animate"):
-        return None
-    return (
-        "The motion model has linear betas (sigma_max 25.15), the LoRA was trained on scaled_linear ones (14.61), so "
-        "its phases end at other noise levels than it learned. Set the motion model's beta_schedule to linear "
-        "(ComfyUI's name for scaled_linear), or use a LoRA made for AnimateDiff."
-    )

@@ -187,6 +187,6 @@ def _clips(setup: Any, sampling: Any, latent: Any, pack: Pack) -> Sample:
         ready, positive, negative = video.condition(setup, positive, negative, latent["samples"].shape, -1.0)
         clip = video.Clip(noise(axis=setup.family.frames_axis, seed=seed), seed)
         stages = [(ready, 0, sampling.steps)]
-        return video.run(clip, latent, stages, positive, negative, sampling.cfg, sampling.plan, -1.0)["samples"]
+        return video.run(clip, latent, stages, positive, negative, sampling.plan)["samples"]
 
     return sample

@@ -25,13 +25,6 @@ def flow_table(shift: float) -> SigmaTable:
     return SigmaTable.of((shift * u / (1 + (shift - 1) * u)).float())
 
 
-@pytest.fixture(scope="module")
-def linear_table() -> SigmaTable:
-    """Sigmas of AnimateDiff's motion modules: diffusers' linear betas."""
-    alphas = torch.cumprod(1 - torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64), dim=0)
-    return SigmaTable.from_alphas_cumprod(alphas)
-
-
 # Families and presets
 
 
@@ -199,15 +192,6 @@ def test_check_latent():
         batch.check_latent((1, 4, 16, 8, 8))
     with pytest.raises(PCMError, match="batch of 16 pictures"):
         clip.check_latent((16, 4, 8, 8))
-
-
-def test_beta_warning(sd_table, linear_table):
-    assert linear_table.top == pytest.approx(25.146115, rel=1e-5)
-    pcm = PCMProfile(method="PCM", base_model="sd15")
-    assert video.beta_warning(pcm, linear_table) is not None
-    assert video.beta_warning(pcm, SigmaTable.of(sd_table)) is None
-    assert video.beta_warning(PCMProfile(), linear_table) is None
-    assert video.beta_warning(PCMProfile(method="AnimateLCM"), linear_table) is None
 
 
 # Noise
