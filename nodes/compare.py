@@ -141,7 +141,8 @@ class PCMCompare(io.ComfyNode):
         by_letter = {"a": model, **{name[-1]: other for name, other in (models or {}).items() if other is not None}}
         positives = [positive, *(other for other in (prompts or {}).values() if other is not None)]
         samplings = [
-            Sampling(column, by_letter[column.model], denoise) for column in fill_in(parse_columns(columns), by_letter)
+            Sampling(column, by_letter[column.model], latent_image, denoise)
+            for column in fill_in(parse_columns(columns), by_letter)
         ]
         rows = make_rows(positives, seed, seeds, row_labels)
         cells = sample_all(samplings, rows, negative, latent_image, vae)

@@ -127,7 +127,7 @@ class PCMSampler(io.ComfyNode):
         return_with_leftover_noise: bool,
         **settings: Any,
     ) -> io.NodeOutput:
-        whole = make_plan(model, **settings)
+        whole = make_plan(model, latent_image, **settings)
         plan = part_of(whole, start_step, end_step, leftover_noise=return_with_leftover_noise)
         say("PCM Sampler", plan, settings["determinism"])
         guider = phase_guider(model, positive, negative, plan)

@@ -16,7 +16,7 @@ from ..pcm_core.video.noise import WINDOW_NOISES, ClipNoise
 from . import host, inputs
 from .sampling.clip import Clip, condition, run, split_experts
 from .sampling.plan import AUTO, UNSET, make_plan, noise_settings, say
-from .sampling.video_setup import Setup, second_expert, set_up, with_windows
+from .sampling.video_setup import Setup, check_clip, second_expert, set_up, with_windows
 from .validation import checked
 
 _NODE = "PCM Video Sampler"
@@ -107,7 +107,7 @@ class PCMVideoSampler(io.ComfyNode):
         noise_settings(determinism, UNSET)  # refused before anything is done
         parts = host.parts(latent_image["samples"])
         setup = set_up(model, preset, steps, shift)
-        setup.family.check_latent(parts[0].shape)
+        check_clip(setup.family, parts[0].shape)
         setup = with_windows(setup, window, overlap, nested=len(parts) > 1, noise=window_noise)
         twin = None if second_model is None else second_expert(setup, second_model)
         if twin is not None:
@@ -115,7 +115,7 @@ class PCMVideoSampler(io.ComfyNode):
         latent = host.fix_latent(setup.model, latent_image)
         shape = host.parts(latent["samples"])[0].shape
         setup, positive, negative = condition(setup, positive, negative, shape, embedded_guidance)
-        plan = make_plan(setup.model, steps=steps, cfg=cfg, denoise=denoise, determinism=determinism)
+        plan = make_plan(setup.model, latent, steps=steps, cfg=cfg, denoise=denoise, determinism=determinism)
         stages, moved = split_experts(setup, twin, plan, boundary)
         plan = replace(plan, notes=setup.notes + plan.notes + moved)
         said = say(_NODE, plan, determinism)

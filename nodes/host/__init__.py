@@ -26,6 +26,7 @@ from .sampling import ksampler as ksampler
 from .sampling import noise_for as noise_for
 from .sampling import parts as parts
 from .sampling import patcher_of as patcher_of
+from .sampling import pixels_of as pixels_of
 from .sampling import sample as sample
 from .sampling import simple_sigmas as simple_sigmas
 from .sampling import steps as steps

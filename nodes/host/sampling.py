@@ -74,6 +74,13 @@ def fix_latent(model: Any, latent: Latent) -> Latent:
     return fixed
 
 
+def pixels_of(model: Any, latent: Latent) -> int:
+    """Width times height of the image a latent stands for."""
+    samples = parts(fix_latent(model, latent)["samples"])[0]
+    ratio = model.get_model_object("latent_format").spacial_downscale_ratio
+    return samples.shape[-1] * samples.shape[-2] * ratio * ratio
+
+
 def noise_for(latent: Latent, seed: int) -> Any:
     """Noise like ``latent["samples"]``, drawn on the CPU; ``batch_index`` picks the items of a larger batch."""
     return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))

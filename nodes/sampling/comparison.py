@@ -84,7 +84,9 @@ class Sampling:
     ``name`` is who speaks in the log.
     """
 
-    def __init__(self, column: Column, model: Any, denoise: float = 1.0, name: str = "PCM Compare") -> None:
+    def __init__(
+        self, column: Column, model: Any, latent: host.Latent, denoise: float = 1.0, name: str = "PCM Compare"
+    ) -> None:
         self.column, self.model = column, model
         if column.sampler:
             self.plan = None
@@ -93,7 +95,7 @@ class Sampling:
             )
         else:
             cfg = AUTO if column.cfg is None else column.cfg
-            self.plan = make_plan(model, steps=column.steps, cfg=cfg, denoise=denoise)
+            self.plan = make_plan(model, latent, steps=column.steps, cfg=cfg, denoise=denoise)
             log(name, *self.plan.notes, *mistakes(self.plan))
             self.sampler, self.sigmas = host.ksampler(sample_planned, r=self.plan.r), self.plan.sigmas
 

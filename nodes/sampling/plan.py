@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from ...pcm_core.errors import PCMError
 from ...pcm_core.plan import AUTO as AUTO
 from ...pcm_core.plan import Plan, check_r, plan
 from ...pcm_core.profiles import PCMProfile
-from ...pcm_core.profiles.advice import sampling_mistakes
+from ...pcm_core.profiles.advice import sampling_mistakes, schedule_mistakes
 from ...pcm_core.sampling import check_sigmas
 from .. import host
 from ..host.status import show_on_node
@@ -20,14 +22,29 @@ from ..host.status import show_on_node
 UNSET = -1.0
 
 
-def make_plan(model: Any, *, determinism: float = UNSET, gamma: float = UNSET, **settings: Any) -> Plan:
+@contextmanager
+def advised(action: str) -> Iterator[None]:
+    """Errors of ``pcm_core``, which knows no nodes, leave with a node's own advice."""
+    try:
+        yield
+    except PCMError as error:
+        raise PCMError(error.found, error.expected, action) from error
+
+
+def make_plan(
+    model: Any, latent: host.Latent | None = None, *, determinism: float = UNSET, gamma: float = UNSET, **settings: Any
+) -> Plan:
     """``pcm_core.plan`` for the profile and the sigmas of a model; 0, -1 and "auto" ask the profile.
+
+    ``latent``: what will be sampled, where that is known; a dynamic shift follows its size.
 
     Raises:
         PCMError: if a value is out of range, or PCM cannot serve the model.
     """
     profile = host.profile_of(model) or PCMProfile()
-    return plan(profile, host.sigma_table(model), **noise_settings(determinism, gamma), **settings)
+    pixels = host.pixels_of(model, latent) if latent is not None and profile.dynamic_shift else 0
+    noise = noise_settings(determinism, gamma)
+    return plan(profile, host.sigma_table(model), pixels=pixels, **noise, **settings)
 
 
 def noise_settings(determinism: float, gamma: float) -> dict[str, float | None]:
@@ -38,10 +55,8 @@ def noise_settings(determinism: float, gamma: float) -> dict[str, float | None]:
     """
     asked = {"determinism": determinism, "gamma": gamma}
     given = {name: None if value == UNSET else value for name, value in asked.items()}
-    try:
+    with advised("Use -1 for what the LoRA says."):
         check_r(**given)
-    except PCMError as error:
-        raise PCMError(error.found, error.expected, "Use -1 for what the LoRA says.") from error
     return given
 
 
@@ -67,12 +82,10 @@ def levels_of(sigmas: Tensor) -> list[float]:
     Raises:
         PCMError: if there is exactly one, or they do not descend to a value of at least zero.
     """
-    try:
+    single = "Raise steps, or move the split of SplitSigmas."
+    edited = "Use the PCM Phase Scheduler, or check what edits the SIGMAS on the way."
+    with advised(single if sigmas.numel() == 1 else edited):
         return check_sigmas(sigmas)
-    except PCMError as error:
-        single = "Raise steps, or move the split of SplitSigmas."
-        action = "Use the PCM Phase Scheduler, or check what edits the SIGMAS on the way."
-        raise PCMError(error.found, error.expected, single if sigmas.numel() == 1 else action) from error
 
 
 def mistakes(made: Plan, determinism: float = UNSET) -> tuple[str, ...]:
@@ -80,7 +93,11 @@ def mistakes(made: Plan, determinism: float = UNSET) -> tuple[str, ...]:
     if not made.profile.known:
         return ()
     asked = None if determinism == UNSET else determinism
-    return tuple(sampling_mistakes(made.profile, made.table, cfg=made.cfg[0], determinism=asked))
+    found = sampling_mistakes(made.profile, made.table, cfg=made.cfg[0], determinism=asked)
+    if not made.notes:  # which say what differs from the method's own schedule
+        whole = made.whole.tolist()
+        found += schedule_mistakes(made.profile, whole, made.table, own=whole)
+    return tuple(found)
 
 
 def log(node: str, *notes: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ...pcm_core.errors import PCMError
 from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.video.noise import WINDOW_NOISES, Windows
 from .. import host
-from .plan import AUTO
+from .plan import AUTO, advised
 
 # What two experts have in common, of the sizes that the host's detection finds.
 _TWINS = ("image_model", "model_type", "in_dim", "out_dim", "dim", "num_layers", "in_channels", "model_channels")
@@ -38,7 +39,8 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
     Raises:
         PCMError: if it is no video model, the preset is not for it, or the shift cannot be.
     """
-    family = video.family_of(host.family_of(model))
+    with advised("Use PCM Sampler, which serves every model."):
+        family = video.family_of(host.family_of(model))
     profile, notes = video.choose(family, host.profile_of(model), preset)
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
@@ -48,6 +50,18 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
         shift_notes = (f"{profile.method} has a fixed list of sigmas; shift {shift:g} does not move them.",)
     model = host.attach_profile(model, profile)
     return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)
+
+
+def check_clip(family: video.VideoFamily, shape: Sequence[int]) -> None:
+    """Refuse a latent that is no clip of the family.
+
+    Raises:
+        PCMError: see above.
+    """
+    batched = "Use Empty Latent Image with as many pictures as frames."
+    clip = f"Use the empty video latent of {family.name}, and set its length."
+    with advised(clip if family.frames_axis else batched):
+        family.check_latent(shape)
 
 
 def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bool) -> tuple[Any, tuple[str, ...]]:

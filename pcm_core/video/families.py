@@ -75,13 +75,13 @@ class VideoFamily:
             raise PCMError(
                 f"The latent has shape {tuple(shape)}.",
                 f"[frames, channels, height, width]: {self.name} takes its frames in the batch.",
-                "Use Empty Latent Image with as many pictures as frames.",
+                "Put the frames into the batch.",
             )
         if self.frames_axis == 2 and len(shape) == 4 and shape[0] > 1:
             raise PCMError(
                 f"The latent is a batch of {shape[0]} pictures.",
                 f"one clip, [batch, channels, frames, height, width], for {self.name}.",
-                f"Use the empty video latent of {self.name}, and set its length.",
+                "Use an empty latent of that family, and set its length.",
             )
 
 
@@ -110,7 +110,7 @@ def family_of(base: str) -> VideoFamily:
     raise PCMError(
         f"The model is an image model, or a video model that is not listed ({base}).",
         f"one of {', '.join(families())}.",
-        "Use PCM Sampler, which serves every model.",
+        "Sample it as an image model.",
     )
 
 
@@ -131,7 +131,7 @@ def choose(family: VideoFamily, attached: PCMProfile | None, name: str = AUTO) -
         return lora, ()
     if not family.default:
         return PCMProfile(), ()
-    note = f"The model carries no few-step settings; assumed {family.default}. Use Load PCM LoRA, or choose a preset."
+    note = f"The model carries no few-step settings; assumed {family.default}. Load a few-step LoRA, or choose a preset."
     return family.preset(family.default), (note,)
 
 

@@ -154,8 +154,8 @@ def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: P
         model, frames = setup.model, setup.family.latent_frames(options.length, "length")
     elif options.shift:
         model = _with_shift(host, model, options.shift)
-    sampling = pack("nodes.sampling.comparison").Sampling(column, model, name="generate")
     latent = host.fix_latent(model, {"samples": maker.files.empty_latent(maker.vae, *options.size, frames)})
+    sampling = pack("nodes.sampling.comparison").Sampling(column, model, latent, name="generate")
     maker.settings |= {
         "sampler": f"{column.sampler}/{column.scheduler}" if column.sampler else "PCM",
         "steps": sampling.steps,

@@ -15,7 +15,6 @@ from phased_consistency.nodes import load_lora as load_lora_node
 from phased_consistency.nodes.host import loaders as host_loaders
 from phased_consistency.nodes.host import training as host_training
 from phased_consistency.nodes.sampling import clip as clip_sampling
-from phased_consistency.nodes.sampling import function as sampler_function
 from phased_consistency.nodes.sampling import plan as planning
 from phased_consistency.nodes.sampling import video_setup
 from phased_consistency.nodes.training import job as training_job
@@ -39,7 +38,7 @@ def test_denoise_is_a_share(host, zoo, error, denoise):
 @pytest.mark.parametrize("values", [(-0.5, -1.0), (-1.0, 2.0), (math.nan, -1.0)])
 def test_noise_is_a_share(host, error, values):
     with pytest.raises(error, match=r"is (-0.5|2.0|nan)\."):
-        sampler_function.check_noise(*values)
+        planning.noise_settings(*values)
 
 
 @pytest.mark.parametrize("shift", [-1.0, math.inf, math.nan])

@@ -154,10 +154,12 @@ class TestFixedList:
         sigmas = schedule(host, self.model(host, zoo), spacing="trailing")
         torch.testing.assert_close(sigmas, torch.tensor([1, 0.9, 0.75, 0.5, 0]))
 
-    @pytest.mark.parametrize(("denoise", "kept"), [(0.9, 4), (0.7, 3), (0.6, 2), (0.01, 2)])
-    def test_denoise_drops_leading_sigmas(self, host, zoo, denoise, kept):
-        """Shift 3: denoise .9 enters below .9643, .7 below .875, .6 below .8182, and one step always remains."""
-        assert torch.equal(schedule(host, self.model(host, zoo), denoise=denoise), torch.tensor(self.LEVELS)[-kept:])
+    @pytest.mark.parametrize(("denoise", "kept"), [(0.9, 4), (0.7, 3), (0.6, 2), (0.3, 1), (0.01, 1)])
+    def test_denoise_enters_at_its_own_level_and_keeps_the_later_ones(self, host, zoo, denoise, kept):
+        """Shift 3: a low denoise on a list of high sigmas starts low (faults.md 19)."""
+        sigmas = schedule(host, self.model(host, zoo), denoise=denoise)
+        assert float(sigmas[0]) == pytest.approx(3 * denoise / (1 + 2 * denoise), abs=1e-4)
+        assert torch.equal(sigmas[1:], torch.tensor(self.LEVELS)[-kept:])
 
     def test_settings_that_leave_the_list_say_so(self, host, zoo):
         model, plan = (
