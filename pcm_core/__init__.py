@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING, Any
 from .denoiser import Denoiser as Denoiser
 from .errors import PCMError as PCMError
 from .plan import Plan as Plan
-from .plan import plan as plan
 from .plan import sample as sample
 from .profiles import PCMProfile as PCMProfile
 from .profiles import profile_for as profile_for
 from .sampling import sample_pcm as sample_pcm
 from .sigma_table import SigmaTable as SigmaTable
 
+# ``plan`` and ``distill`` are modules that can be called as their function of the same name.
 if TYPE_CHECKING:
     from . import diffusers_scheduler as diffusers_scheduler
     from . import distill as distill
     from . import lora as lora
     from . import metrics as metrics
     from . import video as video
+    from .plan import plan as plan
 
 _ON_DEMAND = ("diffusers_scheduler", "distill", "lora", "metrics", "video")
 

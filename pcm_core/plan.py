@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from .callable_module import make_callable
 from .denoiser import Denoiser
 from .errors import PCMError
 from .guidance import parse_guidance, phase_at
@@ -324,3 +325,6 @@ def _enter_list(whole: Tensor, table: SigmaTable, denoise: float, stride: int) -
     if len(later) > 1 and table.timestep(entry) - table.timestep(float(later[0])) < stride:
         return later
     return torch.cat([torch.tensor([entry]), later])
+
+
+make_callable(__name__, plan)

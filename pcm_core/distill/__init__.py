@@ -6,9 +6,7 @@ consistency stage. ``matching``, ``bank``, ``diagnosis`` and ``matching_trainer`
 that order.
 """
 
-import sys
-from types import ModuleType
-
+from ..callable_module import make_callable
 from .adapters import Adapters
 from .adversarial import (
     BlockFeatures,
@@ -106,11 +104,4 @@ __all__ = [
     "write_lora",
 ]
 
-
-class _Room(ModuleType):
-    """``pcm_core.distill(model, latents)`` calls the function of that name; the names inside stay where they are."""
-
-    __call__ = staticmethod(distill)
-
-
-sys.modules[__name__].__class__ = _Room
+make_callable(__name__, distill)

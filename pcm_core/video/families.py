@@ -131,7 +131,9 @@ def choose(family: VideoFamily, attached: PCMProfile | None, name: str = AUTO) -
         return lora, ()
     if not family.default:
         return PCMProfile(), ()
-    note = f"The model carries no few-step settings; assumed {family.default}. Load a few-step LoRA, or choose a preset."
+    note = (
+        f"The model carries no few-step settings; assumed {family.default}. Load a few-step LoRA, or choose a preset."
+    )
     return family.preset(family.default), (note,)
 
 

@@ -155,7 +155,8 @@ def test_a_run_is_the_loop_with_the_right_start(table: SigmaTable) -> None:
 
 
 def test_the_face_of_the_library() -> None:
-    assert pcm.plan is plan and pcm.sample is sample and pcm.Plan is Plan
+    assert pcm.sample is sample and pcm.Plan is Plan
+    assert torch.equal(pcm.plan(PCMProfile(), FLOW, steps=2).sigmas, plan(PCMProfile(), FLOW, steps=2).sigmas)
     assert pcm.distill.Trainer.__name__ == "Trainer" and callable(pcm.distill)
     assert callable(pcm.lora.read_lora)
     with pytest.raises(AttributeError, match="nonsense"):

@@ -57,11 +57,11 @@ def test_an_embedded_guidance_is_a_number(host, zoo, error, guidance):
 
 def test_a_host_without_windows_for_audio_is_named(host, zoo, error, monkeypatch):
     """So are the oldest of the supported ones; a newer one is made like them."""
-    module = nodes_host
-    handler = module.comfy.context_windows.IndexListContextHandler
-    monkeypatch.delattr(handler, "_build_window_state", raising=False)
+    import comfy.context_windows
+
+    monkeypatch.delattr(comfy.context_windows.IndexListContextHandler, "_build_window_state", raising=False)
     with pytest.raises(error, match="no windows for video with audio"):
-        module.with_context_windows(zoo["wan"].model, 4, 1, 2, nested=True)
+        nodes_host.with_context_windows(zoo["wan"].model, 4, 1, 2, nested=True)
 
 
 def job(host, given, **settings):
