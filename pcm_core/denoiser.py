@@ -1,4 +1,4 @@
-"""A network as the sampler and the trainer call it: ``(x, sigma) -> x0`` in sigma space, whatever it predicts."""
+"""A network as the sampler and the trainer call it: ``(x, sigma) -> x0`` in sigma space, for every prediction type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIFFUSERS_PREDICTIONS: Mapping[str, Prediction] = {
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
-    """[B] to [B, 1, ...] of the rank of ``x``."""
+    """Reshape [B] to [B, 1, ...] with the rank of ``x``."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -33,13 +33,13 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor, *, flow: bool) -> Ten
 
 
 def network_input(x: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What a network sees of x in sigma space at ``sigma`` [B]: ``x / sqrt(1 + sigma^2)``, of unit variance; a flow
-    network sees x itself."""
+    """The input of a network for x in sigma space at ``sigma`` [B]: ``x / sqrt(1 + sigma^2)``, which has unit variance;
+    for a flow network x itself."""
     return x if prediction == "flow" else x * (1 + per_sample(sigma, x).square()).rsqrt()
 
 
 def predicted_x0(output: Tensor, x: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """x0 from what a network returned for x in sigma space at ``sigma`` [B].
+    """x0 from the output of a network for x in sigma space at ``sigma`` [B].
 
     A v network predicts ``alpha eps - sigma_vp x0``, so ``x0 = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) v``. A
     flow network predicts ``eps - x0``.
@@ -73,18 +73,18 @@ def as_denoiser(
 
 
 class Denoiser:
-    """``model(x, sigma [B]) -> x0`` for one network, with its prompts and its guidance.
+    """``model(x, sigma [B]) -> x0`` for one network, with prompts and guidance.
 
     Attributes:
-        network: the module itself, e.g. to adapt it.
+        network: the module itself, for example to train adapters on it.
         sigmas: its sigma table.
-        prediction: what it returns: ``eps``, ``v``, ``x0`` or ``flow``.
+        prediction: its prediction type: ``eps``, ``v``, ``x0`` or ``flow``.
 
     Args:
         call: ``call(input, timestep [B], prompt [B]) -> output``; ``input`` as ``network_input``, ``timestep`` as
-            ``SigmaTable.model_timestep`` (whole numbers but for flow models), ``prompt`` the number of a prompt, or -1
-            for none.
-        prompts: how many prompts there are.
+            ``SigmaTable.model_timestep`` (whole numbers except for flow models), ``prompt`` the index of a prompt, or
+            -1 for the negative prompt.
+        prompts: number of prompts.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class Denoiser:
         Args:
             x: [B, ...] in sigma space, any float dtype.
             sigma: [B].
-            captions: [B] numbers of prompts, -1 for the negative one; default: the prompts in turn.
-            cfg: ``negative + cfg (positive - negative)``; exactly 1 does not call the negative prompt.
+            captions: [B] prompt indices, -1 for the negative prompt; default: the prompts in turn.
+            cfg: ``negative + cfg (positive - negative)``; exactly 1 does not evaluate the negative prompt.
 
         Raises:
-            PCMError: if the batch is no multiple of the prompts, or guidance is asked without a negative prompt.
+            PCMError: if the batch is not a multiple of the prompts, or guidance lacks a negative prompt.
         """
         if captions is None:
             captions = self._in_turn(len(x))
@@ -151,11 +151,11 @@ class Denoiser:
 
         Args:
             network: called as ``network(input, timestep, encoder_hidden_states, **conditioning)``.
-            scheduler: of the pipeline; says what the network was trained to predict, at which noise levels.
+            scheduler: the scheduler of the pipeline, which defines the noise levels and the prediction type.
             prompt_embeds: [P, tokens, width], one per prompt; ``None`` for a network without prompts.
             negative_prompt_embeds: [1, tokens, width]; needed for guidance.
-            conditioning: what else the network takes: tensors with a row per prompt, dictionaries of such, or anything
-                that is the same for all. ``negative_NAME`` replaces ``NAME`` for the negative prompt.
+            conditioning: further inputs of the network: tensors with one row per prompt, dictionaries of such tensors,
+                or values that are the same for all. ``negative_NAME`` replaces ``NAME`` for the negative prompt.
 
         Raises:
             PCMError: if the scheduler cannot be read.
@@ -183,7 +183,7 @@ class Denoiser:
 
 
 def _rows(positive: Any, negative: Any, captions: Tensor) -> Any:
-    """The rows of a conditioning value that belong to ``captions``; what is no tensor is the same for all."""
+    """The rows of a conditioning value for ``captions``; values that are not tensors are the same for all."""
     if isinstance(positive, Mapping):
         mapping, other = cast(Mapping[str, Any], positive), cast(Mapping[str, Any], negative or {})
         return {key: _rows(value, other.get(key), captions) for key, value in mapping.items()}
@@ -194,12 +194,12 @@ def _rows(positive: Any, negative: Any, captions: Tensor) -> Any:
 
 
 def read_scheduler(scheduler: Any) -> tuple[SigmaTable, Prediction]:
-    """The sigma table and the prediction type behind a diffusers scheduler.
+    """The sigma table and the prediction type of a diffusers scheduler.
 
-    Flow matching is read from its shift, everything with betas from ``alphas_cumprod``.
+    Flow-matching schedulers are read from their shift, those with betas from ``alphas_cumprod``.
 
     Raises:
-        PCMError: if it is neither, or its noise levels depend on the size of the picture.
+        PCMError: if it is neither, or its noise levels depend on the image size.
     """
     config = cast(Mapping[str, Any], getattr(scheduler, "config", {}))
     kind, alphas = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)

@@ -3,12 +3,12 @@
     >>> pipe.scheduler = PCMScheduler.from_profile(profile_for(lora), pipe.scheduler.config)
     >>> pipe(prompt, num_inference_steps=4, guidance_scale=0)
 
-diffusers keeps the latent of a diffusion model variance preserving, ``x / sqrt(1 + sigma^2)`` in our terms, and that of
-a flow model as we do. A step goes to sigma space in float32, jumps there and comes back.
+diffusers keeps the latents of diffusion models in variance-preserving space, ``x / sqrt(1 + sigma^2)`` in our terms,
+and those of flow models as we do. A step converts to sigma space in float32, jumps, and converts back.
 """
 # pyright: reportMissingTypeArgument=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportPrivateImportUsage=false
-# (diffusers is hardly typed.)
+# (diffusers has few type hints.)
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_b
 
 @dataclass
 class PCMSchedulerOutput(BaseOutput):
-    """The latent after a step, and the x0 that the model predicted."""
+    """The latent after a step, and the predicted x0."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
 
 
 class PCMScheduler(SchedulerMixin, ConfigMixin):
-    """Walks the plan of a profile; made by ``from_profile``, saved and loaded like every scheduler of diffusers.
+    """Follows the plan of a profile; made by ``from_profile``, saved and loaded like every diffusers scheduler.
 
     Args:
-        profile: the ``pcm_*`` metadata of the profile (``profile_to_metadata``); default: what is not known.
-        num_train_timesteps, prediction_type: of the model.
-        beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: of a diffusion model.
-        use_flow_sigmas: the model is a flow model, with the linear ``shift``.
+        profile: the ``pcm_*`` metadata of the profile (``profile_to_metadata``); default: an unknown profile.
+        num_train_timesteps, prediction_type: those of the model.
+        beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: those of a diffusion model.
+        use_flow_sigmas: whether the model is a flow model, with the linear ``shift``.
     """
 
     order = 1
@@ -90,11 +90,11 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler for the LoRA of a profile on the model of a pipeline.
 
         Args:
-            profile: of the LoRA; its shift replaces the model's.
-            config: of the pipeline's own scheduler, or that scheduler.
+            profile: the LoRA's profile; its shift replaces the model's.
+            config: the config of the pipeline's own scheduler, or that scheduler.
 
         Raises:
-            PCMError: if the scheduler says too little of the model, or no list of sigmas serves the profile.
+            PCMError: if the config does not define the model's noise levels, or the method has no list of sigmas.
         """
         given = cast(Mapping[str, Any], getattr(config, "config", config))
         kind = "The scheduler" if given is config else type(config).__name__
@@ -125,14 +125,14 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, *, mu: float | None = None
     ) -> None:
-        """Plan a full denoise; image-to-image pipelines start at a later one of its timesteps.
+        """Plan a full denoise; image-to-image pipelines start at one of its later timesteps.
 
         Args:
-            num_inference_steps: as many as the LoRA has phases, or fewer; ``None`` for what it wants.
-            mu: ignored; pipelines of models with a dynamic shift pass it.
+            num_inference_steps: at most the number of phases of the LoRA; ``None`` for the LoRA's own number.
+            mu: ignored; passed by pipelines of models with a dynamic shift.
 
         Raises:
-            PCMError: if more steps are asked than the LoRA has phases.
+            PCMError: if there are more steps than the LoRA has phases.
         """
         del mu
         made = plan(self.profile, self.sigma_table, steps=num_inference_steps or 0)
@@ -148,12 +148,12 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def step_index(self) -> int | None:
-        """The step that comes next; ``None`` before the first."""
+        """Index of the next step; ``None`` before the first."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """The step a pipeline said it starts at."""
+        """Index of the first step, if the pipeline has set it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -161,11 +161,11 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: Tensor | float) -> int:
-        """The step whose timestep is nearest."""
+        """Index of the step with the nearest timestep."""
         return int((self.timesteps - torch.as_tensor(timestep, device=self.timesteps.device)).abs().argmin())
 
     def scale_model_input(self, sample: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The sample as it is."""
+        """The sample, unchanged."""
         return sample
 
     def step(
@@ -179,10 +179,10 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
         """Jump to the next noise level.
 
         Args:
-            model_output: of the network, after guidance, [B, ...].
+            model_output: the network's output after guidance, [B, ...].
             timestep: one of ``timesteps``.
-            sample: the latent that the network saw.
-            generator: of the fresh noise, where r is below 1.
+            sample: the input latent of the network.
+            generator: draws the fresh noise of steps with r below 1.
         """
         if self._step_index is None:
             started = self._begin_index is not None
@@ -201,7 +201,7 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
         return PCMSchedulerOutput(after, x0) if return_dict else (after, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean latents at the noise levels of ``timesteps`` [B], in the space of diffusers."""
+        """Noise clean latents to the levels of ``timesteps`` [B], in the space of diffusers."""
         levels = [self._levels[self.index_for_timestep(t)] for t in timesteps.flatten()]
         sigma = torch.tensor(levels, device=noise.device).reshape(-1, *[1] * (noise.ndim - 1))
         if self.sigma_table.flow:
@@ -209,11 +209,11 @@ class PCMScheduler(SchedulerMixin, ConfigMixin):
         return ((original_samples + sigma * noise) * (1 + sigma**2).rsqrt()).to(noise.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """``add_noise`` as pipelines of flow models call it."""
+        """``add_noise`` under the name that pipelines of flow models use."""
         return self.add_noise(sample, noise, timestep)
 
     def _spread(self, sigma: float) -> float:
-        """Sigma space over the space of diffusers."""
+        """Scale of sigma space relative to the space of diffusers."""
         return 1.0 if self.sigma_table.flow else math.sqrt(1 + sigma * sigma)
 
     def __len__(self) -> int:
@@ -224,7 +224,7 @@ def _fixed_shift(kind: str, config: Mapping[str, Any]) -> float:
     """The linear shift of a flow-matching config.
 
     Raises:
-        PCMError: if it depends on the size of the picture, or the noise levels are something else.
+        PCMError: if the shift depends on the image size, or the noise levels do not follow from it.
     """
     if odd := [key for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal") if config.get(key)]:
         raise PCMError(

@@ -1,11 +1,11 @@
-"""The PCM sampler: one flat loop, the k-diffusion call contract, the same arithmetic for eps, v, x0 and flow models.
+"""The PCM sampler: one flat loop with k-diffusion's call signature, and one arithmetic for eps, v, x0 and flow models.
 
-With ``denoised`` the model's x0, the paper's jump F(x, t, s) (Eq. 2, exact-solution form of DDIM) is in sigma space
+With the model's x0 prediction ``denoised``, the paper's jump F(x, t, s) (Eq. 2, exact form of DDIM) in sigma space is
 
     variance exploding:  x = x0 + sigma eps              ->  x_s = x0 + sigma_s eps = lerp(x0, x, sigma_s / sigma)
     flow matching:       x = (1 - sigma) x0 + sigma eps  ->  x_s = x + (sigma_s - sigma)(eps - x0) = the same lerp
 
-so one line serves every parametrisation. F(x, t, t) = x holds identically: the weight is one.
+so one line works for every parametrization. F(x, t, t) = x holds exactly: the weight is one.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def sample_pcm(
 
     Args:
         model: ``model(x, sigma [B], **extra_args) -> denoised``, the x0 prediction after guidance.
-        x: noised latent of any rank and float dtype, batch first. Never written to.
+        x: noised latent of any rank and float dtype, batch first. Never modified.
         sigmas: [N + 1] strictly descending; N model evaluations.
         callback: receives ``x``, ``i``, ``sigma``, ``sigma_hat`` and ``denoised`` before each update.
-        disable: accepted for the contract; show progress through ``callback`` or ``progress``.
+        disable: accepted for compatibility; show progress through ``callback`` or ``progress``.
         determinism: r of the paper's Eq. 44, one number or one per step: 1 is the deterministic PCM jump, 0 renoises
             fully (LCM). The last step never adds noise. See ``gamma_to_determinism`` for TCD's gamma.
-        flow: the model is a flow model (x = (1 - sigma) x0 + sigma eps). Matters only for ``determinism`` below 1.
+        flow: the model is a flow model (x = (1 - sigma) x0 + sigma eps). Used only for ``determinism`` below 1.
         noise_scale: standard deviation of a flow model's noise.
         noise_sampler: ``(sigma, sigma_next) -> noise`` like x; default: seeded by ``extra_args["seed"]`` on the CPU.
-        final: False if another run goes on from here, so that the last of these steps may add noise too.
+        final: False if another run continues from here, so that the last of these steps may add noise too.
         progress: wraps the range of steps, e.g. a progress bar.
 
     Returns:
@@ -121,9 +121,9 @@ def stochastic_jump(
 
 
 def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
-    """Noise like ``x`` drawn on the CPU, so that a seed gives the same picture on every device.
+    """Noise like ``x``, drawn on the CPU so that a seed gives the same image on every device.
 
-    Equal to k-diffusion's default noise sampler on a CPU (seed + 1 keeps it apart from the initial noise).
+    Equal to k-diffusion's default noise sampler on a CPU (seed + 1 makes it differ from the initial noise).
     """
     generator = torch.Generator(device="cpu")
     if seed is None:
@@ -142,14 +142,14 @@ def gamma_to_determinism(gamma: float, sigmas: Tensor, table: SigmaTable | Tenso
     """TCD's gamma as r of Eq. 44, one value per step of ``sigmas``.
 
     TCD goes to timestep ``s' = floor((1 - gamma) s)`` and forward-noises to s (``TCDScheduler.step``); in sigma space
-    that is Eq. 44 with ``r = (sigma_s' / sigma_s)^2``. For flow tables, where TCD is not defined, the same fraction of
-    the timestep index is used and the flow form of the identity, ``r = (sigma_s' (1 - sigma_s) / (sigma_s (1 -
-    sigma_s')))^2``; this is our extension.
+    that is Eq. 44 with ``r = (sigma_s' / sigma_s)^2``. TCD is not defined for flow models. There we use the same
+    fraction of the timestep index with the flow form, ``r = (sigma_s' (1 - sigma_s) / (sigma_s (1 - sigma_s')))^2``;
+    this is our extension.
 
     Args:
         gamma: 0 (deterministic) to 1.
-        sigmas: [N + 1] the schedule.
-        table: of the model, or its [L] ascending sigmas.
+        sigmas: the schedule [N + 1].
+        table: the model's table, or its [L] ascending sigmas.
 
     Raises:
         PCMError: if gamma is outside 0..1.
@@ -172,7 +172,7 @@ def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]
     """An ancestral step with eta 1 as r of Eq. 44, one value per step of ``sigmas`` [N + 1].
 
     k-diffusion's ancestral step goes down to ``d = s^2 / sigma`` and renoises to s: ``r = (s / sigma)^2``. The flow
-    form (``sample_euler_ancestral_RF`` of the host) keeps x on the path: ``r = ((1 - s) / (1 - d) * d / s)^2``.
+    form (``sample_euler_ancestral_RF`` in ComfyUI) keeps x on the flow path: ``r = ((1 - s) / (1 - d) * d / s)^2``.
     """
     levels = [float(level) for level in sigmas.detach().flatten().cpu()]
     r: list[float] = []
@@ -183,9 +183,9 @@ def ancestral_to_determinism(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether a tensor of any shape and float dtype holds neither NaN nor infinity.
+    """Whether a tensor of any shape and float dtype contains neither NaN nor infinity.
 
-    One pass that reads it: ``torch.isfinite`` makes three temporaries, and costs more than a step of the sampler.
+    Reads the tensor once: ``torch.isfinite`` makes three temporaries and costs more than a step of the sampler.
     """
     if math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))):
         return True
@@ -193,10 +193,10 @@ def is_finite(x: Tensor) -> bool:
 
 
 def check_sigmas(sigmas: Tensor) -> list[float]:
-    """Sigmas as Python floats; an empty schedule means nothing to do.
+    """The sigmas as Python floats; an empty schedule means that there is nothing to do.
 
     Raises:
-        PCMError: if there is exactly one, or they do not strictly descend to a value of at least zero.
+        PCMError: if there is exactly one sigma, or they do not strictly descend to a value of at least zero.
     """
     levels = cast(list[float], sigmas.flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
     if len(levels) > 1 and math.isfinite(levels[0]) and all(map(operator.gt, levels, levels[1:])) and levels[-1] >= 0:
@@ -218,7 +218,7 @@ def check_sigmas(sigmas: Tensor) -> list[float]:
 
 
 def _r_per_step(determinism: float | Sequence[float], steps: int, *, final: bool) -> list[float]:
-    """One r per step; that of the last is 1 if nothing comes after it."""
+    """One r per step; the last is 1 if no further step follows."""
     single = isinstance(determinism, (int, float))
     given = [float(determinism)] if single else [float(r) for r in determinism]
     if not single and len(given) != steps:

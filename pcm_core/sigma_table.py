@@ -1,6 +1,6 @@
-"""A model's noise levels by timestep: the one place that turns timesteps, fractions and sigmas into each other.
+"""A model's noise levels by timestep: the one place that converts between timesteps, fractions and sigmas.
 
-A diffusion model (eps, v, x0) knows x = x0 + sigma eps, a flow model x = (1 - sigma) x0 + sigma eps. Both come with an
+Diffusion models (eps, v, x0) have x = x0 + sigma eps, flow models x = (1 - sigma) x0 + sigma eps. Both have an
 ascending list of sigmas: L entries for T = 1000 training timesteps, where L is T or a multiple of it (Flux: 10000).
 """
 
@@ -24,7 +24,7 @@ _FLOW_TOP = 1 + 1e-5  # a flow table ends at 1; the float32 arithmetic of a shif
 
 @dataclass(frozen=True)
 class SigmaTable:
-    """The sigmas of one model, ascending; the last is that of pure noise.
+    """The sigmas of one model, ascending; the last is pure noise.
 
     Attributes:
         sigmas: L noise levels as Python floats.
@@ -32,8 +32,7 @@ class SigmaTable:
         train_steps: training timesteps T; L is a multiple of T.
 
     Raises:
-        PCMError: if timesteps cannot index the sigmas, they do not ascend, or are none of a flow model where they
-            should be.
+        PCMError: if timesteps cannot index the sigmas, the sigmas do not ascend, or with ``flow`` they do not end at 1.
     """
 
     sigmas: tuple[float, ...]
@@ -62,12 +61,12 @@ class SigmaTable:
 
     @classmethod
     def of(cls, sigmas: Tensor | SigmaTable, *, flow: bool | None = None, train_steps: int = TRAIN_STEPS) -> SigmaTable:
-        """A table from the [L] ascending sigmas of a model, on any device and in any dtype; a ``SigmaTable`` as it is.
+        """A table from the [L] ascending sigmas of a model, any device and dtype; a ``SigmaTable`` is returned as is.
 
-        ``flow=None`` takes a table that ends at 1 for that of a flow model.
+        With ``flow=None`` a table that ends at 1 is that of a flow model.
 
         Raises:
-            PCMError: as the class.
+            PCMError: see the class.
         """
         if isinstance(sigmas, SigmaTable):
             return sigmas
@@ -113,9 +112,9 @@ class SigmaTable:
 
     @cached_property
     def shift(self) -> float | None:
-        """The linear shift of a flow table, read from its middle: ``sigma / (1 - sigma)`` there; else ``None``.
+        """The linear shift of a flow table, read at its middle as ``sigma / (1 - sigma)``; ``None`` for other models.
 
-        Exact for a table that is ``s u / (1 + (s - 1) u)``, whatever the object that made it says of itself.
+        Exact for every table ``s u / (1 + (s - 1) u)``.
         """
         middle = self.sigma_at(0.5)
         return middle / (1 - middle) if self.flow and middle < 1 else None
@@ -136,7 +135,7 @@ class SigmaTable:
         return self.sigmas[low] if weight < 1e-6 else self.sigmas[low] + weight * (self.sigmas[high] - self.sigmas[low])
 
     def index(self, sigma: float) -> float:
-        """Place of a sigma in the table, 0 to L - 1; between two entries for a sigma between them."""
+        """The fractional index of a sigma in the table, 0 to L - 1."""
         high = bisect_left(self.sigmas, sigma)
         if high in (0, len(self)):
             return float(min(high, len(self) - 1))
@@ -144,26 +143,26 @@ class SigmaTable:
         return high - 1 + (sigma - low_sigma) / (high_sigma - low_sigma)
 
     def nearest(self, sigma: float) -> int:
-        """The entry whose sigma is nearest; of two equally near the lower."""
+        """The index of the entry with the nearest sigma; the lower of two at equal distance."""
         high = min(bisect_left(self.sigmas, sigma), len(self) - 1)
         low = max(high - 1, 0)
         return low if sigma - self.sigmas[low] <= self.sigmas[high] - sigma else high
 
     def timestep(self, sigma: float) -> float:
-        """The training timestep of a sigma, 0 to T - 1: the inverse of ``sigma``; between two for a sigma between."""
+        """The fractional training timestep of a sigma, 0 to T - 1: the inverse of ``sigma``."""
         return max((self.index(sigma) + 1) * self.train_steps / len(self) - 1, 0.0)
 
     def model_timestep(self, sigma: float) -> float:
-        """What the network is told at a sigma: ``T sigma`` for flow models, else the nearest training timestep."""
+        """The network's timestep input at a sigma: ``T sigma`` for flow models, else the nearest training timestep."""
         if self.flow:
             return self.train_steps * sigma
         return self.nearest(sigma) // self.scale
 
     def add_noise(self, clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """A clean latent at a noise level, in the space that ``sample_pcm`` walks. All of one shape and dtype.
+        """A clean latent noised to ``sigma``, in the space of ``sample_pcm``. Both tensors have one shape and dtype.
 
         At the top of a diffusion model's table the noise alone has variance ``1 + sigma^2``, as if the unknown image
-        had unit variance: what a model saw in training is ``x / sqrt(1 + sigma^2)``.
+        had unit variance: in training the model's input was ``x / sqrt(1 + sigma^2)``.
         """
         if self.flow:
             return torch.lerp(clean, noise, sigma)
@@ -171,10 +170,10 @@ class SigmaTable:
         return clean + noise * (math.sqrt(1 + sigma * sigma) if start else sigma)
 
     def finished(self, x: Tensor, sigma: float) -> Tensor:
-        """The end of a walk. One that stops at timestep 0 (``alpha0``) leaves the variance exploding space there.
+        """The final latent of a run. A run that stops at timestep 0 (``alpha0``) is rescaled to unit variance.
 
-        That is ``x / sqrt(1 + sigma^2)``, as diffusers' DDIM with ``set_alpha_to_one=False``; every other end and every
-        flow model stays as it is.
+        That is ``x / sqrt(1 + sigma^2)``, like diffusers' DDIM with ``set_alpha_to_one=False``. Other ends and flow
+        models do not change.
         """
         if self.flow or not math.isclose(sigma, self.bottom, rel_tol=1e-6):
             return x

@@ -1,4 +1,4 @@
-"""Timestep shifts that follow the size of the image: the more tokens, the more of the path is spent at high noise.
+"""Timestep shifts that depend on the image size: the more tokens, the more of the schedule is spent at high noise.
 
 A rule is an entry of ``shift_rules`` in ``methods.json``: the authors' constants for mu, the logarithm of the shift.
 All of them shift the noise level u to e^mu / (e^mu + 1 / u - 1).
@@ -13,17 +13,17 @@ from typing import Any
 from ..errors import PCMError
 from .table import table
 
-# What is assumed where nobody says how large the image is.
+# Assumed if the image size is not known.
 USUAL_PIXELS = 1024 * 1024
 
 
 def mu_of(rule: str, pixels: int, steps: int) -> float:
-    """Logarithm of the shift that a rule gives.
+    """Logarithm of the shift of a rule.
 
     Args:
         rule: ``flux1`` (linear in the tokens) or ``flux2`` (the empirical mu of FLUX.2).
-        pixels: of the image, width times height.
-        steps: evaluations, which the rule of FLUX.2 counts too.
+        pixels: width times height of the image.
+        steps: number of evaluations, used by the rule of FLUX.2.
 
     Raises:
         PCMError: if the image is smaller than one token.
@@ -46,7 +46,7 @@ def _linear(values: dict[str, Any], tokens: int) -> float:
 
 
 def _empirical(values: dict[str, Any], tokens: int, steps: int) -> float:
-    """Black Forest Labs' ``compute_empirical_mu`` of FLUX.2: a line in the tokens, which moves with the steps."""
+    """Black Forest Labs' ``compute_empirical_mu`` of FLUX.2: linear in the tokens, and dependent on the steps."""
     many = values["two_hundred_steps"][0] * tokens + values["two_hundred_steps"][1]
     if tokens > values["large"]:
         return many
@@ -55,20 +55,20 @@ def _empirical(values: dict[str, Any], tokens: int, steps: int) -> float:
 
 
 def shifted(levels: Sequence[float], mu: float) -> tuple[float, ...]:
-    """Noise levels, 0 to 1, after a shift of e^mu; 0 and 1 stay where they are."""
+    """Noise levels, 0 to 1, after a shift of e^mu; 0 and 1 do not move."""
     return tuple(math.exp(mu) / (math.exp(mu) + 1 / level - 1) if level > 0 else 0.0 for level in levels)
 
 
 def sigmas_for_size(rule: str, levels: Sequence[float], pixels: int) -> tuple[float, ...]:
-    """Sigmas of a schedule whose shift follows the size.
+    """Sigmas of a schedule whose shift depends on the image size.
 
     Args:
         rule: as in ``mu_of``.
         levels: noise levels before the shift, descending, with the final 0.
-        pixels: of the image; 0 for ``USUAL_PIXELS``.
+        pixels: width times height of the image; 0 for ``USUAL_PIXELS``.
 
     Raises:
-        PCMError: as ``mu_of``.
+        PCMError: see ``mu_of``.
     """
     return shifted(levels, mu_of(rule, pixels or USUAL_PIXELS, len(levels) - 1))
 

@@ -1,4 +1,4 @@
-"""``methods.json``, the table of few-step methods, as Python sees it."""
+"""Reads ``methods.json``, the table of few-step methods."""
 
 from __future__ import annotations
 
