@@ -1,8 +1,8 @@
-"""The adversarial consistency loss (paper section 3.3, Eq. 8 and 9): the two landings of a phase must look alike.
+"""The adversarial consistency loss (paper section 3.3, Eq. 8 and 9): both predictions at a phase edge must look alike.
 
-A discriminator made of the frozen backbone's features and small trained heads sees both landings, renoised to the same
-random level inside the phase. Unlike a GAN against data it vanishes at self-consistency (Theorem 5), and an accuracy
-near chance (a discriminator loss near 2) is what healthy training shows.
+A discriminator, which is the frozen backbone's features and small trained heads, sees both predictions, renoised to the
+same random level inside the phase. Unlike a GAN loss against data it vanishes at self-consistency (Theorem 5). In
+healthy training its accuracy is near chance (a discriminator loss near 2).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _GROUPS = 8
 
 
 def renoise_std(sigma: Tensor, sigma_to: Tensor, *, flow: bool) -> Tensor:
-    """Standard deviation of the independent noise that lifts a latent from ``sigma`` to ``sigma_to >= sigma``.
+    """Standard deviation of the independent noise that takes a latent from ``sigma`` to ``sigma_to >= sigma``.
 
     Variance exploding: ``sqrt(sigma_to^2 - sigma^2)``. Flow: the latent is first scaled by
     ``a = (1 - sigma_to) / (1 - sigma)``, so ``sqrt(sigma_to^2 - (a sigma)^2)``. The official flow code uses
-    ``(sigma_to - sigma) / (1 - sigma)``, which is right only for noise shared with the latent and too small by up to
-    ``1 / sqrt(2)``.
+    ``(sigma_to - sigma) / (1 - sigma)``, which is correct only for noise shared with the latent, and otherwise too
+    small by a factor of up to ``1 / sqrt(2)``.
     """
     kept = sigma * _flow_scale(sigma, sigma_to) if flow else sigma
     return (sigma_to.square() - kept.square()).clamp(min=0).sqrt()
@@ -55,14 +55,14 @@ def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tenso
 
 
 def hinge_generator(fake: Sequence[Tensor]) -> Tensor:
-    """``relu(1 - D(fake))``, the mean over heads, as the official code has it; 1 is chance."""
+    """``relu(1 - D(fake))``, the mean over heads, as in the official code; 1 is chance."""
     return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
 
 
 class DiscriminatorHead(nn.Module):
     """Project, normalize and activate, twice, then one score per token.
 
-    Pointwise, as the official SDXL and SD3 heads, so that any number of tokens and any latent rank will do.
+    Pointwise like the official SDXL and SD3 heads, so it works for any number of tokens and any latent rank.
     """
 
     def __init__(self, width: int, hidden: int, generator: torch.Generator) -> None:
@@ -74,7 +74,7 @@ class DiscriminatorHead(nn.Module):
         self.enter, self.mix, self.leave = matrix(hidden, width), matrix(hidden, hidden), matrix(1, hidden)
 
     def forward(self, feature: Tensor, *, frozen: bool = False) -> Tensor:
-        """Scores [B, T, 1] of features [B, T, C]; ``frozen`` keeps gradient from the weights."""
+        """Scores [B, T, 1] of features [B, T, C]; ``frozen``: no gradient for the weights."""
         enter, mix, leave = (w.detach() if frozen else w for w in (self.enter, self.mix, self.leave))
         x = _activate(F.linear(feature.to(enter.dtype), enter))
         x = x + _activate(F.linear(x, mix))
@@ -86,9 +86,9 @@ class DiscriminatorHeads(nn.ModuleList):
 
     Args:
         widths: channels of each feature map.
-        hidden: channels inside the heads, a multiple of 8 and at least 16: one channel per group would normalize a
-            single token to zero.
-        generator: of the initial weights, on the CPU.
+        hidden: channels inside the heads, a multiple of 8 and at least 16: with one channel per group, a single token
+            would be normalized to zero.
+        generator: draws the initial weights, on the CPU.
 
     Raises:
         PCMError: if ``hidden`` does not fit.
@@ -100,11 +100,11 @@ class DiscriminatorHeads(nn.ModuleList):
         super().__init__(DiscriminatorHead(width, hidden, generator) for width in widths)
 
     def forward(self, features: Sequence[Tensor], *, frozen: bool = False) -> list[Tensor]:
-        """Scores [B, T, 1] of features [B, T, C], one per map; ``frozen`` keeps gradient from the heads."""
+        """Scores [B, T, 1] of features [B, T, C], one per map; ``frozen``: no gradient for the heads."""
         return [head(feature, frozen=frozen) for head, feature in zip(self, features, strict=True)]
 
     def differences(self, state: Mapping[str, Tensor]) -> list[str]:
-        """What stands in the way of loading ``state``, in words; empty if it fits."""
+        """The reasons why ``state`` cannot be loaded, in words; empty if it fits."""
         had, has = ({name: w.shape for name, w in weights.items()} for weights in (state, self.state_dict()))
         return [] if had == has else [f"{len(had)} weights of the discriminator -> {len(has)}, or other shapes"]
 
@@ -115,18 +115,18 @@ def _activate(x: Tensor) -> Tensor:
 
 
 class BlockFeatures:
-    """What blocks of a backbone put out, as tokens [B, T, C], differentiable in x.
+    """The outputs of some blocks of a backbone as tokens [B, T, C], differentiable in x.
 
     Args:
-        backbone: called as the trainer calls it, with the adapters off.
-        blocks: modules inside it; of several outputs the largest tensor counts (the picture beside its text).
+        backbone: called as by the trainer, with the adapters off.
+        blocks: modules inside it; if one has several outputs, the largest is used (image tokens, not text tokens).
     """
 
     def __init__(self, backbone: Callable[[Tensor, Tensor, Tensor], Tensor], blocks: Sequence[nn.Module]) -> None:
         self.backbone, self.blocks = backbone, list(blocks)
 
     def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> list[Tensor]:
-        # A backbone that cannot batch these captions runs once per row, and so does every block.
+        # If the backbone cannot batch these captions, it runs once per row, and so does every block.
         found: list[list[Tensor]] = [[] for _ in self.blocks]
 
         def keeper(parts: list[Tensor]) -> Callable[[nn.Module, object, Tensor | Sequence[Tensor | None]], None]:
@@ -146,11 +146,11 @@ def _tokens(output: Tensor | Sequence[Tensor | None]) -> Tensor:
 
 
 class Discriminator:
-    """Features and heads as one discriminator.
+    """A discriminator made of features and heads.
 
     Args:
         features: ``(x, sigma [B], captions [B]) -> [[B, T, C], ...]``, of the frozen backbone, differentiable in x.
-        heads: made for those widths.
+        heads: heads for the widths of these features.
     """
 
     def __init__(self, features: Features, heads: DiscriminatorHeads) -> None:
@@ -159,9 +159,9 @@ class Discriminator:
     def level(
         self, grid: SolverGrid, index: Tensor, generator: torch.Generator, span: tuple[float, float] = (0.0, 1.0)
     ) -> Tensor:
-        """A noise level inside the phase of each sample, [B] on the CPU: the sigma of a solver point of that phase.
+        """Draw a noise level inside the phase of each sample, [B] on the CPU: the sigma of a solver point of the phase.
 
-        ``span`` is the part of the phase's points to draw from, (0, 1) all of them and (0, 0.25) the lowest quarter.
+        ``span`` is the range of the phase's points to draw from: (0, 1) is all of them, (0, 0.25) the lowest quarter.
         """
         low, high = span
         draw = low + (high - low) * torch.rand(len(index), generator=generator)

@@ -1,4 +1,4 @@
-"""Let autograd run through a network that was loaded for inference, and find its blocks."""
+"""Make a network that was loaded for inference differentiable, and find its blocks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 @contextmanager
 def differentiable_weights(root: nn.Module) -> Iterator[None]:
-    """Freeze a module and let autograd run through it, even if it was loaded in inference mode.
+    """Freeze a module and make it differentiable, even if it was loaded in inference mode.
 
-    Tensors made there cannot be saved for backward, not even after they were moved to another device. Inside the block
-    each is replaced by an ordinary tensor on the same memory, of the same subclass if it is a quantized one; afterwards
-    the very same objects are back. Where the memory cannot be shared, by a copy. Must run outside inference mode.
+    Tensors made in inference mode cannot be saved for backward, not even after a move to another device. Inside the
+    context each is replaced by a normal tensor on the same memory, of the same subclass if it is quantized, or by a
+    copy if the memory cannot be shared. Afterwards the original objects are restored. Must run outside inference mode.
     """
     with ExitStack() as stack:
         for parameter in root.parameters():
-            # Inference tensors are replaced below, and their flag could not be set back outside inference mode.
+            # Inference tensors are replaced below; their flag could not be restored outside inference mode.
             if parameter.requires_grad and not parameter.is_inference():
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)
@@ -36,7 +36,7 @@ def differentiable_weights(root: nn.Module) -> Iterator[None]:
 
 
 def _can_be_saved(tensor: Tensor) -> bool:
-    """Whether autograd may keep the tensor.
+    """Whether autograd can save the tensor.
 
     ``module.to()`` on a parameter made in inference mode leaves it without a version counter, which autograd needs.
     """
@@ -47,21 +47,21 @@ def _can_be_saved(tensor: Tensor) -> bool:
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """The tensor as it would be had it been made outside inference mode."""
+    """An equal tensor that is not an inference tensor."""
     kind = type(tensor)
-    if is_traceable_wrapper_subclass(tensor):  # a quantized weight: its parts hold the memory
+    if is_traceable_wrapper_subclass(tensor):  # a quantized weight: its inner tensors hold the memory
         return _rebuilt(tensor)
     shared = _shared(tensor)
     if kind is nn.Parameter:
         return nn.Parameter(shared, requires_grad=False)
-    if kind is not Tensor:  # a GGUF weight: a plain tensor with attributes that say what its bytes mean
+    if kind is not Tensor:  # a GGUF weight: a plain tensor with attributes that describe its encoding
         shared = shared.as_subclass(kind)
         vars(shared).update(vars(tensor))
     return shared
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """An ordinary plain tensor on the same memory; a copy of it if that cannot be shared."""
+    """A plain tensor on the same memory, or a copy if the memory cannot be shared."""
     plain = tensor.data.as_subclass(Tensor)
     try:
         return dlpack.from_dlpack(plain)
@@ -78,7 +78,7 @@ def _rebuilt(tensor: Any) -> Tensor:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with parts of their own that sit in a ``ModuleList`` or ``Sequential``, in order."""
+    """The outermost modules with submodules in a ``ModuleList`` or ``Sequential``, in order."""
     listed = isinstance(module, nn.ModuleList | nn.Sequential)
     for child in module.children():
         if listed and not isinstance(child, nn.ModuleList | nn.Sequential):

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors, numbers and lists only, and those of earlier versions under today's names."""
+"""Convert checkpoints of earlier versions to today's names; all contain tensors, numbers and lists only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _HEAD = ("enter", "mix", "leave")
 
 
 def migrate(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint in today's form; one of 0.1.0 is translated, any other is returned as it is.
+    """A checkpoint in today's format; one of 0.1.0 is converted, any other is returned as is.
 
-    0.1.0 wrote ``optimiser``, ``critic`` and ``heads``, a list of weights; ``adapters`` as a list per module, down and
-    up and then their moving averages; and the setting ``clip``.
+    0.1.0 wrote ``optimiser``, ``critic`` and ``heads`` (a list of weights), ``adapters`` as a list per module (down, up
+    and then their moving averages), and the setting ``clip``.
     """
     if "optimiser" not in state:
         return state

@@ -1,4 +1,4 @@
-"""What a distillation is asked to do, how it fails, and what its file says about it."""
+"""The settings of a distillation, its error when it diverges, and the metadata of its file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import PCMError
 from ..phases import Spacing, Terminal, phase_edges
 
 # Noise levels and learning rate of the discriminator: the only pair that helped in benchmarks/results/experiments.md.
-# The authors use the whole phase and 1e-5; those are the defaults below.
+# The authors use the whole phase and 1e-5, which are the defaults below.
 ADVERSARIAL_SPAN: tuple[float, float] = (0.0, 0.25)
 ADVERSARIAL_LR = 1e-3
 
@@ -24,25 +24,25 @@ def usual_warmup(steps: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """What to train.
+    """Settings of the consistency stage.
 
     Attributes:
-        phases, grid, spacing, terminal: the phases and the solver grid their edges lie on; see ``matching_grid``.
+        phases, grid, spacing, terminal: the phases, and the solver grid of their edges; see ``matching_grid``.
         steps: optimizer steps of the whole run; the cosine ends there.
         batch: samples per forward pass over all processes; ``accumulate`` passes make one optimizer step.
         lr, warmup, weight_decay, max_grad_norm: AdamW, linear warm-up then cosine to 2 %, gradient clipping.
         loss: ``huber`` (pseudo-Huber with ``huber_c``, official) or ``l2``.
-        cfg: range the teacher's guidance is drawn from, ComfyUI's convention (official w + 1). (1, 1) distils without
-            guidance, with no second teacher pass: the student then keeps a wide CFG range of its own.
-        caption_dropout: fraction of captions replaced by the null caption, for student and teacher alike; official 0.1
-            for distillation without guidance.
+        cfg: range of the teacher's guidance in ComfyUI's convention (official w + 1). (1, 1) distils without guidance
+            and without a second teacher pass: the student can then be sampled over a wide range of cfg.
+        caption_dropout: fraction of captions replaced by the null caption, for student and teacher; official 0.1 for
+            distillation without guidance.
         ema: decay of the moving average, 0 for none; it ramps up, ``min(ema, (step + 1) / (step + 10))``.
-        target: whose jump the student must agree with, the ``student`` without gradient (official) or the ``ema``.
-        adversarial: weight of the adversarial loss (official 0.1); ``adversarial_lr`` of its heads.
-        adversarial_span: part of the phase, 0 its lower edge and 1 its upper one, from which the noise level is drawn
-            that the discriminator sees both landings at. Official (0, 1); ``ADVERSARIAL_SPAN`` did better on pictures.
-        autocast: compute dtype of the passes, e.g. ``torch.bfloat16``; the adapters stay float32.
-        seed: of everything that is drawn.
+        target: the network of the target's jump: the ``student`` without gradient (official) or the ``ema``.
+        adversarial: weight of the adversarial loss (official 0.1); ``adversarial_lr``: learning rate of its heads.
+        adversarial_span: range within the phase, from 0 (lower edge) to 1 (upper edge), of the noise level at which the
+            discriminator sees both predictions. Official (0, 1); ``ADVERSARIAL_SPAN`` did better on images.
+        autocast: compute dtype of the passes, such as ``torch.bfloat16``; the adapters stay float32.
+        seed: seed of all random draws.
     """
 
     phases: int = 4
@@ -96,7 +96,7 @@ class DistillConfig:
 
 
 def cosine(lr: float, step: int, warmup: int, steps: int) -> float:
-    """The rate of a step: linear up to ``lr`` over ``warmup`` steps, then a cosine down to 2 % at ``steps``."""
+    """Learning rate of a step: linear warm-up over ``warmup`` steps to ``lr``, then a cosine to 2 % at ``steps``."""
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -131,9 +131,9 @@ class Diverged(PCMError):  # noqa: N818
 def distill_metadata(
     config: DistillConfig, *, prediction: str, base_model: str, steps: int, shift: float | None = None
 ) -> dict[str, str]:
-    """The safetensors metadata from which ``profile_from_metadata`` configures loader and sampler.
+    """The safetensors metadata that ``profile_from_metadata`` reads to configure loader and sampler.
 
-    A student that was distilled with guidance is sampled at cfg 1; one without at the user's, default 1.
+    A student that was distilled with guidance is sampled at cfg 1; one without at the user's cfg, default 1.
     """
     low, high = config.cfg
     entries: dict[str, object] = {

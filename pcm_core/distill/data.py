@@ -1,4 +1,4 @@
-"""Latents for training: they stay where they are and move one batch at a time."""
+"""Latents for training: they stay on their device and are moved one batch at a time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..errors import PCMError
 
 
 class Data(Protocol):
-    """What the trainer asks of a data set. Rows and captions are plain numbers; caption -1 is the null caption."""
+    """The interface of a data set. Rows and captions are indices; caption -1 is the null caption."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Row numbers [count], int64 on the CPU, all of latents of one shape."""
+        """Row indices [count], int64 on the CPU, of latents that all have one shape."""
         ...
 
     def latents(self, rows: Tensor) -> Tensor:
-        """Latents [len(rows), ...] as the model sees them, float32 on the training device."""
+        """Latents [len(rows), ...] in the model's scale, float32 on the training device."""
         ...
 
     def captions(self, rows: Tensor) -> Tensor:
-        """Caption numbers [len(rows)], int64 on the CPU."""
+        """Caption indices [len(rows)], int64 on the CPU."""
         ...
 
 
@@ -32,11 +32,11 @@ class LatentSet:
 
     Args:
         tensors: each [B, ...]; kept by reference, never copied or moved as a whole.
-        captions: one caption number per tensor, or one per row.
-        prepare: from a batch as stored to one as trained on: device, dtype, the model's own scaling.
+        captions: one caption index per tensor, or one per row.
+        prepare: converts a stored batch for training: device, dtype and the model's own scaling.
 
     Raises:
-        PCMError: if there are no rows, or captions and rows do not pair up.
+        PCMError: if there are no rows, or captions and rows do not match.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LatentSet:
         return len(self._places)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Rows of one shape, the shape drawn in proportion to its rows; without repeats while there are enough."""
+        """Rows of one shape, drawn in proportion to its number of rows; without repeats if there are enough rows."""
         first = int(torch.randint(len(self), (), generator=generator))
         group = self._group_of[first]
         if len(group) >= count:
@@ -77,7 +77,7 @@ class LatentSet:
 
     def latents(self, rows: Tensor) -> Tensor:
         places = [self._places[int(row)] for row in rows]
-        # Cloned by the stack: tensors made in inference mode cannot enter autograd otherwise.
+        # torch.stack clones: otherwise tensors made in inference mode cannot enter autograd.
         return self.prepare(torch.stack([self.tensors[i][j] for i, j in places]))
 
     def captions(self, rows: Tensor) -> Tensor:

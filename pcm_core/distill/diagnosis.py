@@ -1,4 +1,4 @@
-"""What steers a matching stage, without any data set: the student on held-out pairs of its bank."""
+"""Validation of a matching stage without a data set: the student on held-out pairs of its bank."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Diagnosis:
     """The student against the teacher on the same pairs.
 
     Attributes:
-        distance: RMS between the student's ends and the teacher's.
-        spread: standard deviation of the student's ends under one text, as a part of the teacher's.
-        fell: whether that is below 0.9 of what it was at the start: contraction raises accuracy, and must be seen.
+        distance: RMS distance between the student's results and the teacher's.
+        spread: standard deviation of the student's results for one text, relative to the teacher's.
+        fell: whether the spread is below 0.9 of its initial value: a loss of diversity raises accuracy, so it must
+        show.
     """
 
     distance: float
@@ -29,7 +30,7 @@ class Diagnosis:
 
 
 class Collapsed(PCMError):  # noqa: N818
-    """Samples under one text have come much closer to each other than they were."""
+    """Samples of one text have become much more alike than at the start."""
 
     def __init__(self, before: float, now: float) -> None:
         super().__init__(
@@ -40,13 +41,13 @@ class Collapsed(PCMError):  # noqa: N818
 
 
 def diagnosis_of(ends: Tensor, held: Bank, first_spread: float | None) -> Diagnosis:
-    """Of the student's ends [N, ...] for the pairs of ``held``; ``first_spread`` is that of the start, if known."""
+    """Diagnose the student's results [N, ...] for the pairs of ``held``; ``first_spread`` is the initial spread."""
     spread = spread_per_caption(ends, held.captions) / max(spread_per_caption(held.ends, held.captions), 1e-12)
     distance = (ends - held.ends).square().mean().sqrt()
     return Diagnosis(float(distance), spread, first_spread is not None and spread < _FALL * first_spread)
 
 
 def spread_per_caption(ends: Tensor, captions: Tensor) -> float:
-    """Mean over the captions of the standard deviation of their samples."""
+    """Standard deviation of the samples of each caption, averaged over captions."""
     numbers = dict.fromkeys(int(number) for number in captions)
     return float(torch.stack([ends[captions == number].var(0).mean().sqrt() for number in numbers]).mean())

@@ -1,4 +1,4 @@
-"""Write a LoRA file, whole or not at all."""
+"""Write a LoRA file atomically."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def write_lora(
     """Write a safetensors file that appears under its name only when it is complete.
 
     Args:
-        dtype: of the matrices in the file; scalars (``.alpha``) stay float32. Default: as they are.
+        dtype: dtype of the matrices in the file; scalars (``.alpha``) stay float32. Default: unchanged.
 
     Raises:
         PCMError: if it cannot be written, for example because the disk is full.
     """
     partial = path.with_suffix(".part")
     try:
-        # Copies, because a file cannot hold two tensors that share memory.
+        # Copies, because safetensors refuses tensors that share memory.
         state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
         if dtype is not None:
             state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
         partial.touch()
         mode = partial.stat().st_mode
         save_file(state, partial, metadata=metadata)
-        with suppress(OSError):  # safetensors leaves a file that only its owner may read
+        with suppress(OSError):  # safetensors creates files that only their owner may read
             partial.chmod(mode)
         partial.replace(path)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Low-rank pairs for named modules: the weights of one LoRA, and how a file spells them."""
+"""Low-rank pairs for named modules: the weights of one LoRA, and their names in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SetState = dict[str, dict[str, Tensor]]
 def adaptable(root: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The linear and convolution modules of ``root`` whose name contains one of ``targets``; all if it is empty.
 
-    Grouped, transposed and non-zero-padded convolutions are left out: a low-rank pair cannot stand beside them.
+    Grouped, transposed and non-zero-padded convolutions are left out: they cannot have a low-rank pair.
 
     Raises:
         PCMError: if none is left.
@@ -54,7 +54,7 @@ def shape_of(module: Any) -> tuple[int, ...] | None:
 class LowRankPair(nn.Module):
     """The matrices of one module: ``down`` [rank, in, *kernel] and ``up`` [out, rank, *1], float32.
 
-    ``down`` starts as unit-variance projections, ``up`` at zero, so that the pair changes nothing at first.
+    ``down`` is initialized to unit-variance projections and ``up`` to zero, so that the pair changes nothing at first.
     """
 
     def __init__(self, shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator | None) -> None:
@@ -66,7 +66,7 @@ class LowRankPair(nn.Module):
         self.scale = alpha / rank
 
     def forward(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        """``output + scale up(down(x))`` beside the module that made ``output`` from ``x``, in the output's dtype."""
+        """``output + scale up(down(x))`` for a module that returned ``output`` for ``x``, in the output's dtype."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if down.ndim == 2:
             change = F.linear(F.linear(x, down), up)
@@ -81,9 +81,9 @@ class LowRankSet(nn.Module):
 
     Args:
         shapes: module name to (out, in, *kernel).
-        rank: of every pair.
+        rank: rank of every pair.
         alpha: a pair is scaled by ``alpha / rank``; default ``rank``.
-        generator: of the initial ``down`` matrices, on the CPU.
+        generator: draws the initial ``down`` matrices, on the CPU.
 
     Raises:
         PCMError: if the rank is below 1, or alpha is not finite and above 0.
@@ -100,10 +100,10 @@ class LowRankSet(nn.Module):
         if not 0 < self.alpha < math.inf:
             raise PCMError(f"alpha is {self.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
         self.pairs = {name: LowRankPair(shape, rank, self.alpha, generator) for name, shape in shapes.items()}
-        self._registered = nn.ModuleList(self.pairs.values())  # module names hold dots, which torch forbids in its own
+        self._registered = nn.ModuleList(self.pairs.values())  # module names contain dots, which torch does not allow
 
     def lora(self, prefix: str) -> dict[str, Tensor]:
-        """The LoRA as the host reads it: ``<prefix><module>.lora_up.weight``, ``.lora_down.weight``, ``.alpha``.
+        """The LoRA with ComfyUI's key names: ``<prefix><module>.lora_up.weight``, ``.lora_down.weight``, ``.alpha``.
 
         float32 copies on the CPU.
         """
@@ -116,12 +116,12 @@ class LowRankSet(nn.Module):
 
     @torch.no_grad()
     def load_lora(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        """Start from an existing LoRA of the same modules and rank, in the naming of ``lora``.
+        """Start from an existing LoRA of the same modules and rank, with the key names of ``lora``.
 
-        A file scaled by another alpha is taken over exactly: the difference goes into ``up``.
+        A LoRA with another alpha is loaded exactly: the difference in scale goes into ``up``.
 
         Raises:
-            PCMError: if a module is missing on either side or a shape differs; nothing has been changed then.
+            PCMError: if a module is missing on either side or a shape differs; nothing is changed then.
         """
         self._check_lora(state, prefix)
         for name, pair in self.pairs.items():
@@ -152,19 +152,19 @@ class LowRankSet(nn.Module):
                     )
 
     def state(self) -> SetState:
-        """Copies on the CPU by module name, as a checkpoint holds them."""
+        """Copies on the CPU by module name, for a checkpoint."""
         return {
             name: {"down": pair.down.detach().cpu().clone(), "up": pair.up.detach().cpu().clone()}
             for name, pair in self.pairs.items()
         }
 
     def load(self, state: SetState) -> None:
-        """Restore ``state``; see ``differences`` for whether it fits."""
+        """Restore ``state``; check first with ``differences`` that it fits."""
         for name, weights in state.items():
             self.pairs[name].load_state_dict(weights)
 
     def differences(self, state: SetState) -> list[str]:
-        """What stands in the way of loading ``state``, in words; empty if it fits."""
+        """The reasons why ``state`` cannot be loaded, in words; empty if it fits."""
         if state.keys() != self.pairs.keys():
             return [f"targets: {len(state)} modules -> {len(self.pairs)}"]
         ranks = {(len(state[name]["down"]), len(pair.down)) for name, pair in self.pairs.items()}

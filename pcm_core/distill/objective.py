@@ -1,8 +1,8 @@
-"""The phased consistency objective, for any model that can be called.
+"""The phased consistency objective, for any callable model.
 
 One training step (paper Algorithm 1 and Eq. 7; ``train_pcm_lora_sd15.py``): noise a clean latent to a solver grid point
-i, let the *student* jump from there to the lower edge of its phase, let the *teacher* take one guided solver step to
-point i - 1 and the student (no gradient) jump from there to the same edge. The two landings must agree.
+i, let the *student* jump from there to the lower edge of its phase; let the *teacher* take one guided solver step to
+point i - 1, and the student (no gradient) jump from there to the same edge. The two results must agree.
 
 Everything happens in sigma space on x0 predictions, so eps, v, x0 and flow models differ only in how x is noised.
 """
@@ -27,13 +27,13 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SolverGrid:
-    """The teacher's solver points and what each must reach; float32 [n], ascending, on the CPU.
+    """The teacher's solver points and their target levels; float32 [n], ascending, on the CPU.
 
     Attributes:
         sigma: noise level of point i.
         below: noise level of point i - 1; the bottom edge for i = 0.
-        edge: noise level of the lower edge of the phase that point i lies in. ``edge <= below < sigma``, except that
-            a grid of every timestep has nothing below point 0 but itself (``alpha0``).
+        edge: noise level of the lower edge of the phase of point i. ``edge <= below < sigma``, except at point 0 of a
+            grid of every timestep with ``alpha0``, where all three are equal.
     """
 
     sigma: Tensor
@@ -54,11 +54,11 @@ class SolverGrid:
     ) -> SolverGrid:
         """Build the grid of ``phase_edges(phases, grid)`` from a model's ascending sigma table.
 
-        ``terminal`` says what the lowest edge is: the sigma of timestep 0 (``alpha0``, official) or 0 (``zero``). Train
-        on the edges that will be sampled: choose ``grid`` so that sampling's timesteps are grid points.
+        ``terminal`` is the lowest edge: the sigma of timestep 0 (``alpha0``, official) or 0 (``zero``). Train on the
+        edges that will be sampled: choose ``grid`` so that the sampler's timesteps are grid points.
 
         Raises:
-            PCMError: as ``phase_edges``, or if the table cannot be indexed by timestep.
+            PCMError: see ``phase_edges``; also if the table cannot be indexed by timestep.
         """
         edges = phase_edges(phases, grid, train_steps)
         table, stride = SigmaTable.of(table, train_steps=train_steps), train_steps // grid
@@ -73,7 +73,7 @@ class SolverGrid:
 
 
 def jump_batch(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """``sampling.jump`` with one pair of noise levels per sample; ``sigma`` may be 0 where ``sigma_next`` is."""
+    """``sampling.jump`` with noise levels per sample; ``sigma`` may be 0 if ``sigma_next`` is 0 too."""
     weight = torch.where(sigma > 0, sigma_next / sigma.clamp(min=torch.finfo(sigma.dtype).tiny), 1.0)
     return torch.lerp(denoised, x, per_sample(weight, x))
 
@@ -84,11 +84,11 @@ def pseudo_huber(error: Tensor, c: float = 1e-3) -> Tensor:
 
 
 def matching_grid(phases: int, train_steps: int = 1000) -> tuple[int, Spacing]:
-    """The solver grid whose phase edges are the timesteps that sampling visits, and the spacing that visits them.
+    """The solver grid whose phase edges are the timesteps that will be sampled, and the spacing that samples them.
 
-    ``trailing`` wherever a grid of 40 or 50 points has those edges (its divisors: 1, 2, 4, 5, 8, 10, ... phases);
-    otherwise 50 points and ``aligned``, because then only the trained edges themselves can be sampled. Training on
-    other edges than sampling is what the official scripts do for 4, 8 and 16 phases on 50 points.
+    ``trailing`` if a grid of 40 or 50 points has these edges (phases that divide 40 or 50: 1, 2, 4, 5, 8, 10, ...);
+    otherwise 50 points and ``aligned``, where the trained edges themselves are sampled. The official scripts train on
+    other edges than they sample for 4, 8 and 16 phases on 50 points.
 
     Raises:
         PCMError: if ``phases`` does not fit on 50 points.
@@ -111,13 +111,13 @@ def guided(conditional: Tensor, unconditional: Tensor, cfg: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PhasedPair:
-    """Two landings on the lower edge of a phase that must agree.
+    """Two latents at the lower edge of a phase that must agree.
 
     Attributes:
-        prediction: where the student lands in one jump, [B, ...] in sigma space, with gradient.
-        landing: where the teacher's solver step and the target's jump land.
-        edge: noise level of the landing, [B].
-        flow: how latents are noised.
+        prediction: the result of the student's jump, [B, ...] in sigma space, with gradient.
+        landing: the result of the teacher's solver step and the target's jump.
+        edge: noise level of both, [B].
+        flow: whether latents are noised as in flow models.
     """
 
     prediction: Tensor
@@ -146,10 +146,10 @@ def phased_pair(
     *,
     flow: bool,
 ) -> PhasedPair:
-    """Run the three roles once; arguments as ``phased_loss``.
+    """Run student, teacher and target once; arguments as in ``phased_loss``.
 
-    Where the solver step already ends on the edge the target's jump is the identity by construction, so the landing is
-    the solver step itself; a batch of nothing else does not call the target.
+    If the solver step already ends on the edge, the target's jump is the identity, so the result of the solver step is
+    used; a batch of such samples only does not call the target.
     """
     sigma, below, edge = (row[index].to(clean) for row in (grid.sigma, grid.below, grid.edge))
     x = add_noise(clean, noise, sigma, flow=flow)
@@ -181,10 +181,10 @@ def phased_loss(
         student: ``(x, sigma [B]) -> x0``, with gradient.
         teacher: the frozen model, guidance included (ComfyUI's convention ``uncond + cfg (cond - uncond)``).
         target: the student without gradient, or its moving average.
-        clean: latents [B, ...] of any rank; ``noise`` alike.
-        index: grid points [B], int64, on the CPU.
-        flow: how x is noised.
-        huber_c: the loss's transition from quadratic to absolute.
+        clean: latents [B, ...] of any rank; ``noise`` has the same shape.
+        index: indices of grid points [B], int64, on the CPU.
+        flow: whether x is noised as in flow models.
+        huber_c: transition of the loss from quadratic to absolute.
     """
     pair = phased_pair(student, teacher, target, clean, noise, index, grid, flow=flow)
     return pseudo_huber(pair.error, huber_c)

@@ -1,4 +1,4 @@
-"""Distil in one call, for one model, one GPU and one prompt or none."""
+"""Distil in one call, for one model on one GPU."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class DistilledLora:
     """A trained LoRA.
 
     Attributes:
-        tensors: as ComfyUI reads them, float32 on the CPU.
-        metadata: from which Load PCM LoRA and ``profile_for`` configure sampling.
+        tensors: the LoRA with the key names of ComfyUI, float32 on the CPU.
+        metadata: the settings that Load PCM LoRA and ``profile_for`` read.
         losses: the consistency loss of every step.
     """
 
@@ -38,7 +38,7 @@ class DistilledLora:
     losses: list[float]
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a ``.safetensors`` file, whole or not at all; ``dtype`` such as ``torch.float16`` halves it.
+        """Write a ``.safetensors`` file atomically; ``dtype`` such as ``torch.float16`` halves its size.
 
         Raises:
             PCMError: if it cannot be written.
@@ -64,23 +64,24 @@ def distill(
     prefix: str = "diffusion_model.",
     after_step: Callable[[StepReport], None] | None = None,
 ) -> DistilledLora:
-    """Train a phased consistency LoRA (arXiv 2405.18407) and return it; the model is left as it was.
+    """Train a phased consistency LoRA (arXiv 2405.18407) and return it; the model does not change.
 
     Args:
         model: ``model(x, sigma [B]) -> x0`` or ``model(x, sigma [B], captions [B]) -> x0`` in sigma space, with the
-            attributes ``network`` (the ``nn.Module`` to adapt), ``sigmas`` (its ascending table) and ``flow`` (how
-            latents are noised), as a ``pcm_core`` ``Denoiser`` has them.
-        latents: clean latents [N, ...] as the model sees them, or several such batches; moved one batch at a time.
-        phases: and so sampling steps of the LoRA.
+            attributes ``network`` (the ``nn.Module`` to adapt), ``sigmas`` (its ascending table) and ``flow`` (whether
+            latents are noised as in flow models), like a ``pcm_core`` ``Denoiser``.
+        latents: clean latents [N, ...] in the model's scale, or several such batches; moved one batch at a time.
+        phases: number of phases, and so of sampling steps, of the LoRA.
         steps, rank, batch, lr, ema, seed: as in ``DistillConfig`` and ``Adapters``.
-        captions: one number per latent, handed to the model; default 0 for all.
-        cfg: guidance that is distilled in, ComfyUI's convention. Above 1 the model takes captions, and -1 is none.
+        captions: one caption index per latent, passed to the model; default 0 for all.
+        cfg: guidance that is distilled, in ComfyUI's convention. Above 1 the model must take captions; -1 is no
+        caption.
         targets: parts of module names; default every matrix.
-        base_model, prefix: what the file says it belongs to, and what module names start with.
-        after_step: called after every step, for a progress bar; whatever it raises ends the run.
+        base_model, prefix: base model in the metadata, and prefix of the module names in the file.
+        after_step: called after every step, for a progress bar; an exception in it ends the run.
 
     Raises:
-        PCMError: if the model lacks an attribute, guidance is asked of one without captions, or a setting is wrong.
+        PCMError: if the model lacks an attribute, takes no captions but cfg is above 1, or a setting is wrong.
     """
     network, table, flow = _parts(model)
     backbone, captioned = _backbone(model)
@@ -124,7 +125,7 @@ def _parts(model: Any) -> tuple[nn.Module, Tensor, bool]:
 
 
 def _backbone(model: Any) -> tuple[Backbone, bool]:
-    """The model as the trainer calls it, and whether it takes captions."""
+    """The model with the trainer's call signature, and whether it takes captions."""
     try:
         inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind(None, None, None)
     except TypeError:

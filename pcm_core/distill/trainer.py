@@ -1,4 +1,4 @@
-"""The consistency stage: deterministic from its seed, resumable, and safe to stop at any step."""
+"""The consistency stage: deterministic for a seed, resumable, and safe to stop at any step."""
 # pyright: reportUnknownMemberType=false
 # (Tensor.backward and Optimizer.step are untyped in torch.)
 
@@ -40,13 +40,13 @@ class Trainer(TrainingLoop):
 
     Args:
         backbone: ``(x, sigma [B], captions [B]) -> x0`` through modules that ``adapters`` is attached to. Called with
-            twice the batch where the teacher is guided: the captions, then the null caption -1.
+            twice the batch for a guided teacher: the captions, then the null caption -1.
         adapters: attached by the caller (``with adapters.attached():``); the model is frozen.
-        data: what to train on.
-        table: of the model, as for ``SolverGrid.from_table``.
-        flow: how latents are noised.
-        discriminator: needed where ``config.adversarial`` is above 0.
-        processes: every process draws the global batch and keeps its part, so that n processes do what one does.
+        data: the training data.
+        table: the model's sigma table, as for ``SolverGrid.from_table``.
+        flow: whether latents are noised as in flow models.
+        discriminator: needed if ``config.adversarial`` is above 0.
+        processes: every process draws the global batch and keeps its part, so n processes train the same as one.
 
     Raises:
         PCMError: if settings contradict each other.
@@ -127,7 +127,7 @@ class Trainer(TrainingLoop):
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _pass(self) -> Tensor:
-        """Forward and backward of one batch: consistency, generator and discriminator loss, float64 [3]."""
+        """Forward and backward pass of one batch: consistency, generator and discriminator loss, float64 [3]."""
         batch = self._draw()
         pair = phased_pair(
             self._as("student", batch.captions),
@@ -150,7 +150,7 @@ class Trainer(TrainingLoop):
         return torch.stack([loss.detach(), generator_loss.detach(), discriminator_loss.detach()]).double().cpu()
 
     def _adversarial(self, discriminator: Discriminator, pair: PhasedPair, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Generator and discriminator loss; the latter has gone backward already."""
+        """Generator and discriminator loss; the backward pass of the latter is done already."""
         assert batch.level is not None and batch.renoise is not None
         captions, level = batch.captions, batch.level.to(pair.edge)
         noise_real, noise_fake = batch.renoise
@@ -184,7 +184,7 @@ class Trainer(TrainingLoop):
         captions = self.data.captions(rows)
         dropped = torch.rand(count, generator=generator) < config.caption_dropout
         captions = torch.where(dropped, NULL_CAPTION, captions)[mine]
-        # One point from each of B equal stretches of the grid: the same distribution, less noise in the loss.
+        # Stratified: one point from each of B equal parts of the grid. Same distribution, less noise in the loss.
         index = (torch.arange(count) + torch.rand(count, generator=generator)) / count * len(self.grid)
         index = index.long().clamp(max=len(self.grid) - 1)[mine]
         low, high = config.cfg
@@ -204,7 +204,7 @@ class Trainer(TrainingLoop):
         return _Batch(clean, captions, index, cfg, first, level, extra)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on to the same bits: tensors, numbers and lists only (``torch.save``)."""
+        """Everything needed to resume to the same bits: tensors, numbers and lists only (``torch.save``)."""
         return {
             "step": self.step_number,
             "losses": list(self.losses),
@@ -220,7 +220,7 @@ class Trainer(TrainingLoop):
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Resume from ``state``, also from one that an earlier version wrote.
+        """Resume from ``state``, which an earlier version may have written.
 
         Raises:
             PCMError: if it was made with other settings.
@@ -243,7 +243,7 @@ class Trainer(TrainingLoop):
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
         now = {name: str(value) for name, value in asdict(self.config).items()}
-        # A setting that is newer than the checkpoint had its default then.
+        # A setting newer than the checkpoint had its default value then.
         made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
         changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
         changed += self.adapters.differences(state["adapters"], state.get("alpha", self.adapters.alpha))
