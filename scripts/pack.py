@@ -1,8 +1,8 @@
-"""The pack as one importable package, ``phased_consistency``, whatever name ComfyUI gives its folder.
+"""The pack as one importable package, ``phased_consistency``, independent of the name of its folder in ComfyUI.
 
-ComfyUI imports a custom node folder under a name made of its path, so ``pcm_core`` would exist twice in a process that
-also imports it by itself: two ``PCMError`` classes, two caches. After ``install`` there is one of each module:
-``phased_consistency.nodes.sampler`` and ComfyUI's own copy are the same object, and so are ``pcm_core`` and theirs.
+ComfyUI imports a custom node folder under a name made of its path. A process that also imports ``pcm_core`` directly
+would have it twice: two ``PCMError`` classes, two caches. After ``install`` every module exists once:
+``phased_consistency.nodes.sampler`` is the module that ComfyUI imported, and ``pcm_core`` is the pack's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "phased_consistency"
-# The module name ComfyUI makes of the folder (nodes.py, load_custom_node).
+# The module name that ComfyUI gives the folder (nodes.py, load_custom_node).
 HOST_NAME = str(ROOT).replace(".", "_x_")
 
 
 class _Alias(Loader):
-    """Stands for a module that has another name."""
+    """Loads a module under another name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # importlib has put the alias there
+        module.__spec__ = self.spec  # importlib has set the alias's spec
 
 
 class _OnePack(MetaPathFinder):
@@ -54,6 +54,6 @@ class _OnePack(MetaPathFinder):
 
 
 def install() -> None:
-    """Make ``phased_consistency`` importable; a second call changes nothing. ``pcm_core`` must be importable."""
+    """Make ``phased_consistency`` importable; needs ``pcm_core`` to be importable. A second call does nothing."""
     if not any(isinstance(finder, _OnePack) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OnePack())

@@ -1,4 +1,4 @@
-"""One progress bar for every command: on a terminal a line that is rewritten, in a log a line now and then."""
+"""The progress bar of all commands: one updated line on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-DELAY = 2.0  # seconds; what is done sooner shows no bar
-IN_A_LOG = 30.0  # seconds between two lines
+DELAY = 2.0  # seconds; shorter work shows no bar
+IN_A_LOG = 30.0  # seconds between lines
 
 
 def bar(total: int, what: str, *, done: int = 0, unit: str = "it", show: bool = True, delay: float = DELAY) -> Any:
     """A tqdm bar on stderr.
 
     Args:
-        total: how many steps there are, with those of an earlier run.
-        done: how many an earlier run made.
-        show: ``False`` in every process but the first.
-        delay: seconds before it is shown.
+        total: number of steps, including those of an earlier run.
+        done: number of steps that an earlier run made.
+        show: ``False`` in every process except the first.
+        delay: seconds before the bar is shown.
     """
     live = sys.stderr.isatty()
     interval = 0.2 if live else IN_A_LOG
@@ -31,7 +31,7 @@ def bar(total: int, what: str, *, done: int = 0, unit: str = "it", show: bool = 
 
 
 def watched(items: Iterable[T], total: int, what: str, *, unit: str = "it") -> Iterator[T]:
-    """The items, under a bar."""
+    """Iterate over items with a progress bar."""
     with bar(total, what, unit=unit) as shown:
         for item in items:
             yield item

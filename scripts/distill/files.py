@@ -1,4 +1,4 @@
-"""The files of ``pcm distill``: read, or refused in one sentence; written whole or not at all."""
+"""The files of ``pcm distill``: read or refused in one sentence, and written atomically."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _OPTIMIZER = {"optimizer", "optimiser"}  # today's name and that of 0.1.0
 
 
 def refuse(found: str, expected: str, action: str) -> NoReturn:
-    """End the process as a ``PCMError`` does."""
+    """Exit with the message of a ``PCMError``."""
     sys.exit(str(PCMError(found, expected, action)))
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library says, where that is of use: torch advises to trust a file that it does not."""
+    """The first line of a library's message, if it helps: torch's own advice is to trust the file."""
     if isinstance(error, (pickle.UnpicklingError, LookupError, EOFError)):
         return "it does not hold what is looked for"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -38,7 +38,7 @@ def read_tensors(path: Path, expected: str, action: str) -> Any:
 
 
 def read_cache(path: Path) -> dict[str, Any]:
-    """Latents and texts as ``--images`` keeps them; a cache without a negative has ``None`` there."""
+    """Read a cache of latents and texts written by ``--images``; the negative may be ``None``."""
     what = ("a cache that a run with --images wrote.", "Give another file, or encode again with --images.")
     cached = read_tensors(path, *what)
     if not _is_cache(cached):
@@ -59,7 +59,7 @@ def _is_cache(cached: Any) -> bool:
 
 
 def _is_text(text: Any) -> bool:
-    """Whether it is a conditioning of the host: pairs of a tensor and what belongs to it."""
+    """Whether ``text`` is a conditioning of the host: pairs of a tensor and a dictionary."""
     return isinstance(text, list) and all(
         isinstance(part, (list, tuple))
         and len(part) == 2
@@ -78,7 +78,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint atomically."""
     partial = path.with_suffix(".part")
     try:
         torch.save(state, partial)
@@ -93,9 +93,9 @@ def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> N
 
 
 class StepLog:
-    """A CSV with one row per step; one that was cut short goes on after the steps of the checkpoint.
+    """A CSV file with one row per step; after an interruption it continues after the steps of the checkpoint.
 
-    One that cannot be begun ends the run, one that cannot be gone on with does not: a LoRA is worth more than its log.
+    If the file cannot be created the run ends; if a later row cannot be written it continues without the log.
     """
 
     HEAD = ("step", "loss", "generator_loss", "discriminator_loss", "grad_norm", "lr")
@@ -104,7 +104,7 @@ class StepLog:
         self.path = path
         if path is None:
             return
-        device = path.exists() and not path.is_file()  # a pipe or device is written to, never replaced
+        device = path.exists() and not path.is_file()  # a pipe or device is written to, not replaced
         self.path = path if device else path.resolve()
         partial = path if device else self.path.with_name(f"{self.path.name}.part")
         try:
@@ -133,7 +133,7 @@ class StepLog:
 
 
 def _rows_until(path: Path, done: int) -> list[list[str]]:
-    """The whole rows of the first ``done`` steps: the last one may have been cut off while it was written."""
+    """The complete rows of the first ``done`` steps: the last row may have been cut off while it was written."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = csv.reader(line for line in file if line.endswith("\n"))
         return [row for row in rows if row and row[0].isdecimal() and int(row[0]) <= done]

@@ -1,7 +1,7 @@
-"""CLIP models and the scores that are made of their embeddings: CLIP score, HPS, PickScore, LAION's aesthetics.
+"""CLIP models and the scores computed from their embeddings: CLIP score, HPS, PickScore, LAION's aesthetic score.
 
-A CLIP comes as a folder in the layout of Hugging Face, or, as HPS is published, as one file of OpenCLIP weights, which
-are renamed for transformers' own model.
+A CLIP model is a folder in the Hugging Face layout or, as for HPS, one file of OpenCLIP weights, which are renamed for
+transformers' model.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from .networks import fingerprint, read_weights
 from .report import MissingError
 
-_TEXTS = 256  # of a batch
-# OpenAI's, for OpenCLIP's ViT-H-14 uses the same.
+_TEXTS = 256  # texts in a batch
+# OpenAI's values, which OpenCLIP's ViT-H-14 also uses.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104}  # of the image towers of ViT-H, g and bigG; of all others 64
 
 
 class Clip:
-    """A CLIP and its embeddings, not normalized.
+    """A CLIP model and its embeddings, not normalized.
 
     Raises:
         MissingError: if transformers is not installed or the model does not load.
@@ -35,9 +35,9 @@ class Clip:
                  tokenizer: str | None = None) -> None:  # fmt: skip
         """
         Args:
-            source: a folder in the layout of Hugging Face, a name there with ``download``, or a file of OpenCLIP.
-            name: of the cache.
-            tokenizer: a folder whose tokenizer is used where ``source`` is a file.
+            source: a folder in the Hugging Face layout, a model name there (with ``download``), or an OpenCLIP file.
+            name: name of the feature cache.
+            tokenizer: a folder whose tokenizer is used if ``source`` is a file.
         """
         try:
             import transformers
@@ -60,7 +60,7 @@ class Clip:
             reason = str(error).splitlines()[0]
             raise MissingError(f"{source} does not load ({reason}); give --clip FOLDER, or --download") from error
         self.name, self.device = name, device
-        self.whole = path.is_file()  # HPS sees the whole image where CLIP sees the middle
+        self.whole = path.is_file()  # HPS pads the image to a square, CLIP crops it
         self.fingerprint = fingerprint(path) if path.exists() else f"{source:0<16.16}".replace("/", "-")
         self.model.to(device).eval()
 
@@ -74,7 +74,7 @@ class Clip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [N, D]; a text longer than the model takes is cut off, as CLIP scores do."""
+        """Embeddings [N, D]; texts that are too long are truncated, as usual for CLIP scores."""
         limit = self.model.config.text_config.max_position_embeddings
         rows: list[Tensor] = []
         for start in range(0, len(texts), _TEXTS):
@@ -85,17 +85,17 @@ class Clip:
 
     @property
     def scale(self) -> float:
-        """The factor that CLIP's own training multiplies cosines by, near 100."""
+        """The factor by which CLIP multiplies cosines in training, near 100."""
         return float(self.model.logit_scale.detach().exp())
 
 
 def _features(found: Any) -> Tensor:
-    """transformers 5 wraps the projected features, earlier ones return them."""
+    """The projected features: transformers 5 wraps them in an output object, earlier versions do not."""
     return getattr(found, "pooler_output", found)
 
 
 def _square(images: Tensor) -> Tensor:
-    """Black bars around [B, 3, H, W], to the longer side."""
+    """Pad [B, 3, H, W] with black to a square of the longer side."""
     height, width = images.shape[-2:]
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
@@ -103,12 +103,12 @@ def _square(images: Tensor) -> Tensor:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows of length 1."""
+    """Rows scaled to length 1."""
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
 def _processor(transformers: Any, size: int) -> Any:
-    """What OpenCLIP does to a square image: bicubic to the size, then OpenAI's mean and deviation."""
+    """OpenCLIP's preprocessing of a square image: bicubic resize, then OpenAI's mean and standard deviation."""
     return transformers.CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=_MEAN, image_std=_STD
     )
@@ -118,10 +118,10 @@ def from_open_clip(weights: dict[str, Tensor], end: int) -> Any:
     """transformers' CLIPModel with the weights of an OpenCLIP ViT with GELU, such as HPS's ViT-H-14.
 
     Args:
-        end: the token that ends a text; a text's embedding is read there.
+        end: the end-of-text token; a text's embedding is read at its position.
 
     Raises:
-        MissingError: if they are no such weights.
+        MissingError: if these are not such weights.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -151,7 +151,7 @@ def _tower(weights: dict[str, Tensor], prefix: str) -> dict[str, int]:
     return {"num_hidden_layers": len(layers), "intermediate_size": hidden.shape[0], "hidden_size": hidden.shape[1]}
 
 
-# OpenCLIP's names of a tower's parts and transformers'; the order matters: longer ones first.
+# Names of the parts of a tower in OpenCLIP and in transformers; the order matters: longer names first.
 _NAMES = (
     ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
@@ -171,7 +171,7 @@ _BLOCK = (
 
 
 def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under transformers' names: fused attention cut in three, projections transposed."""
+    """The tensors with transformers' names: fused attention is split in three, projections are transposed."""
     found: dict[str, Tensor] = {}
     for key, value in weights.items():
         value = value.float()
@@ -195,12 +195,12 @@ def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Aesthetics:
-    """LAION's aesthetic predictor: a stack of linear layers without activations on the unit embedding of ViT-L/14.
+    """LAION's aesthetic predictor: linear layers without activations on the unit embedding of ViT-L/14.
 
-    Reads both versions: one layer, and the five of ``sac+logos+ava1-l14-linearMSE.pth``.
+    Reads both versions: the single layer, and the five layers of ``sac+logos+ava1-l14-linearMSE.pth``.
 
     Raises:
-        MissingError: if the file is another.
+        MissingError: if the file is not such a predictor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,7 +219,7 @@ class Aesthetics:
         """Ratings [N], about 1 to 10, of CLIP embeddings [N, D].
 
         Raises:
-            MissingError: if the embeddings are of another width, so of another CLIP.
+            MissingError: if the embeddings have another width, so come from another CLIP model.
         """
         wanted = self.layers[0][0].shape[1]
         if embeddings.shape[1] != wanted:

@@ -1,15 +1,15 @@
 """Measure a folder of images or clips, alone or against another.
 
-    pcm metrics A B               likeness of items of one name: PSNR, SSIM
+    pcm metrics A B               similarity of items with the same name: PSNR, SSIM
     pcm metrics A B --inception weights-inception-2015-12-05-6726825d.pth      and FID
     pcm metrics A B --clip clip-vit-large-patch14       and FID-CLIP, consistency, CLIP score
     pcm metrics A --hps HPS_v2_compressed.pt --pick PickScore_v1 --aes sac+logos+ava1-l14-linearMSE.pth
-    pcm metrics A                 of clips: optical flow, change between frames
+    pcm metrics A                 for clips: optical flow, change between frames
 
-A is measured, B is the reference: other images of the same prompts, or the teacher's own, which makes FID what the PCM
-paper calls FID-SD. Both are folders, or ``http://HOST:PORT/history/PROMPT_ID`` for what a running ComfyUI made;
-``pcm generate`` makes a folder of any size. Features are kept beside a folder, in ``A.features``, and used again.
-Nothing is downloaded without ``--download``, and nothing is unpickled.
+A is measured against the reference B: other images of the same prompts, or the teacher's own images, which makes FID
+the FID-SD of the PCM paper. Both are folders, or ``http://HOST:PORT/history/PROMPT_ID`` for the images of a running
+ComfyUI; ``pcm generate`` makes a folder of any size. Features are cached beside a folder, in ``A.features``. Nothing is
+downloaded without ``--download``, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NETWORKS = """the networks, by name; each brings a licence of its own
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Every measure that the sources and options allow."""
+    """Compute every measure that the sources and options allow."""
     files = files_of(options)
     check_files(files.paths)
     a_items, b_items = read(options.a), read(options.b) if options.b else []
@@ -63,12 +63,12 @@ def files_of(options: argparse.Namespace) -> Files:
 
 
 def _place(source: str | None) -> Path | None:
-    """Where the features of a source are kept."""
+    """The folder beside which the features of a source are cached."""
     return None if source is None or "://" in source else Path(source).resolve()
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:
-    """The options that name networks."""
+    """Add the options for network files."""
     group = parser.add_argument_group("networks, from local files (see below)")
     group.add_argument("--inception", type=Path, metavar="FILE", help="for FID")
     group.add_argument("--clip", metavar="FOLDER", help="for CLIP score, FID-CLIP, consistency, AES")

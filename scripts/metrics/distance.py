@@ -1,4 +1,4 @@
-"""The Frechet distance of two sets of features: FID with those of Inception, FID-CLIP with those of a CLIP."""
+"""The Frechet distance of two sets of features: FID with features of Inception, FID-CLIP with those of a CLIP model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .report import MissingError
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the Gaussians of two sets of features [N, F] (Heusel et al. 2017), in float64.
+    """Frechet distance of Gaussians fitted to two sets of features [N, F] (Heusel et al. 2017), in float64.
 
     The trace of ``sqrt(A B)`` is that of ``sqrt(sqrt(A) B sqrt(A))``, which stays real when a feature never fires.
 

@@ -1,4 +1,4 @@
-"""Likeness of two images or clips of one name: PSNR and SSIM."""
+"""Similarity of two images or clips with the same name: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .sources import Item
 
 
 def pairs(a: Sequence[Item], b: Sequence[Item]) -> list[tuple[Item, Item]]:
-    """Items of one name.
+    """Pairs of items with the same name.
 
     Raises:
-        MissingError: if none of A has a partner in B.
+        MissingError: if A and B have no name in common.
     """
     named = {item.name: item for item in b}
     found = [(item, named[item.name]) for item in a if item.name in named]
@@ -26,10 +26,10 @@ def pairs(a: Sequence[Item], b: Sequence[Item]) -> list[tuple[Item, Item]]:
 
 
 def likeness(both: Sequence[tuple[Item, Item]]) -> Figures:
-    """Mean PSNR in dB and SSIM over pairs of one shape.
+    """Mean PSNR in dB and SSIM over pairs.
 
     Raises:
-        MissingError: if a pair has two shapes.
+        MissingError: if the items of a pair differ in shape.
     """
     values = [_likeness(one, other) for one, other in both]
     return {name: mean([value[name] for value in values]) for name in ("PSNR dB", "SSIM")}
@@ -43,7 +43,7 @@ def _likeness(one: Item, other: Item) -> Figures:
 
 
 def _unit(frames: Tensor) -> Tensor:
-    """[T, H, W, 3] in 0..1."""
+    """Frames as [T, H, W, 3] in 0..1."""
     return frames.movedim(1, -1) / 255
 
 

@@ -1,4 +1,4 @@
-"""Every measure by name: what it is, what it needs, and how it is taken of a folder, alone or against another."""
+"""Every measure by name: its networks, and how it is computed for a folder, alone or against another."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ CLIP = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Which networks there are; ``None`` for those that are not.
+    """The files of the networks; ``None`` for those that were not given.
 
     Attributes:
-        option: how the user names one, for what is said where it is absent.
+        option: the form of the user's option for a network, for messages about missing ones.
     """
 
     inception: Path | None = None
@@ -51,7 +51,7 @@ class Files:
 
 
 class Networks:
-    """The networks, each loaded when it is first asked for."""
+    """The networks, each loaded at its first use."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -61,7 +61,7 @@ class Networks:
         """The network of that name.
 
         Raises:
-            MissingError: if its file was not given or does not serve; the same each time.
+            MissingError: if its file was not given or cannot be used; the same error each time.
         """
         if name not in self._loaded:
             try:
@@ -110,10 +110,10 @@ class Networks:
 
 
 class Folder:
-    """Items to measure, and their features by every network that was asked.
+    """Items to measure, and their features from every network that was used.
 
     Args:
-        place: the folder beside which features are kept; ``None`` for what a server gave.
+        place: the folder beside which features are cached; ``None`` for items from a server.
     """
 
     def __init__(self, items: Sequence[Item], place: Path | None, networks: Networks) -> None:
@@ -122,14 +122,14 @@ class Folder:
         self._likeness: dict[int, Figures] = {}
 
     def only(self, names: set[str]) -> Folder:
-        """The items of these names, with the features that are known."""
+        """The items with these names, with the features that are known."""
         part = Folder([item for item in self.items if item.name in names], self.place, self.networks)
         part._features = self._features
         return part
 
     @cached_property
     def clips(self) -> list[Item]:
-        """Those of more than one frame.
+        """The items with more than one frame.
 
         Raises:
             MissingError: if there are none.
@@ -140,7 +140,7 @@ class Folder:
         return found
 
     def features(self, name: str) -> Features:
-        """By the network of that name."""
+        """The features from the network of that name."""
         return self.features_by(self.networks.get(name))
 
     def features_by(self, network: Network) -> Features:
@@ -149,17 +149,17 @@ class Folder:
         return self._features[network.name]
 
     def likeness(self, other: Folder) -> Figures:
-        """PSNR and SSIM, taken in one reading."""
+        """PSNR and SSIM, computed in one pass."""
         if id(other) not in self._likeness:
             self._likeness[id(other)] = likeness(pairs(self.items, other.items))
         return self._likeness[id(other)]
 
     @cached_property
     def prompts(self) -> list[str]:
-        """Of every item.
+        """The prompt of every item.
 
         Raises:
-            MissingError: if one is not known.
+            MissingError: if a prompt is not known.
         """
         bare = [item.name for item in self.items if item.prompt is None]
         if bare:
@@ -167,7 +167,7 @@ class Folder:
         return [item.prompt or "" for item in self.items]
 
     def fit(self, name: str) -> list[Tensor]:
-        """Cosines [T] of the frames of every item and its prompt, by the CLIP of that name."""
+        """Cosines [T] of every item's frames and its prompt, with the CLIP model of that name."""
         clip, prompts = self.networks.get(name), self.prompts
         rows = self.features(name).rows
         texts = unit(clip.texts(prompts))
@@ -179,13 +179,13 @@ Taken = Callable[[Folder, Folder], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One figure of a folder.
+    """One measure of a folder.
 
     Attributes:
-        label: how it is called in print.
-        take: takes it of A, against B where it has a ``reference``.
-        clips: whether it is of clips only.
-        needs: the names of the networks it looks through.
+        label: its printed name.
+        take: computes it for A, against B if it has a ``reference``.
+        clips: whether it applies to clips only.
+        needs: the names of the networks that it uses.
         better: ``lower``, ``higher`` or neither.
     """
 
@@ -203,17 +203,17 @@ def _frechet(name: str) -> Taken:
 
 
 def _clip_score(a: Folder, _: Folder) -> float:
-    """100 times the cosine of image and prompt, at least 0, over all frames (Hessel et al. 2021, as torchmetrics)."""
+    """100 times the cosine of image and prompt, at least 0, over all frames (Hessel et al. 2021, like torchmetrics)."""
     return 100 * mean([float(cosines.clamp(min=0).mean()) for cosines in a.fit("clip")])
 
 
 def _preference(name: str) -> Taken:
-    """The cosine of image and prompt, which is what HPS v2 calls its score (Wu et al. 2023, img_score.py)."""
+    """The score of HPS v2: the cosine of image and prompt (Wu et al. 2023, img_score.py)."""
     return lambda a, _: mean([float(cosines.mean()) for cosines in a.fit(name)])
 
 
 def _pick(a: Folder, _: Folder) -> float:
-    """PickScore (Kirstain et al. 2023) over 100, as the paper prints it: the cosine times its own scale."""
+    """PickScore (Kirstain et al. 2023) divided by 100, as in the paper: the cosine times the model's own scale."""
     scale = a.networks.get("pick").scale / 100
     return scale * mean([float(cosines.mean()) for cosines in a.fit("pick")])
 
@@ -224,7 +224,7 @@ def _aes(a: Folder, _: Folder) -> float:
 
 
 def _consistency(a: Folder, b: Folder) -> float:
-    """Mean cosine of the CLIP embeddings of two items of one name, frame by frame (PCM, section 4.3)."""
+    """Mean cosine of the CLIP embeddings of items with the same name, frame by frame (PCM, section 4.3)."""
     names = {one.name for one, _ in pairs(a.items, b.items)}
     ours, theirs = a.features("clip").rows, b.only(names).features("clip").rows
     found: list[float] = []
@@ -276,7 +276,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def own_features(a: Folder, b: Folder, path: Path) -> float:
-    """Frechet distance by a file of the user's own."""
+    """Frechet distance with the user's own feature extractor."""
     example: Tensor = a.items[0].frames[:1]
     network = OwnFeatures(path, example)
     return frechet(a.features_by(network).stacked(), b.features_by(network).stacked())

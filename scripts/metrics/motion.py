@@ -1,4 +1,4 @@
-"""What only clips have: optical flow, change between frames, likeness of neighboring frames."""
+"""Measures of clips: optical flow, change between frames, similarity of neighboring frames."""
 
 from __future__ import annotations
 

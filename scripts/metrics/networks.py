@@ -1,7 +1,7 @@
-"""The networks that measures look through, from local files: Inception, RAFT, and a file of one's own.
+"""The networks of the measures, from local files: Inception, RAFT, and the user's own feature extractor.
 
 A network is a callable on uint8 [B, 3, H, W] with ``name`` and ``fingerprint``; it returns float32 [B, F]. Nothing is
-unpickled: a ``.pt`` or ``.pth`` is read by ``torch.load(weights_only=True)``, everything else as safetensors.
+unpickled: ``.pt`` and ``.pth`` files are read by ``torch.load(weights_only=True)``, all others as safetensors.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .report import EXTRA, MissingError
 from .sources import SourceError
 
 BATCH = 32
-_PART = 1 << 20  # bytes of each end of a file that go into its fingerprint
+_PART = 1 << 20  # bytes from each end of a file that go into its fingerprint
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".pt2")
 
 
 class Network(Protocol):
-    """What features come from.
+    """A network that computes features.
 
     Attributes:
-        name: short, for the name of a cache.
-        fingerprint: 16 digits that another file does not have.
+        name: short name, used for the cache.
+        fingerprint: 16 digits that identify its file.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Network(Protocol):
 
 
 def fingerprint(*paths: Path) -> str:
-    """Digits that stand for the contents of files, or of the weights and settings in folders.
+    """A digest of files, or of the weights and settings in folders.
 
-    Size and both ends of each: hashing gigabytes would take longer than measuring a folder.
+    It covers the size and both ends of each file: hashing gigabytes would take longer than measuring a folder.
     """
     found = hashlib.sha256()
     for path in paths:
@@ -59,10 +59,10 @@ def fingerprint(*paths: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; those under ``state_dict`` where a checkpoint has more.
+    """The tensors of a weights file by name; those under ``state_dict`` if a checkpoint has more.
 
     Raises:
-        MissingError: if the file is none, or holds anything but tensors and plain values.
+        MissingError: if it is not a weights file, or contains anything except tensors and plain values.
     """
     try:
         if path.suffix == ".safetensors":
@@ -78,7 +78,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Inception:
-    """The Inception network of FID, as torch-fidelity ports it: 2048 pooled features.
+    """The Inception network of FID in torch-fidelity's port: 2048 pooled features.
 
     Raises:
         MissingError: if torch-fidelity is not installed, or the weights do not fit.
@@ -96,7 +96,7 @@ class Inception:
             given = None
             if path is not None:
                 given = Path(folder) / "weights.pth"
-                torch.save(read_weights(path), given)  # it unpickles what it is given; this is sure to be tensors
+                torch.save(read_weights(path), given)  # it unpickles its file; this one contains only tensors
             try:
                 network = FeatureExtractorInceptionV3(
                     "inception-v3-compat",
@@ -114,7 +114,7 @@ class Inception:
 
 
 class OwnFeatures:
-    """A feature extractor of the user's own: a torch.export file, uint8 [B, 3, H, W] -> [B, F], B dynamic."""
+    """The user's own feature extractor: a torch.export file, uint8 [B, 3, H, W] -> [B, F] with dynamic B."""
 
     name = "features"
 
@@ -122,7 +122,7 @@ class OwnFeatures:
         try:
             self.extract = torch.export.load(path).module().__call__
             self.extract(example)
-        except Exception as error:  # whatever the file does
+        except Exception as error:  # the file may raise anything
             raise SourceError(
                 f"{path} does not work as a feature extractor ({error}). Write it with torch.export.save, for uint8 "
                 "[B, 3, H, W] -> [B, F] with a dynamic B and the size of these images."
@@ -135,7 +135,7 @@ class OwnFeatures:
 
 
 class Flow:
-    """RAFT-Large of torchvision (Teed and Deng 2020), the optical flow of the paper's flow magnitude.
+    """torchvision's RAFT-Large (Teed and Deng 2020), which the paper uses for its flow magnitude.
 
     Raises:
         MissingError: if torchvision is not installed, or the weights do not fit.
@@ -171,12 +171,12 @@ class Flow:
 
 
 def in_batches(network: Network, frames: Tensor, batch: int = BATCH) -> Tensor:
-    """Features [N, F] of uint8 [N, 3, H, W], in parts that fit a small card."""
+    """Features [N, F] of uint8 [N, 3, H, W], in batches that fit a small GPU."""
     return torch.cat([network(part) for part in frames.split(batch)])
 
 
 def check_files(paths: Sequence[Path | None]) -> None:
-    """End with one sentence if a file or folder that was named is not there."""
+    """Refuse file and folder names that do not exist."""
     for path in paths:
         if path is not None and not path.exists():
             raise SourceError(f"{path} is not there.")

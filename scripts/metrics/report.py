@@ -1,4 +1,4 @@
-"""Figures by name, and for each that could not be taken what it lacks."""
+"""Figures by name, and the reason for each that could not be measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Figures = dict[str, float]
 
 
 class MissingError(Exception):
-    """A measure that cannot be taken, and what it lacks."""
+    """A measure cannot be computed; the message says what it needs."""
 
 
 class Report:
-    """What ``pcm metrics`` prints."""
+    """The output of ``pcm metrics``."""
 
     def __init__(self, head: str) -> None:
         self.head = head
@@ -21,7 +21,7 @@ class Report:
         self.absent: dict[str, str] = {}
 
     def take(self, name: str, measure: Callable[[], float | Figures]) -> None:
-        """Add what ``measure`` returns, or its reason."""
+        """Add the result of ``measure``, or the reason why there is none."""
         try:
             found = measure()
         except MissingError as missing:
@@ -30,7 +30,7 @@ class Report:
             self.figures |= found if isinstance(found, dict) else {name: found}
 
     def text(self) -> str:
-        """One line a figure."""
+        """The report, one figure per line."""
         width = max(map(len, [*self.figures, *self.absent]))
         lines = [self.head, *(f"{name:<{width}}  {value:.4f}" for name, value in self.figures.items())]
         return "\n".join(lines + [f"{name:<{width}}  not measured: {why}" for name, why in self.absent.items()])

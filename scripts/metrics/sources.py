@@ -1,8 +1,8 @@
-"""Images and clips, read from a folder or from what a running ComfyUI made.
+"""Images and clips, read from a folder or from a running ComfyUI.
 
-A folder holds images, animated WebP, GIF or video files, and folders of frames; each is one item, named by its stem.
-``http://HOST:PORT/history/PROMPT_ID`` stands for the images that a prompt made on a running ComfyUI, named 00001,
-00002, ... in their order: the host's own names count on from prompt to prompt.
+A folder contains images, animated WebP, GIF or video files, and folders of frames; each is one item, named by its stem.
+``http://HOST:PORT/history/PROMPT_ID`` stands for the images that a prompt made on a running ComfyUI. They are named
+00001, 00002, ... in order, because the host's own file names continue from prompt to prompt.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _HISTORY = re.compile(r"(?P<host>https?://[^/]+)/(?:api/)?history/(?P<prompt>[\w
 
 
 class SourceError(ValueError):
-    """A source that cannot be read: what it is, and what to give instead."""
+    """A source cannot be read; the message says why and what to give instead."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image or clip, read when its frames are asked for: a folder may hold more than memory does.
+    """An image or clip, read when its frames are needed: a folder may not fit in memory.
 
     Attributes:
-        load: gives uint8 [T, 3, H, W], T = 1 for an image.
+        load: returns uint8 [T, 3, H, W], T = 1 for an image.
         moves: whether it is a clip.
-        prompt: where that is known.
-        state: size in bytes and time of the last change, by which a cache knows it again; ``None`` for a server's.
+        prompt: its prompt, if known.
+        state: size in bytes and modification time, which the cache compares; ``None`` for items from a server.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Item:
 
 
 def read(source: str) -> list[Item]:
-    """Every item of a folder or of a prompt of a running host, by name.
+    """Every item of a folder, or of a prompt on a running host, sorted by name.
 
     Raises:
-        SourceError: if there is none, or two have one name.
+        SourceError: if there is none, or two have the same name.
     """
     found = _HISTORY.fullmatch(source)
     items = sorted(_from_host(found) if found else _from_folder(Path(source)), key=lambda item: item.name)
@@ -152,7 +152,7 @@ def _stack_video(file: Path | io.BytesIO, path: Path) -> Tensor:
 
 
 def _count(file: Path | io.BytesIO) -> int:
-    """How many frames an image file holds, by its head; 1 for a broken one, which says so when it is read."""
+    """Number of frames of an image file, from its header; 1 for a broken file, which fails when it is read."""
     try:
         with Image.open(file) as image:
             return getattr(image, "n_frames", 1)
