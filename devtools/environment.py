@@ -11,10 +11,11 @@ import venv
 from pathlib import Path
 
 from .errors import DevError, last_line
-from .paths import LOGS, ROOT, VENV
+from .paths import LOGS, OFFICIAL_TEMPLATES, ROOT, VENV
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 CONSTRAINTS = ROOT / "constraints-host.txt"
+TEMPLATES = "comfyui-workflow-templates-json==0.1.123"  # read by devtools/templates, docs/templates.md
 TORCHAUDIO = "torchaudio==2.11.0"  # required by the host; it pins an older torch than ours, hence --no-deps
 
 
@@ -66,9 +67,10 @@ def install(host_requirements: Path, *, pinned: bool) -> None:
         ["-r", str(REQUIREMENTS)],
         ["--no-deps", TORCHAUDIO],
         ["-r", str(host_requirements), *(["-c", str(CONSTRAINTS)] if pinned else [])],
+        ["--no-deps", "--upgrade", "--target", str(OFFICIAL_TEMPLATES), TEMPLATES],
     ]
     stamp = VENV / "installed.sha256"
-    digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}".encode())
+    digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}{TEMPLATES}".encode())
     for file in (REQUIREMENTS, CONSTRAINTS, host_requirements):
         digest.update(file.read_bytes())
     if stamp.exists() and stamp.read_text() == digest.hexdigest():

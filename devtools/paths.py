@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+# ComfyUI's own workflow templates, newer than those that the host itself pins; hence beside site-packages.
+OFFICIAL_TEMPLATES = VENV / "official-templates"
 HOSTS = ROOT / ".host"
 BASE = ROOT / ".base"
 LOGS = ROOT / ".logs"
