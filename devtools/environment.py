@@ -11,11 +11,13 @@ import venv
 from pathlib import Path
 
 from .errors import DevError, last_line
-from .paths import LOGS, OFFICIAL_TEMPLATES, ROOT, VENV
+from .paths import FRONTENDS, LOGS, OFFICIAL_TEMPLATES, ROOT, VENV
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 CONSTRAINTS = ROOT / "constraints-host.txt"
 TEMPLATES = "comfyui-workflow-templates-json==0.1.123"  # read by devtools/templates, docs/templates.md
+# The newest frontend, and that of the oldest host; the host's own comes with its requirements.
+OTHER_FRONTENDS = {"newest": "comfyui-frontend-package==1.58.1", "oldest": "comfyui-frontend-package==1.39.19"}
 TORCHAUDIO = "torchaudio==2.11.0"  # required by the host; it pins an older torch than ours, hence --no-deps
 
 
@@ -63,14 +65,15 @@ def install(host_requirements: Path, *, pinned: bool) -> None:
     torch is installed first, so that the host's unpinned ``torch`` is already satisfied. ``pinned`` applies tested
     versions of everything that the host leaves open; the user's own checkout may need others.
     """
+    beside = {OFFICIAL_TEMPLATES: TEMPLATES} | {FRONTENDS / name: package for name, package in OTHER_FRONTENDS.items()}
     steps = [
         ["-r", str(REQUIREMENTS)],
+        *(["--no-deps", "--upgrade", "--target", str(folder), package] for folder, package in beside.items()),
         ["--no-deps", TORCHAUDIO],
         ["-r", str(host_requirements), *(["-c", str(CONSTRAINTS)] if pinned else [])],
-        ["--no-deps", "--upgrade", "--target", str(OFFICIAL_TEMPLATES), TEMPLATES],
     ]
     stamp = VENV / "installed.sha256"
-    digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}{TEMPLATES}".encode())
+    digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}{sorted(beside.values())}".encode())
     for file in (REQUIREMENTS, CONSTRAINTS, host_requirements):
         digest.update(file.read_bytes())
     if stamp.exists() and stamp.read_text() == digest.hexdigest():

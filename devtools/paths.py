@@ -10,6 +10,7 @@ VENV = ROOT / ".venv"
 # ComfyUI's own workflow templates, newer than those that the host itself pins; hence beside site-packages.
 OFFICIAL_TEMPLATES = VENV / "official-templates"
 HOSTS = ROOT / ".host"
+FRONTENDS = VENV / "frontends"  # newest and oldest, see environment.OTHER_FRONTENDS
 BASE = ROOT / ".base"
 LOGS = ROOT / ".logs"
 WEIGHTS = ROOT / "demo" / "weights"

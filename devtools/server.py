@@ -66,8 +66,18 @@ class Server:
             could not import one of our packs. The message names the log.
     """
 
-    def __init__(self, python: Path, host: Path, base: Path, *, port: int | None = None, log: Path | None = None):
+    def __init__(
+        self,
+        python: Path,
+        host: Path,
+        base: Path,
+        *,
+        port: int | None = None,
+        log: Path | None = None,
+        frontend: Path | None = None,
+    ):
         self.python, self.host, self.base = python, host, base
+        self.frontend = frontend  # the static folder of another frontend than the host's own
         self.any_port = not port
         self.port = port or free_port()
         self.log = log or LOGS / f"comfyui-{time.strftime('%Y%m%d-%H%M%S')}-{self.port}.log"
@@ -93,6 +103,7 @@ class Server:
             "--base-directory", str(self.base),
             "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
             "--listen", "127.0.0.1", "--port", str(self.port),
+            *(["--front-end-root", str(self.frontend)] if self.frontend else []),
         ]  # fmt: skip
         environment = os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("wb") as out:

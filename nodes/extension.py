@@ -10,8 +10,10 @@ class PhasedConsistencyExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         from .dropdowns import register
+        from .host.routes import add_routes
 
         register()
+        add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .compare import PCMCompare

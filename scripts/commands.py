@@ -38,6 +38,10 @@ COMMANDS = {
         module="pcm_core.lora.command",
         help="say what a LoRA file is; --convert OUT writes it for other tools",
     ),
+    "check": Command(
+        module=".check.command",
+        help="check how workflows sample their few-step files (--comfyui judges every scheduler)",
+    ),
     "distill": Command(
         module=".distill.command",
         help="train a PCM LoRA of a model, on one process or many (needs ComfyUI)",

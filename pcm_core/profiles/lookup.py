@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -73,16 +73,24 @@ def values_by_name(text: str, kind: Kind | None = None, base_model: str = "") ->
         kind: of the file; ``None`` for any.
         base_model: what the file is known to be for; rows for other models are skipped.
     """
-    for row in table()["methods"]:
-        if kind is not None and row["kind"] not in (kind, "either"):
-            continue
-        match = _pattern(row["match"]).search(text)
-        if match is None:
-            continue
+    for row, match in _rows(text, kind):
         values = _values(row, match)
         if not base_model or not values["base_model"] or values["base_model"] == base_model:
             return values
     return None
+
+
+def source_by_name(name: str | Path, kind: Kind | None = "lora") -> str:
+    """Where the settings that a file name carries were read, for people; empty if it carries none."""
+    return next((str(row["source"]) for row, _ in _rows(search_text(name), kind)), "")
+
+
+def _rows(text: str, kind: Kind | None) -> Iterator[tuple[dict[str, Any], re.Match[str]]]:
+    """The rows that match, the first of which counts."""
+    for row in table()["methods"]:
+        match = _pattern(row["match"]).search(text) if kind is None or row["kind"] in (kind, "either") else None
+        if match is not None:
+            yield row, match
 
 
 def name_by_checksum(path: str | Path) -> str | None:

@@ -1,0 +1,61 @@
+"""The steps of a file as a bar: what is drawn on a card of the panel and on the sampler nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..profiles import PCMProfile
+from ..sigma_table import SigmaTable
+from .schedules import Levels, Schedules, wanted_levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Steps on the way from pure noise (1) to the picture (0).
+
+    Attributes:
+        levels: noise levels, with the final one.
+        places: where each level lies between noise and picture, as a fraction of the model's timesteps.
+        phases: phase of each step, 0 for the noisiest.
+        cfg: of each phase.
+        start: where sampling enters, 1 for a full denoise.
+        notes: what is snapped, overridden or assumed, one sentence each.
+    """
+
+    levels: Levels
+    places: tuple[float, ...]
+    phases: tuple[int, ...]
+    cfg: tuple[float, ...]
+    start: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {
+            "levels": [round(level, 5) for level in self.levels],
+            "places": [round(place, 5) for place in self.places],
+            "phases": list(self.phases),
+            "cfg": list(self.cfg),
+            "start": round(self.start, 5),
+            "notes": list(self.notes),
+        }
+
+
+def file_bar(profile: PCMProfile, schedules: Schedules) -> Bar | None:
+    """The steps a file is made for; ``None`` where its base model is not known."""
+    table = schedules.table(profile.base_model, profile.shift)
+    levels = wanted_levels(profile, table, profile.steps) if table else None
+    if table is None or levels is None:
+        return None
+    steps = tuple(range(len(levels) - 1))
+    phases = steps if profile.sampling_class == "phased" else (0,) * len(steps)
+    count = max(phases, default=0) + 1
+    return Bar(levels=levels, places=places(levels, table), phases=phases, cfg=(profile.cfg,) * count)
+
+
+def places(levels: Sequence[float], table: SigmaTable) -> tuple[float, ...]:
+    """Where levels lie in a table, as a fraction of its length; 0 below its first entry."""
+    low = table.sigmas[0] * (1 - 1e-6)
+    return tuple(0.0 if level < low else (table.index(level) + 1) / len(table) for level in levels)

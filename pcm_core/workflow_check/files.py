@@ -1,0 +1,136 @@
+"""The few-step files of a workflow: every loader, of any pack, whose file the profiles know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Literal
+
+from ..profiles import PCMProfile, profile_from_name
+from .graph import ACTIVE, MODEL_TYPES, Graph, Node, Place
+from .shapes import fields
+from .values import UNKNOWN, Value, first_number, value_of
+
+_FILE = re.compile(r"[^\n]{1,300}\.(safetensors|sft|ckpt|pt|pth|bin|gguf)$", re.IGNORECASE)
+# Nodes that read a file for something else than its model, or only write about it.
+_NOT_A_MODEL = re.compile(
+    r"vae|clip(?!.*checkpoint)|text.?encoder|note|upscale|controlnet|audio|preview", re.IGNORECASE
+)
+_NOT_A_WIDGET = re.compile(r"vae|clip|text_encoder|control_net|upscale", re.IGNORECASE)
+_STRENGTHS = ("strength_model", "strength", "lora_strength", "lora_model_strength", "model_strength", "strength_01")
+_NUMBERED = ("model_weight", "strength", "lora_wt", "model_str", "lora_weight")
+
+
+Kind = Literal["lora", "checkpoint"]
+Lookup = Callable[[str, Kind], "PCMProfile | None"]
+
+
+@dataclass(frozen=True)
+class FewStepFile:
+    """A file in a loader.
+
+    Attributes:
+        place: the widget that names it.
+        kind: ``lora`` or ``checkpoint``.
+        strength: of a LoRA; unknown where the loader has none.
+        active: False where the loader or the row is switched off or has strength 0.
+    """
+
+    node: Node
+    place: Place
+    name: str
+    profile: PCMProfile
+    kind: Kind
+    strength: Value = UNKNOWN
+    active: bool = True
+
+    @property
+    def title(self) -> str:
+        """The file without its folder."""
+        return PurePosixPath(self.name.replace("\\", "/")).name
+
+    @property
+    def ours(self) -> bool:
+        """Whether our own loader reads it: its strength 1 means what the file wants, and it sets the shift."""
+        return self.node.type == "PCMLoraLoader"
+
+    @property
+    def wanted_strength(self) -> float:
+        """What the strength widget should say."""
+        return 1.0 if self.ours else self.profile.strength
+
+
+def few_step_files(graph: Graph, lookup: Lookup | None = None) -> list[FewStepFile]:
+    """Every few-step file in the workflow, in the order of the nodes, those switched off too.
+
+    Args:
+        graph: of the workflow.
+        lookup: what a file says of itself, by name and kind (``lora`` or ``checkpoint``); default: what its name says.
+    """
+    return [file for node in graph.nodes.values() for file in _of_node(graph, node, lookup or profile_by_name)]
+
+
+@lru_cache(maxsize=2000)
+def profile_by_name(name: str, kind: Kind = "lora") -> PCMProfile | None:
+    """``profile_from_name`` for names as workflows write them, of Windows too."""
+    return profile_from_name(name.replace("\\", "/"), kind)
+
+
+def _of_node(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
+    if node.subgraph or _NOT_A_MODEL.search(node.type) or not _can_hold_a_model(node):
+        return
+    named = {name for name, entry in node.inputs.items() if entry.link is not None and entry.type in ("", "COMBO")}
+    for name in [*node.values, *sorted(named - node.values.keys())]:
+        row = fields(node.values.get(name))
+        widget = f"{name}.lora" if row else name
+        if _NOT_A_WIDGET.search(name):
+            continue
+        value = value_of(graph, node, widget)
+        if not value.text or not _FILE.match(value.text):
+            continue
+        kind: Kind = "lora" if "lora" in node.type.lower() or "lora" in name.lower() else "checkpoint"
+        profile = lookup(value.text, kind)
+        if profile is not None:
+            yield _file(graph, node, name, kind, bool(row), value, profile)
+
+
+def _can_hold_a_model(node: Node) -> bool:
+    """A loader that a model or a LoRA leaves; an API prompt does not say what leaves a node."""
+    known = [kind for kind in node.outputs if kind]
+    return not known or any(kind in MODEL_TYPES or kind in ("*", "COMFY_MATCHTYPE_V3") for kind in known)
+
+
+def _file(
+    graph: Graph, node: Node, name: str, kind: Kind, in_row: bool, value: Value, profile: PCMProfile
+) -> FewStepFile:
+    strength = _strength(graph, node, name, in_row) if kind == "lora" else UNKNOWN
+    off = _switched_off(graph, node, name, in_row) or strength.number == 0
+    place = value.place or Place(node.id, name)
+    return FewStepFile(node, place, value.text, profile, kind, strength, node.mode == ACTIVE and not off)
+
+
+def _strength(graph: Graph, node: Node, name: str, in_row: bool) -> Value:
+    if in_row:
+        return value_of(graph, node, f"{name}.strength")
+    if name.startswith("#"):  # the number behind the file
+        return first_number(graph, node, (f"#{int(name[1:]) + 1}",))
+    number = re.search(r"_?(\d+)$", name)
+    if number:
+        tail = number[0]
+        numbered = tuple(
+            f"{stem}{tail}" for stem in ("model_weight", "strength", "lora_wt", "model_str", "lora_weight")
+        )
+        return first_number(graph, node, numbered)
+    return first_number(graph, node, _STRENGTHS)
+
+
+def _switched_off(graph: Graph, node: Node, name: str, in_row: bool) -> bool:
+    if in_row:
+        return value_of(graph, node, f"{name}.on").value is False
+    number = re.search(r"_?\d+$", name)
+    switch = f"#{int(name[1:]) - 1}" if name.startswith("#") else f"switch{number[0]}" if number else ""
+    found = value_of(graph, node, switch)
+    return found.known and (found.value in ("Off", "off") or (found.value is False and name[0] != "#"))

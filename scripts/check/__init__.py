@@ -1,0 +1,1 @@
+"""``pcm check``: do workflows sample their few-step files as intended?"""

@@ -1,0 +1,7 @@
+"""``python -m scripts.check``: the command in a clone where nothing was installed."""
+
+import sys
+
+from .command import main
+
+sys.exit(main())

@@ -1,0 +1,201 @@
+"""Open a wrong workflow in the real frontend, see the badge, mend it both ways, undo, run: the right picture."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from demo.quickstart import SAVE
+from devtools.base import WORKFLOW, make_base
+from devtools.browser import DRAWN, READY
+from devtools.paths import FRONTENDS
+from devtools.server import Server
+
+pytestmark = pytest.mark.browser
+
+LORA, SAMPLER = 2, 6
+ROOT = Path(__file__).resolve().parent.parent.parent
+STATE = """() => (window.app.rootGraph ?? window.app.graph).serialize().nodes
+    .map(node => [node.id, node.type, node.mode, node.widgets_values]).sort()"""
+BADGE = ".phased-consistency-check-tab-button .sidebar-icon-badge"
+RENDERERS = {"canvas": False, "vue": True}
+
+
+def wrong_workflow() -> dict[str, Any]:
+    """The quick start with the stock loader and sampler, as somebody might set them who knows the teacher."""
+    workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in ("PreviewAny", "MarkdownNote")]
+    ids = {node["id"] for node in workflow["nodes"]}
+    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= ids]
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    loader, sampler = by_id[LORA], by_id[SAMPLER]
+    loader |= {"type": "LoraLoaderModelOnly", "widgets_values": ["demo_pcm_4phase.safetensors", 1.0]}
+    loader["outputs"] = loader["outputs"][:1]
+    sampler |= {"type": "KSampler", "widgets_values": [1, "fixed", 20, 7.0, "euler", "simple", 1.0]}
+    sampler["outputs"] = sampler["outputs"][:1]
+    for node in (loader, sampler):
+        node["inputs"] = [slot for slot in node["inputs"] if slot.get("link") is not None]
+        node["properties"] = {}
+    return workflow
+
+
+def right_workflow() -> dict[str, Any]:
+    workflow = copy.deepcopy(wrong_workflow())
+    node = next(node for node in workflow["nodes"] if node["id"] == SAMPLER)
+    node["widgets_values"][2:4] = [4, 1.0]
+    return workflow
+
+
+def load(page: Page, workflow: dict[str, Any]) -> None:
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+    page.evaluate(DRAWN)
+
+
+def picture(page: Page) -> bytes:
+    """Run, and the bytes of the picture."""
+    page.evaluate("""() => { window.ended = null; for (const kind of ["execution_success", "execution_error"])
+        window.app.api.addEventListener(kind, () => { window.ended = kind }, {once: true}) }""")
+    page.evaluate("() => window.app.queuePrompt(0, 1)")
+    page.wait_for_function("() => window.ended")
+    assert page.evaluate("() => window.ended") == "execution_success"
+    found = page.evaluate("""async id => {
+        const image = window.app.nodeOutputs[id].images[0];
+        const url = `/view?filename=${image.filename}&type=${image.type}&subfolder=${image.subfolder}`;
+        const pixels = await createImageBitmap(await (await fetch(url)).blob());
+        const canvas = new OffscreenCanvas(pixels.width, pixels.height).getContext("2d");
+        canvas.drawImage(pixels, 0, 0);
+        return Array.from(canvas.getImageData(0, 0, pixels.width, pixels.height).data);
+    }""", SAVE)  # fmt: skip
+    return bytes(found)
+
+
+def close_panel(page: Page) -> None:
+    page.evaluate("() => { window.app.extensionManager.sidebarTab.activeSidebarTabId = null }")
+    expect(page.locator(".pcm-panel")).to_have_count(0)
+
+
+def undo(page: Page) -> None:
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Undo')")
+
+
+def open_page(browser: Any, url: str) -> Page:
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(url)
+    page.wait_for_function(READY)
+    return page
+
+
+@pytest.fixture(scope="module", params=["own", pytest.param("newest", marks=pytest.mark.long),
+                                        pytest.param("oldest", marks=pytest.mark.long)])  # fmt: skip
+def checked_page(request: Any, browser: Any, server: Server, tmp_path_factory: Any) -> Iterator[Page]:
+    """The page on the host's own frontend, the newest and the oldest that is supported."""
+    if request.param == "own":
+        yield open_page(browser, server.url)
+        return
+    base = tmp_path_factory.mktemp("frontend")
+    make_base(base)
+    folder = FRONTENDS / request.param / "comfyui_frontend_package" / "static"
+    assert folder.exists(), f"no frontend in {folder}: run dev.py test once, which installs it"
+    with Server(Path(sys.executable), server.host, base, log=base / "server.log", frontend=folder) as other:
+        yield open_page(browser, other.url)
+
+
+@pytest.fixture(params=RENDERERS)
+def page(request: Any, checked_page: Page) -> Iterator[Page]:
+    """The page with one of the two renderers."""
+    name = "Comfy.VueNodes.Enabled"
+    checked_page.evaluate("([name, on]) => window.app.extensionManager.setting.set(name, on)",
+                          [name, RENDERERS[request.param]])  # fmt: skip
+    close_panel(checked_page)
+    yield checked_page
+    assert not checked_page.errors
+    checked_page.evaluate("name => window.app.extensionManager.setting.set(name, false)", name)
+
+
+def test_a_wrong_workflow_is_mended_both_ways_in_one_step_of_undo(page: Page) -> None:
+    load(page, right_workflow())
+    right = picture(page)
+    expect(page.locator(BADGE)).to_have_count(0)
+    for words in ("Set these values", "Use PCM nodes"):
+        close_panel(page)
+        load(page, wrong_workflow())
+        badge = page.locator(BADGE)
+        expect(badge).to_have_text("2")
+        before = page.evaluate(STATE)
+        badge.click()
+        panel = page.locator(".pcm-panel")
+        expect(panel.locator(".pcm-finding")).to_have_count(2)
+        panel.get_by_role("button", name=words).click()
+        expect(panel).to_contain_text("Sampled as its authors mean it.")
+        undo(page)
+        expect(panel.locator(".pcm-finding")).to_have_count(2)
+        assert page.evaluate(STATE) == before, words
+        panel.get_by_role("button", name=words).click()
+        expect(panel).to_contain_text("Sampled as its authors mean it.")
+        types = {kind for _, kind, *_ in page.evaluate(STATE)}
+        assert ("PCMSampler" in types) == (words == "Use PCM nodes") and ("KSampler" in types) != (
+            "PCMSampler" in types
+        )
+        assert picture(page) == right, words
+
+
+def test_one_value_alone_can_be_set(page: Page) -> None:
+    load(page, wrong_workflow())
+    page.locator(BADGE).click()
+    panel = page.locator(".pcm-panel")
+    panel.locator(".pcm-finding", has_text="20 steps").get_by_role("button", name="Set this value").click()
+    expect(panel.locator(".pcm-finding")).to_have_count(1)
+    expect(panel.locator(".pcm-finding")).to_contain_text("cfg 7")
+
+
+def test_hostile_names_are_text(page: Page) -> None:
+    workflow = wrong_workflow()
+    hostile = '<img src=x onerror="window.hacked = true"><script>window.hacked = true</script>'
+    next(node for node in workflow["nodes"] if node["id"] == SAMPLER)["title"] = hostile
+    load(page, workflow)
+    page.locator(BADGE).click()
+    expect(page.locator(".pcm-panel")).to_contain_text("<img src=x")
+    assert page.evaluate("() => window.hacked") is None
+    assert page.locator(".pcm-panel img, .pcm-panel script").count() == 0
+
+
+def test_a_workflow_without_few_step_files_shows_no_badge(page: Page) -> None:
+    load(page, wrong_workflow())
+    expect(page.locator(BADGE)).to_have_count(1)
+    load(page, {"version": 0.4, "nodes": [], "links": []})
+    expect(page.locator(BADGE)).to_have_count(0)
+
+
+def test_the_setting_turns_the_badge_off(page: Page) -> None:
+    page.evaluate("() => window.app.extensionManager.setting.set('PhasedConsistency.CheckOnOpen', false)")
+    try:
+        load(page, wrong_workflow())
+        page.wait_for_timeout(1500)
+        assert page.locator(BADGE).count() == 0
+        page.evaluate("() => window.app.extensionManager.command.execute('PhasedConsistency.CheckFewStepSettings')")
+        expect(page.locator(".pcm-panel .pcm-finding")).to_have_count(2)
+    finally:
+        page.evaluate("() => window.app.extensionManager.setting.set('PhasedConsistency.CheckOnOpen', true)")
+
+
+def test_in_chinese_the_panel_speaks_chinese(page: Page) -> None:
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    try:
+        load(page, wrong_workflow())
+        page.locator(BADGE).click()
+        panel = page.locator(".pcm-panel")
+        expect(panel).to_contain_text("少步设置")
+        expect(panel).to_contain_text("运行 20 步")
+    finally:
+        page.evaluate("() => window.app.extensionManager.setting.set('Comfy.Locale', 'en')")

@@ -1,0 +1,3 @@
+// The bar on our sampler nodes: drawn from the widgets and the file upstream, and from the run afterwards.
+
+export const barExtension = { name: "phasedconsistency.node_bar" };
