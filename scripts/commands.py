@@ -60,6 +60,12 @@ COMMANDS = {
         needs=(TQDM, PILLOW),
         extra="metrics",
     ),
+    "table": Command(
+        module=".table.command",
+        help="generate and measure a whole table of systems by step counts (needs ComfyUI)",
+        needs=(TQDM, PILLOW),
+        extra="metrics",
+    ),
 }
 
 

@@ -8,7 +8,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,12 @@ class Workers:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """That of this process."""
+        default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return self.accelerator.device if self.accelerator else default
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its mean over the processes."""
         for tensor in tensors:
@@ -65,6 +72,26 @@ class Workers:
             return list(items)
         with self.accelerator.split_between_processes(list(items)) as mine:
             return list(mine)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all processes do before they go on; where one cannot, all stop, and none waits for it forever.
+
+        Raises:
+            SystemExit: in the processes that could, if one could not; there the error itself.
+        """
+        failed: BaseException | None = None
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            failed = error
+        flag = torch.tensor([float(failed is not None)])
+        if self.count > 1:
+            self.average([flag])
+        if failed is not None:
+            raise failed
+        if float(flag) > 0:
+            sys.exit("Another process could not go on; it says why.")
 
     def wait(self) -> None:
         if self.accelerator:
@@ -99,6 +126,12 @@ def _version(folder: Path) -> str | None:
         return None
     found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
     return found[1] if found else ""
+
+
+def see_demo() -> None:
+    """Make the demo world of this clone importable; last, as the host has modules of short names too."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
 
 
 def load_pack(comfyui: str | None = None) -> Pack:

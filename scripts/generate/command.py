@@ -30,7 +30,7 @@ from PIL import Image
 
 from ..progress import bar
 from ..workers import Pack, Workers, load_pack
-from .maker import DEMOS, PictureMaker, SayOnce
+from .maker import DEMOS, ImageMaker, Loaded, SayOnce
 
 MANIFEST = "manifest.jsonl"
 PART = ".part"  # the end of the name of a file that is being written
@@ -64,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("sampling")
     how.add_argument("--sampling", default="auto", metavar="HOW", help="a column of PCM Compare: auto, 8, "
                      '"auto cfg 2", or "euler/simple@25 cfg 3" for a stock sampler')  # fmt: skip
+    how.add_argument("--method", metavar="NAME", help="sample as this few-step method does, or the file of this name; "
+                     "default: what the name of the LoRA or model says")  # fmt: skip
+    how.add_argument("--gamma", type=float, help="noise of TCD, 0 to 1, instead of the method's")
+    how.add_argument("--determinism", type=float, help="r, 1 to 0 (LCM), instead of the method's")
     how.add_argument("--negative", default="", help="negative prompt; unused at cfg 1")
     how.add_argument("--shift", type=float, default=0.0, help="of a flow model; 0: what the LoRA or model wants")
     how.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: 1024 1024")
@@ -85,6 +89,12 @@ def check(options: argparse.Namespace) -> None:
         sys.exit("There is no model. Give --checkpoint, or --model with --vae and --clip, or --demo.")
     if options.per_prompt < 1 or not 0 <= options.seed < 2**63:
         sys.exit("--per-prompt is at least 1, and --seed at least 0.")
+    for name in ("gamma", "determinism"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= 1:
+            sys.exit(f"--{name} is {value:g}. It goes from 0 to 1.")
+    if options.gamma is not None and options.determinism is not None:
+        sys.exit("--gamma and --determinism say the same in two ways. Give one of them.")
     if not 0 <= options.shift < math.inf:
         sys.exit("--shift is above 0, or 0 for what the LoRA or model wants.")
     if options.vae and len(options.vae) > 2:
@@ -157,13 +167,13 @@ def save(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
     os.replace(partial, path)
 
 
-def generate(options: argparse.Namespace, pack: Pack, workers: Workers) -> int:
+def generate(options: argparse.Namespace, pack: Pack, workers: Workers, loaded: Loaded | None = None) -> int:
     """Make this process's share of what is missing; returns how many it made."""
-    tasks = tasks_for(options)
-    maker = PictureMaker(options, pack, [task.prompt for task in tasks])
-    if workers.first:
-        prepare(options.out, tasks, maker.settings)
-    workers.wait()
+    with workers.together():
+        tasks = tasks_for(options)
+        maker = ImageMaker(options, pack, [task.prompt for task in tasks], loaded)
+        if workers.first:
+            prepare(options.out, tasks, maker.settings)
     mine = missing(options.out, tasks)
     workers.wait()  # nobody writes before everybody has looked: the shares are cut from one list
     mine = workers.share(mine)

@@ -12,6 +12,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ DEMOS: dict[str, dict[str, Any]] = {
     },
 }
 Sample = Callable[[Any, Any, int], Any]
+Loaded = dict[tuple[Any, ...], tuple[Any, Any, Any]]  # MODEL, CLIP and VAE by the files they are from
 
 
 class SayOnce(logging.Filter):
@@ -53,19 +55,25 @@ class SayOnce(logging.Filter):
         return new
 
 
-class PictureMaker:
+class ImageMaker:
     """Everything that is loaded and decided once.
 
+    Args:
+        loaded: what an earlier maker loaded, kept by its files; only the last is kept.
+
     Attributes:
-        settings: what the pictures depend on beside prompt and seed, for the manifest.
+        settings: what the images depend on beside prompt and seed, for the manifest.
     """
 
-    def __init__(self, options: argparse.Namespace, pack: Pack, prompts: Sequence[str]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, pack: Pack, prompts: Sequence[str], loaded: Loaded | None = None
+    ) -> None:
         self.files = pack("nodes.host.loaders")
         self.files.quiet()
-        model, self.vae, self.texts = _load(options, self.files, prompts)
+        model, self.vae, self.texts = _load(options, self.files, prompts, {} if loaded is None else loaded)
         if options.lora:
             model = pack("nodes.load_lora").load_lora(model, options.lora, options.strength)[0]
+        model = with_method(model, options, pack)
         self.negative = self.texts(options.negative)
         self.settings = _named(options)
         self.sample = _ready(self, model, options, pack)
@@ -77,8 +85,24 @@ class PictureMaker:
         return self.files.decode(self.vae, samples)
 
 
-def _load(options: argparse.Namespace, files: Any, prompts: Sequence[str]) -> tuple[Any, Any, Callable[[str], Any]]:
+def _load(
+    options: argparse.Namespace, files: Any, prompts: Sequence[str], loaded: Loaded
+) -> tuple[Any, Any, Callable[[str], Any]]:
     """MODEL, VAE and ``text -> conditioning``."""
+    key = (options.checkpoint, options.model, *(options.vae or []), None, *(options.clip or []), options.clip_type)
+    if key not in loaded:
+        loaded.clear()  # before the next is loaded: two may not fit
+        loaded[key] = _load_files(options, files)
+    model, clip, vae = loaded[key]
+    if options.demo:
+        return model, vae, _demo_texts(options.demo, [*prompts, options.negative])
+    if vae is None or clip is None:
+        sys.exit(f"There is no {'VAE' if vae is None else 'text encoder'}. Give it with --vae or --clip.")
+    return model, vae, files.text_encoder(clip)
+
+
+def _load_files(options: argparse.Namespace, files: Any) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE; ``None`` for what no file holds."""
     model = clip = vae = None
     if options.checkpoint:
         model, clip, vae = files.load_checkpoint(options.checkpoint)
@@ -88,13 +112,30 @@ def _load(options: argparse.Namespace, files: Any, prompts: Sequence[str]) -> tu
         sys.exit(f"{options.checkpoint} holds no diffusion model. Give one with --model.")
     if options.vae:
         vae = files.load_vae(options.vae, model)
-    if options.demo:
-        return model, vae, _demo_texts(options.demo, [*prompts, options.negative])
     if options.clip:
         clip = files.load_clip(options.clip, options.clip_type)
-    if vae is None or clip is None:
-        sys.exit(f"There is no {'VAE' if vae is None else 'text encoder'}. Give it with --vae or --clip.")
-    return model, vae, files.text_encoder(clip)
+    return model, clip, vae
+
+
+def with_method(model: Any, options: argparse.Namespace, pack: Pack) -> Any:
+    """The model with the settings of its few-step method: those of ``--method``, else of its own file's name.
+
+    ``--gamma`` and ``--determinism`` go on top. A model without any of these is returned as it is.
+    """
+    host, profiles = pack("nodes.host"), pack("pcm_core.profiles")
+    profile = host.profile_of(model)
+    if options.method:
+        profile = profiles.profile_from_name(options.method)
+        if profile is None:
+            sys.exit(
+                f'--method is "{options.method}", which is no few-step method or file of one that this pack knows.'
+            )
+    elif profile is None and not options.lora:
+        profile = profiles.profile_from_name((options.model or options.checkpoint).name)
+    noise = {name: getattr(options, name) for name in ("gamma", "determinism") if getattr(options, name) is not None}
+    if noise:
+        profile = replace(profile or pack("pcm_core.profiles").PCMProfile(), **({"gamma": None} | noise))
+    return model if profile is None else host.attach_profile(model, profile)
 
 
 def _demo_texts(kind: str, texts: Sequence[str]) -> Callable[[str], Any]:
@@ -118,6 +159,7 @@ def _named(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, with files by name and digest."""
     given = [options.checkpoint, options.model, options.lora, *(options.vae or []), *(options.clip or [])]
     width, height = options.size
+    asked = {name: getattr(options, name) for name in ("method", "gamma", "determinism")}
     return {
         "files": {path.name: digest(path) for path in given if path},
         "strength": options.strength if options.lora else None,
@@ -125,6 +167,7 @@ def _named(options: argparse.Namespace) -> dict[str, Any]:
         "width": width,
         "height": height,
         "length": options.length,
+        **{name: value for name, value in asked.items() if value is not None},  # so that older manifests stay true
     }
 
 
@@ -145,7 +188,7 @@ def _column(options: argparse.Namespace, pack: Pack) -> Any:
     return columns[0]
 
 
-def _ready(maker: PictureMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
+def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
     """The sampling that was asked for, and what it comes to in the settings."""
     host, column, frames = pack("nodes.host"), _column(options, pack), None
     setup: Any = None

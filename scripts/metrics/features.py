@@ -21,9 +21,33 @@ _AHEAD = 64  # items that are read while the network is busy
 _READERS = 4
 
 
-def cache_file(folder: Path, network: Network) -> Path:
-    """Where the features of a folder are kept: beside it, so that nothing strange lies among the images."""
-    return folder.parent / f"{folder.name}.features" / f"{network.name}-{network.fingerprint}.safetensors"
+def cache_file(folder: Path, name: str, fingerprint: str) -> Path:
+    """Where the features of a folder by a network are kept: beside it, not among its images."""
+    return folder.parent / f"{folder.name}.features" / f"{name}-{fingerprint}.safetensors"
+
+
+def check_cache(folder: Path, name: str, fingerprint: str) -> None:
+    """Look at what is kept beside a folder without reading it all.
+
+    Raises:
+        SourceError: if it is of another network, or no cache.
+    """
+    path = cache_file(folder, name, fingerprint)
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{path} is no cache of features ({error}). Delete it.") from error
+        _refuse_other(path, metadata, name, fingerprint)
+
+
+def _refuse_other(path: Path, metadata: dict[str, str], name: str, fingerprint: str) -> None:
+    if metadata.get("network") != fingerprint:
+        raise SourceError(
+            f"{path} holds features of another network ({metadata.get('network')}), not of {name} {fingerprint}. "
+            "Delete it."
+        )
 
 
 class Features:
@@ -34,7 +58,7 @@ class Features:
     """
 
     def __init__(self, items: Sequence[Item], network: Network, folder: Path | None) -> None:
-        self.path = None if folder is None else cache_file(folder, network)
+        self.path = None if folder is None else cache_file(folder, network.name, network.fingerprint)
         known, states = ({}, {}) if self.path is None else _read(self.path, network)
         self.rows = {item.name: known[item.name] for item in items if _same(item, states) and item.name in known}
         absent = [item for item in items if item.name not in self.rows]
@@ -102,11 +126,7 @@ def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, tu
         parts = rows.split([length for _, _, _, length in entries])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise SourceError(f"{path} is no cache of features ({error}). Delete it.") from error
-    if metadata.get("network") != network.fingerprint:
-        raise SourceError(
-            f"{path} holds features of another network ({metadata.get('network')}), not of {network.name} "
-            f"{network.fingerprint}. Delete it."
-        )
+    _refuse_other(path, metadata, network.name, network.fingerprint)
     named = {name: part for (name, *_), part in zip(entries, parts, strict=True)}
     return named, {name: (size, time) for name, size, time, _ in entries}
 

@@ -268,13 +268,13 @@ def test_features_of_another_network_are_refused(tmp_path, capsys):
     save(texture(1, 8), folder / "1.png")
     features.Features(read(str(folder)), network, folder)
     other.fingerprint = "fedcba9876543210"
-    kept = features.cache_file(folder, network)
-    kept.rename(features.cache_file(folder, other))
+    kept = features.cache_file(folder, network.name, network.fingerprint)
+    kept.rename(features.cache_file(folder, other.name, other.fingerprint))
     with pytest.raises(
         features.SourceError, match=r"holds features of another network \(0123456789abcdef\).*Delete it"
     ):
         features.Features(read(str(folder)), other, folder)
-    features.cache_file(folder, other).write_bytes(b"half of")
+    features.cache_file(folder, other.name, other.fingerprint).write_bytes(b"half of")
     with pytest.raises(features.SourceError, match=r"is no cache of features .*Delete it"):
         features.Features(read(str(folder)), other, folder)
 

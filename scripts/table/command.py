@@ -1,0 +1,103 @@
+"""Systems by step counts: generate what is missing, measure it, write the table.
+
+    pcm table benchmarks/demo.toml --comfyui ComfyUI
+    accelerate launch -m scripts.table benchmarks/paper.toml --comfyui ComfyUI        the same, on every GPU
+    pcm table paper.toml --commands                             what it would run, as commands of pcm generate
+    pcm table --compare output/tables/demo other/table.json     the figures of two runs, and their differences
+
+Rows whose files are not there are named and left out; a row that fails does not lose the others. Killed, the same
+command goes on. ``table.md``, ``table.csv``, ``table.json`` and one plot per table are written into ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pcm_core.errors import PCMError
+
+from ..generate.maker import SayOnce
+from ..metrics.sources import SourceError
+from ..workers import Workers, load_pack
+from .cells import Maker
+from .plan import read_plan, slug
+from .plot import svg
+from .report import as_csv, compared, content, markdown
+from .run import Run
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcm table", description="Generate and measure a table of systems.")
+    parser.add_argument("table", type=Path, nargs="?", help="a table file, .toml; see benchmarks/demo.toml")
+    parser.add_argument("--comfyui", metavar="PATH", type=Path, help="a ComfyUI checkout; default: COMFYUI_PATH")
+    parser.add_argument("--out", type=Path, help="folder of images and tables; default: output/tables/NAME")
+    parser.add_argument("--commands", action="store_true", help="print the commands of pcm generate, and do nothing")
+    parser.add_argument("--measure", action="store_true", help="measure what is there, and generate nothing")
+    parser.add_argument("--device", help="where the measures' networks run; default: the GPU if there is one")
+    parser.add_argument("--single", action="store_true", help="one process, without Accelerate")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two runs: folders or table.json")
+    return parser
+
+
+def write(out: Path, run: Run) -> str:
+    """Measure and write everything; returns the Markdown."""
+    results = run.measure()
+    found = content(run.plan, results)
+    text = markdown(found)
+    if run.workers.first:
+        (out / "table.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        (out / "table.csv").write_text(as_csv(found), "utf-8")
+        (out / "table.md").write_text(text, "utf-8")
+        for table in found["tables"]:
+            (out / f"{slug(table['name'])}.svg").write_text(svg(table), "utf-8")
+    return text
+
+
+def carry_out(options: argparse.Namespace) -> None:
+    comfyui = options.comfyui or (Path(path) if (path := os.environ.get("COMFYUI_PATH")) else None)
+    plan = read_plan(options.table, comfyui=comfyui)
+    out: Path = options.out or Path("output") / "tables" / options.table.stem
+    maker = Maker(plan, out, comfyui)
+    if options.commands:
+        run = Run(plan, maker, Workers(), load_pack, "cpu")
+        print("\n".join(shlex.join(["pcm", "generate", *cell.words]) for cell in run.cells() if cell.words))
+        print("\n".join(f"# {cell.name}: {cell.absent}" for cell in run.cells() if cell.absent))
+        return
+    on_cpu = not torch.cuda.is_available()
+    workers = Workers.start(options.single, on_cpu=on_cpu, patient=True)
+    device = options.device or ("cpu" if on_cpu else str(workers.device))
+    run = Run(plan, maker, workers, lambda: load_pack(None if comfyui is None else str(comfyui)), device)
+    with workers.together():
+        run.check()
+        if workers.first:
+            out.mkdir(parents=True, exist_ok=True)
+    if not options.measure:
+        run.make()
+    text = write(out, run)
+    if workers.first:
+        print(text)
+        print(f"Written: {out / 'table.md'}, table.csv, table.json and plots", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    if (options.table is None) == (options.compare is None):
+        sys.exit("Give a table file, or --compare and two runs.")
+    logging.getLogger().addFilter(SayOnce())
+    try:
+        if options.compare:
+            print(compared(*options.compare), end="")
+        else:
+            carry_out(options)
+    except (PCMError, SourceError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on from there.")

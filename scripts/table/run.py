@@ -1,0 +1,243 @@
+"""A table file carried out: every folder generated, then measured, by one process or many. Killed, it goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pcm_core.errors import PCMError
+
+from ..generate import command as generate
+from ..generate.maker import Loaded
+from ..metrics.features import check_cache
+from ..metrics.measures import Files, Folder, Networks
+from ..metrics.networks import fingerprint
+from ..metrics.report import MissingError
+from ..metrics.sources import SourceError, read
+from ..workers import Pack, Workers
+from .cells import AbsentError, Cell, Maker, evaluations, is_done, missing, state
+from .plan import Column, Plan, System, Table
+
+_KEPT = ("inception", "clip", "hps", "hps21", "pick")  # the networks whose features are kept
+
+
+@dataclass
+class Result:
+    """What one cell came to: its figures by label, and for those it lacks why."""
+
+    evaluations: int = 0
+    figures: dict[str, float] = field(default_factory=dict[str, float])
+    absent: dict[str, str] = field(default_factory=dict[str, str])
+    why: str = ""
+
+
+class Run:
+    """One run of a table file in a folder.
+
+    Args:
+        load: gives the pack; called once, when the first image is to be made.
+        device: where the measures' networks run.
+    """
+
+    def __init__(self, plan: Plan, maker: Maker, workers: Workers, load: Callable[[], Pack], device: str) -> None:
+        self.plan, self.maker, self.workers, self.load = plan, maker, workers, load
+        self.out, self.loaded, self.failed = maker.out, Loaded(), dict[str, str]()
+        self.networks = Networks(_files(plan, maker, device))
+        self._pack: Pack | None = None
+        self._folders: dict[Path, Folder] = {}
+
+    # What there is
+
+    def cells(self) -> list[Cell]:
+        """Every folder once: references first, then the rows in their order."""
+        found: dict[Path, Cell] = {}
+        for table in self.plan.tables:
+            for reference in table.references.values():
+                cell = self.maker.reference(table, reference)
+                found.setdefault(cell.folder, cell)
+        for table in self.plan.tables:
+            for system in table.systems:
+                for steps in table.steps:
+                    cell = self.maker.cell(table, system, steps)
+                    found.setdefault(cell.folder, cell)
+        return list(found.values())
+
+    def check(self) -> None:
+        """Refuse what would only show after hours of work: partners that are not there, features of other networks.
+
+        Raises:
+            PCMError, SourceError: in one sentence.
+        """
+        for table in self.plan.tables:
+            names = {f"{index:06}_{table.seed + index}" for index in range(len(table.prompts))}
+            for column in table.columns:
+                reference = table.references.get(column.reference)
+                if reference is None or reference.folder is None or not reference.folder.is_dir():
+                    continue
+                paired = column.measure.label in ("PSNR dB", "SSIM", "consistency")
+                if paired and not names & {item.name for item in read(str(reference.folder))}:
+                    raise PCMError(
+                        f"{reference.folder} holds no partner of the images of {table.name}.",
+                        f"items named {sorted(names)[0]} and so on.",
+                        "Make it with pcm generate from the same prompts and seed.",
+                    )
+        for cell in self.cells():
+            for name in _KEPT:
+                if (path := getattr(self.networks.files, name)) is not None:
+                    check_cache(cell.folder.resolve(), name, fingerprint(Path(path)))
+
+    # Images
+
+    def make(self) -> None:
+        """Generate what is missing; a cell that fails is named and the others are made."""
+        if self.workers.first:
+            for table in self.plan.tables:
+                path = self.maker.prompts_file(table)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(table.prompts) + "\n", "utf-8")
+        self.workers.wait()
+        cells = [cell for cell in self.cells() if cell.words]
+        for number, cell in enumerate(cells, 1):
+            self._say(f"[{number}/{len(cells)}] {cell.name}")
+            try:
+                self._make(cell)
+            except (Exception, SystemExit) as error:  # whatever a file or a card does: the other rows are made
+                self._note(cell, _reason(error))
+            self.workers.wait()
+
+    def _make(self, cell: Cell) -> None:
+        done = self.out / "done" / f"{cell.key}.json"
+        self._note(cell, "")
+        with self.workers.together():
+            finished = is_done(cell, done)
+        if finished:
+            return
+        with self.workers.together():
+            if self._pack is None:
+                self._pack = self.load()
+            options = generate.parser().parse_args(cell.words)
+            generate.check(options)
+        generate.generate(options, self._pack, self.workers, self.loaded)
+        self.workers.wait()
+        if self.workers.first and not missing(cell):
+            done.parent.mkdir(parents=True, exist_ok=True)
+            done.write_text(state(cell), "utf-8")
+
+    def _note(self, cell: Cell, why: str) -> None:
+        """Remember why this process could not make a cell, for the first to read; nothing if it could."""
+        path = self.out / "failed" / f"{cell.key}.{self.workers.rank}.txt"
+        if why:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(why, "utf-8")
+            self._say(f"{cell.name} failed: {why}")
+        else:
+            path.unlink(missing_ok=True)
+
+    def why(self, cell: Cell) -> str:
+        """Why a cell has no figures; empty if it is whole."""
+        if cell.absent:
+            return cell.absent
+        if not cell.words:
+            return ""
+        notes = sorted((self.out / "failed").glob(f"{cell.key}.*.txt"))
+        if notes:
+            return min((note.read_text("utf-8") for note in notes), key=lambda text: "Another process" in text)
+        return "it is not complete" if missing(cell) else ""
+
+    # Figures
+
+    def measure(self) -> dict[str, dict[tuple[str, int], Result]]:
+        """Results by table, then by system and step count. Cells are shared out; every process returns all."""
+        whole = [cell for cell in self.cells() if not self.why(cell)]
+        for cell in whole[self.workers.rank :: self.workers.count]:
+            self._look(cell)
+        self.workers.wait()
+        wanted = [(table, system, steps) for table in self.plan.tables for system in table.systems
+                  for steps in table.steps]  # fmt: skip
+        for number, (table, system, steps) in enumerate(wanted):
+            if number % self.workers.count == self.workers.rank:
+                path = self._figures(table, system, steps)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(vars(self._take(table, system, steps))), "utf-8")
+        self.workers.wait()
+        found: dict[str, dict[tuple[str, int], Result]] = {table.name: {} for table in self.plan.tables}
+        for table, system, steps in wanted:
+            text = self._figures(table, system, steps).read_text("utf-8")
+            found[table.name][system.name, steps] = Result(**json.loads(text))
+        return found
+
+    def _figures(self, table: Table, system: System, steps: int) -> Path:
+        return self.out / "figures" / f"{table.name}.{self.maker.cell(table, system, steps).key}.json"
+
+    def _look(self, cell: Cell) -> None:
+        """Extract the features of a cell that any table wants; what lacks its network is said when it is measured."""
+        needs = {name for table in self.plan.tables for column in table.columns for name in column.measure.needs}
+        for name in sorted(needs & set(_KEPT)):
+            try:
+                self._folder(cell).features(name)
+            except (MissingError, SourceError):
+                continue
+
+    def _folder(self, cell: Cell) -> Folder:
+        if cell.folder not in self._folders:
+            while len(self._folders) > 8:  # features of many thousand images each
+                self._folders.pop(next(iter(self._folders)))
+            self._folders[cell.folder] = Folder(read(str(cell.folder)), cell.folder.resolve(), self.networks)
+        return self._folders[cell.folder]
+
+    def _take(self, table: Table, system: System, steps: int) -> Result:
+        cell = self.maker.cell(table, system, steps)
+        result = Result(why=self.why(cell))
+        if result.why:
+            return result
+        result.evaluations = evaluations(cell.folder)
+        for column in table.columns:
+            if column.against == steps:
+                continue
+            try:
+                result.figures[column.label] = self._figure(table, system, cell, column)
+            except (MissingError, SourceError, AbsentError) as error:
+                result.absent[column.label] = str(error)
+            except Exception as error:  # out of memory, a broken file: the other figures are taken
+                result.absent[column.label] = _reason(error)
+        return result
+
+    def _figure(self, table: Table, system: System, cell: Cell, column: Column) -> float:
+        ours = self._folder(cell)
+        if column.against:
+            other = self.maker.cell(table, system, column.against)
+        elif column.reference:
+            other = self.maker.reference(table, table.references[column.reference])
+        else:
+            return column.measure.take(ours, ours)
+        if why := self.why(other):
+            raise MissingError(f"{other.name}: {why}")
+        return column.measure.take(ours, self._folder(other))
+
+    def _say(self, text: str) -> None:
+        if self.workers.first:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _files(plan: Plan, maker: Maker, device: str) -> Files:
+    """The networks that are there; the others are said to be absent where they are needed."""
+    found: dict[str, Any] = {}
+    for name, given in plan.networks.items():
+        try:
+            path = maker.find(given)
+        except AbsentError:
+            continue
+        found[name] = str(path) if name == "clip" else path
+    return Files(**found, device=device, option="[networks] {name}")
+
+
+def _reason(error: BaseException) -> str:
+    """What a row that failed says: one line."""
+    text = str(error).strip()
+    if isinstance(error, (PCMError, SystemExit, SourceError, MissingError)) and text:
+        return text.splitlines()[0]
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
