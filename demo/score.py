@@ -81,12 +81,15 @@ def prompts_for(count: int) -> list[Prompt]:
 
 
 @torch.inference_mode()
-def generate(world: World, method: Method, steps: int, prompts: list[Prompt], seed: int) -> Tensor:
-    """Pictures [B, 3, 64, 64] for the prompts, from the noise of ``seed``."""
+def generate(
+    world: World, method: Method, steps: int, prompts: list[Prompt], seed: int, noise: Tensor | None = None
+) -> Tensor:
+    """Pictures [B, 3, 64, 64] for the prompts, from ``noise`` [B, 16, 8, 8] or that of ``seed``."""
     timesteps = method.timesteps or eval_timesteps(steps)
     sigmas = torch.stack([*(TABLE[t] for t in timesteps), torch.tensor(0.0)])
     weights = load_lora(method.lora, world.teacher) if method.lora else None
-    noise = torch.randn(len(prompts), 16, 8, 8, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(len(prompts), 16, 8, 8, generator=torch.Generator().manual_seed(seed))
     pictures = []
     for start in range(0, len(prompts), BATCH):
         rows = slice(start, start + BATCH)

@@ -1,0 +1,248 @@
+"""``pcm table``: what a table file may say, and what is written of a run. The host's part is in tests/host."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import pytest
+
+from pcm_core.errors import PCMError
+from scripts.table import cells, command, plan, plot, report
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GOOD = """
+title = "Test"
+prompts = "prompts.txt"
+steps = [1, 4]
+size = [64, 64]
+measures = ["clip_score", "consistency", {measure = "fid", reference = "teacher", label = "FID-SD"}]
+folders = ["models"]
+
+[bases.sd15]
+checkpoint = "sd15.safetensors"
+
+[references.teacher]
+base = "sd15"
+sampling = "euler/simple@25 cfg 7"
+seed = 500
+
+[[systems]]
+name = "PCM"
+base = "sd15"
+lora = "pcm_{n}step.safetensors"
+
+[[systems]]
+name = "Teacher"
+base = "sd15"
+sampling = "euler/simple@{n}"
+cfg = 7.5
+steps = [4]
+
+[[published]]
+system = "PCM"
+measure = "FID-SD"
+table = 1
+steps = [1, 4]
+values = [8.27, 5.81]
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A good table file, and a way to change it."""
+    (tmp_path / "prompts.txt").write_text("a fox\na cat\n", "utf-8")
+
+    def write(old: str = "", new: str = "") -> Path:
+        assert old in GOOD
+        (tmp_path / "table.toml").write_text(GOOD.replace(old, new), "utf-8")
+        return tmp_path / "table.toml"
+
+    return write
+
+
+def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
+    read = plan.read_plan(table())
+    (tmp_path / "models" / "loras").mkdir(parents=True)
+    (tmp_path / "sd15.safetensors").touch()
+    (tmp_path / "models" / "loras" / "pcm_4step.safetensors").touch()
+    maker = cells.Maker(read, tmp_path / "out", None)
+    (one,) = read.tables
+    pcm, teacher = one.systems
+    made = maker.cell(one, pcm, 4)
+    lora = tmp_path / "models" / "loras" / "pcm_4step.safetensors"
+    assert made.words[2:] == ("--checkpoint", str(tmp_path / "sd15.safetensors"), "--lora", str(lora), "--sampling", "4",
+                              "--seed", "0", "--size", "64", "64")  # fmt: skip
+    assert maker.cell(one, pcm, 1).absent == "pcm_1step.safetensors is not there"
+    assert maker.cell(one, teacher, 1).absent == "not asked for"
+    assert "euler/simple@4 cfg 7.5" in maker.cell(one, teacher, 4).words
+    reference = maker.reference(one, one.references["teacher"])
+    assert "500" in reference.words and "euler/simple@25 cfg 7" in reference.words
+    assert reference.folder.parent.parent != made.folder.parent.parent, "other seeds, other images"
+    assert [column.label for column in one.columns] == ["CLIP score", "consistency", "FID-SD"]
+    assert one.columns[1].against == 4 and one.prompts == ("a fox", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"clip_score"', '"clip_scores"', 'The measure of table is "clip_scores". Expected: one of the measures: psnr'),
+        ('base = "sd15"\nlora', 'base = "sd16"\nlora', 'The base of PCM is "sd16". Expected: one of [bases]: sd15'),
+        ("steps = [1, 4]\nsize", "steps = [0, 4]\nsize", "The steps of table are [0, 4]. Expected: different numbers"),
+        ("steps = [1, 4]\nsize", "steps = [4, 4]\nsize", "The steps of table are [4, 4]. Expected: different numbers"),
+        ("steps = [4]", "steps = [8]", "Teacher has 8 steps. Expected: columns of table: 1, 4."),
+        ("steps = [4]", "step = [4]", '[[systems]] Teacher has an entry "step". Expected: base, cfg,'),
+        ('title = "Test"', 'tittle = "Test"', 'The file has an entry "tittle".'),
+        ('reference = "teacher"', 'reference = "coco"', 'The reference of FID-SD is "coco". Expected: one of [references]'),
+        ('"consistency"', '{measure = "consistency", against = 2}', "consistency is against 2 steps. Expected: a column"),
+        ('title = "Test"', 'plot = "AES"', 'Table table plots "AES". Expected: one of CLIP score, consistency, FID-SD.'),
+        ('title = "Test"', "count = 3", "count is 3, and "),
+        ('"prompts.txt"', '"no.txt"', "no.txt cannot be read ("),
+        ('prompts = "prompts.txt"', "", "The table names no prompts."),
+        ('name = "Teacher"', 'name = "PCM"', "There are two systems PCM."),
+        ('name = "Teacher"', "", "A [[systems]] has no name."),
+        ('base = "sd15"\nlora', "lora", "PCM has neither base nor checkpoint."),
+        ('base = "sd15"\nsampling = "euler/simple@25 cfg 7"', "", "[references.teacher] has no folder."),
+        ("measures = [", "measures = []\nunused = [", 'The file has an entry "unused".'),
+        ('title = "Test"', 'systems = ["LCM"]', "cannot be read ("),
+        ('title = "Test"', "title = ", "cannot be read ("),
+    ],
+)
+def test_a_table_with_a_mistake_is_refused_in_one_sentence(table, old, new, said):
+    with pytest.raises(PCMError) as refused:
+        plan.read_plan(table(old, new))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_table_of_several_names_its_mistakes(table, tmp_path):
+    several = GOOD + '\n[[tables]]\nname = "x"\nsystems = ["LCM"]\n'
+    (tmp_path / "table.toml").write_text(several, "utf-8")
+    table(), (tmp_path / "table.toml").write_text(several, "utf-8")
+    with pytest.raises(PCMError, match=r"Table x has a system LCM\. Expected: one of PCM, Teacher\."):
+        plan.read_plan(tmp_path / "table.toml")
+    for text, said in ((several.replace('systems = ["LCM"]', "measures = []"), "Table x has no measures"),
+                       ("[[tables]]\nprompts = 'prompts.txt'\nmeasures = ['aes']\n", "has no systems")):  # fmt: skip
+        (tmp_path / "table.toml").write_text(text, "utf-8")
+        with pytest.raises(PCMError, match=said):
+            plan.read_plan(tmp_path / "table.toml")
+
+
+@pytest.mark.parametrize(("text", "said"), [("a fox\n\na cat\n", "Line 2 of .* is empty"), ("", "is empty")])
+def test_a_prompt_file_with_empty_lines_is_refused(table, tmp_path, text, said):
+    (tmp_path / "prompts.txt").write_text(text, "utf-8")
+    with pytest.raises(PCMError, match=said):
+        plan.read_plan(table())
+
+
+def test_a_python_without_toml_says_what_to_install(table, monkeypatch):
+    for module in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PCMError, match=r"reads no TOML\. Expected: Python 3\.11, or tomli\. pip install tomli\."):
+        plan.read_plan(table())
+
+
+def test_the_demo_world_must_be_there(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    with pytest.raises(PCMError, match="The demo world is not here"):
+        plan.read_plan(table('"prompts.txt"', '"demo"'))
+    assert plan.demo_measures() == {}
+
+
+def test_the_tables_of_the_repository_are_good():
+    for path in sorted((ROOT / "benchmarks").glob("*.toml")):
+        assert plan.read_plan(path).tables, path
+
+
+def result(**figures: float) -> dict:
+    return {"figures": figures, "absent": {}, "why": ""}
+
+
+FOUND = {
+    "title": "Two systems",
+    "tables": [
+        {
+            "name": "t", "title": "A <small> table", "images": 8, "seed": 0, "steps": [1, 4], "plot": "FID-SD",
+            "columns": [{"label": "FID-SD", "better": "lower", "digits": 2}, {"label": "AES", "better": "higher", "digits": 3}],
+            "rows": [
+                {"system": "PCM", "steps": 1, "evaluations": 1, **result(**{"FID-SD": 9.0, "AES": 5.1})},
+                {"system": "PCM", "steps": 4, "evaluations": 4, **result(**{"FID-SD": 6.0, "AES": 5.25})},
+                {"system": "LCM", "steps": 1, "evaluations": 0, "figures": {}, "absent": {}, "why": "lcm.pt is not there"},
+                {"system": "LCM", "steps": 4, "evaluations": 8, "figures": {"FID-SD": 7.0}, "absent": {"AES": "no aes"},
+                 "why": ""},
+            ],
+            "published": [{"system": "PCM", "label": "FID-SD", "source": "Table 1", "values": {"1": 8.27, "4": 5.81}}],
+        }
+    ],
+}  # fmt: skip
+
+
+def test_the_markdown_has_every_row_and_every_reason():
+    text = report.markdown(FOUND)
+    assert "| PCM | 9.00 | 6.00 |\n| *PCM, published (Table 1)* | 8.27 | 5.81 |\n| LCM | - | 7.00 |" in text
+    assert "**AES**, higher is better" in text and "| PCM | 5.100 | 5.250 |" in text
+    assert "- LCM (1): lcm.pt is not there" in text and "- AES (LCM 4): no aes" in text
+
+
+def test_the_csv_has_every_figure():
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(FOUND))))
+    assert len(rows) == 5 + 2
+    assert rows[0] == {"table": "t", "system": "PCM", "steps": "1", "evaluations": "1", "measure": "FID-SD",
+                       "value": "9.0", "source": "measured"}  # fmt: skip
+    assert [row["value"] for row in rows if row["source"] == "Table 1"] == ["8.27", "5.81"]
+
+
+def test_the_plot_has_a_line_a_system_over_evaluations():
+    tree = xml.fromstring(plot.svg(FOUND["tables"][0]))
+    space = "{http://www.w3.org/2000/svg}"
+    lines = [line.attrib for line in tree.iter(f"{space}polyline")]
+    assert len(lines) == 3 and sum("stroke-dasharray" in line for line in lines) == 1
+    xs = [float(point.split(",")[0]) for point in lines[0]["points"].split()]
+    one, eight = plot.LEFT, plot.WIDTH - plot.RIGHT
+    assert xs == pytest.approx([one, one + (eight - one) * 2 / 3], abs=0.1), "4 is two thirds of the way from 1 to 8"
+    texts = [text.text for text in tree.iter(f"{space}text")]
+    assert "A <small> table" in texts and {"PCM", "LCM"} <= set(texts)
+    empty = {**FOUND["tables"][0], "rows": [], "published": []}
+    assert "No figures." in plot.svg(empty)
+
+
+def test_two_runs_are_compared(tmp_path, capsys):
+    for name, change in (("a", 0.0), ("b", 0.5)):
+        found = json.loads(json.dumps(FOUND))
+        found["tables"][0]["rows"][0]["figures"]["FID-SD"] += change
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(found), "utf-8")
+    del found["tables"][0]["rows"][3]
+    (tmp_path / "b" / "table.json").write_text(json.dumps(found), "utf-8")
+    command.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b" / "table.json")])
+    text = capsys.readouterr().out
+    assert "| t | PCM | 1 | FID-SD | 9.0000 | 9.5000 | +0.5000 |" in text
+    assert "4 figures in both, 1 only in the first, 0 in the second." in text
+    with pytest.raises(SystemExit, match=r"table\.json cannot be read .*Expected: a table\.json of pcm table"):
+        command.main(["--compare", str(tmp_path), str(tmp_path / "a")])
+    (tmp_path / "table.json").write_text('{"tables": []}', "utf-8")
+    with pytest.raises(SystemExit, match="have no figure in common"):
+        command.main(["--compare", str(tmp_path), str(tmp_path / "a")])
+    with pytest.raises(SystemExit, match="Give a table file, or --compare"):
+        command.main([])
+
+
+@pytest.mark.parametrize(
+    ("cfg", "steps", "calls"), [("1", 4, 4), ("3", 4, 8), ("3, 1, 1, 1", 4, 5), ("5, 1", 4, 6), ("3, 1, 1, 1", 2, 3)]
+)
+def test_the_calls_of_the_network_count_the_negative_prompt(tmp_path, cfg, steps, calls):
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"file": "x", "cfg": cfg, "steps": steps}) + "\n", "utf-8")
+    assert cells.evaluations(tmp_path) == calls
+
+
+def test_the_commands_of_a_table_are_printed(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    (tmp_path / "sd15.safetensors").touch()
+    command.main([str(table()), "--commands", "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"pcm generate {tmp_path}/out/prompts/table-") and "--seed 500" in lines[0]
+    assert "# PCM, 4 steps: pcm_4step.safetensors is not there" in lines
+    assert not (tmp_path / "out").exists()
