@@ -13,6 +13,7 @@ from ...pcm_core.errors import PCMError
 from ...pcm_core.lora.keys import CLASS_FAMILIES, UNET_FAMILIES
 from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.sigma_table import SigmaTable
+from .networks import sampling_for
 
 _PROFILE_KEY = "pcm_profile"
 # MiniMax-H3 maps the video's noise level to the audio's itself, and so must know both shifts (MiniMaxH3SigmaShift).
@@ -166,9 +167,15 @@ def with_context_windows(model: Any, length: int, overlap: int, axis: int, *, ne
 
 
 def attach_profile(model: Any, profile: PCMProfile) -> Any:
-    """A clone of the model that carries the profile; it survives later clones and patches."""
+    """A clone of the model that carries the profile; it survives later clones and patches.
+
+    Where the method's network has to be called another way than the host would, the clone's sampling object does so.
+    """
     clone = model.clone()
     clone.set_attachments(_PROFILE_KEY, profile)
+    if profile.network:
+        sampling = sampling_for(profile.network, model_sampling(clone), model.model.model_config)
+        clone.add_object_patch("model_sampling", sampling)
     return clone
 
 

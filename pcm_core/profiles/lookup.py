@@ -39,7 +39,7 @@ _BASE_MODELS = {
 # Row entries that become profile values as they are.
 _PLAIN = (
     "determinism", "gamma", "spacing", "grid", "terminal", "scheduler", "audio_shift", "dynamic_shift", "strength",
-    "strength_no_alpha", "embedded_guidance", "note", "ancestral",
+    "strength_no_alpha", "embedded_guidance", "network", "note", "ancestral",
 )  # fmt: skip
 # Row entries that list one value per step, and how many of them are no step.
 _LISTS = {"sigmas": 1, "levels": 1, "timesteps": 0}

@@ -32,12 +32,13 @@ _METADATA: dict[str, Any] = {
     "determinism": float, "gamma": float, "ancestral": _flag, "spacing": str, "grid": int, "terminal": str,
     "sigmas": _numbers, "timesteps": _integers, "scheduler": str, "shift": float, "audio_shift": float,
     "dynamic_shift": str, "levels": _numbers, "strength": float, "strength_no_alpha": float,
-    "embedded_guidance": float, "expert": str, "note": str,
+    "embedded_guidance": float, "network": str, "expert": str, "note": str,
 }  # fmt: skip
 _WORDS = {
     "sampling_class": get_args(SamplingClass), "spacing": ("trailing", "aligned", "tcd"),
     "terminal": ("zero", "alpha0"), "expert": ("high", "low"), "scheduler": ("", "normal"),
     "dynamic_shift": ("", *table()["shift_rules"]),
+    "network": ("", "rectified_flow", "timestep_250", "timestep_500"),
 }  # fmt: skip
 # pcm_sampling_class in files written by 0.1.0.
 _LETTERS = {

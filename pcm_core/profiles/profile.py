@@ -38,6 +38,8 @@ class PCMProfile:
         levels: noise levels before a dynamic shift, with the final 0; ``None`` for equal parts.
         strength: LoRA strength that a user's 1.0 means; ``strength_no_alpha`` the same for files without alpha keys.
         embedded_guidance: the guidance scalar of guidance-distilled models (FluxGuidance), not CFG.
+        network: how the network is called where the host's way is another: ``rectified_flow`` (InstaFlow),
+            ``timestep_250`` or ``_500`` (NitroFusion, told that part of 1000 of its timestep); else empty.
         expert: which of two experts the file is for.
         verified: False where the table says UNVERIFIED.
         sources: value name to ``Source``.
@@ -66,6 +68,7 @@ class PCMProfile:
     strength: float = 1.0
     strength_no_alpha: float | None = None
     embedded_guidance: float | None = None
+    network: Literal["", "rectified_flow", "timestep_250", "timestep_500"] = ""
     expert: Literal["high", "low"] | None = None
     note: str = ""
     verified: bool = True

@@ -125,13 +125,16 @@ def with_method(model: Any, options: argparse.Namespace, pack: Pack) -> Any:
     host, profiles = pack("nodes.host"), pack("pcm_core.profiles")
     profile = host.profile_of(model)
     if options.method:
-        profile = profiles.profile_from_name(options.method)
+        if options.method in profiles.method_choices():
+            profile = profiles.profile_of_method(options.method)
+        else:
+            profile = profiles.profile_from_name(options.method, None)
         if profile is None:
             sys.exit(
                 f'--method is "{options.method}", which is no few-step method or file of one that this pack knows.'
             )
     elif profile is None and not options.lora:
-        profile = profiles.profile_from_name((options.model or options.checkpoint).name)
+        profile = profiles.profile_from_name((options.model or options.checkpoint).name, "checkpoint")
     noise = {name: getattr(options, name) for name in ("gamma", "determinism") if getattr(options, name) is not None}
     if noise:
         profile = replace(profile or pack("pcm_core.profiles").PCMProfile(), **({"gamma": None} | noise))

@@ -295,8 +295,6 @@ def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
 
 def test_unsupported_methods_say_why():
     for name in (
-        "nitrosd-realism_comfyui",
-        "instaflow_0_9B",
         "perflow-sd15-delta-weights",
         "causal_forcing-framewise",
     ):

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import sys
-import xml.etree.ElementTree as xml
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -75,8 +75,8 @@ def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
     pcm, teacher = one.systems
     made = maker.cell(one, pcm, 4)
     lora = tmp_path / "models" / "loras" / "pcm_4step.safetensors"
-    assert made.words[2:] == ("--checkpoint", str(tmp_path / "sd15.safetensors"), "--lora", str(lora), "--sampling", "4",
-                              "--seed", "0", "--size", "64", "64")  # fmt: skip
+    files = ("--checkpoint", str(tmp_path / "sd15.safetensors"), "--lora", str(lora))
+    assert made.words[2:] == (*files, "--sampling", "4", "--seed", "0", "--size", "64", "64")
     assert maker.cell(one, pcm, 1).absent == "pcm_1step.safetensors is not there"
     assert maker.cell(one, teacher, 1).absent == "not asked for"
     assert "euler/simple@4 cfg 7.5" in maker.cell(one, teacher, 4).words
@@ -97,9 +97,21 @@ def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
         ("steps = [4]", "steps = [8]", "Teacher has 8 steps. Expected: columns of table: 1, 4."),
         ("steps = [4]", "step = [4]", '[[systems]] Teacher has an entry "step". Expected: base, cfg,'),
         ('title = "Test"', 'tittle = "Test"', 'The file has an entry "tittle".'),
-        ('reference = "teacher"', 'reference = "coco"', 'The reference of FID-SD is "coco". Expected: one of [references]'),
-        ('"consistency"', '{measure = "consistency", against = 2}', "consistency is against 2 steps. Expected: a column"),
-        ('title = "Test"', 'plot = "AES"', 'Table table plots "AES". Expected: one of CLIP score, consistency, FID-SD.'),
+        (
+            'reference = "teacher"',
+            'reference = "coco"',
+            'The reference of FID-SD is "coco". Expected: one of [references]',
+        ),
+        (
+            '"consistency"',
+            '{measure = "consistency", against = 2}',
+            "consistency is against 2 steps. Expected: a column",
+        ),
+        (
+            'title = "Test"',
+            'plot = "AES"',
+            'Table table plots "AES". Expected: one of CLIP score, consistency, FID-SD.',
+        ),
         ('title = "Test"', "count = 3", "count is 3, and "),
         ('"prompts.txt"', '"no.txt"', "no.txt cannot be read ("),
         ('prompts = "prompts.txt"', "", "The table names no prompts."),
@@ -166,11 +178,13 @@ FOUND = {
     "tables": [
         {
             "name": "t", "title": "A <small> table", "images": 8, "seed": 0, "steps": [1, 4], "plot": "FID-SD",
-            "columns": [{"label": "FID-SD", "better": "lower", "digits": 2}, {"label": "AES", "better": "higher", "digits": 3}],
+            "columns": [{"label": "FID-SD", "better": "lower", "digits": 2},
+                        {"label": "AES", "better": "higher", "digits": 3}],
             "rows": [
                 {"system": "PCM", "steps": 1, "evaluations": 1, **result(**{"FID-SD": 9.0, "AES": 5.1})},
                 {"system": "PCM", "steps": 4, "evaluations": 4, **result(**{"FID-SD": 6.0, "AES": 5.25})},
-                {"system": "LCM", "steps": 1, "evaluations": 0, "figures": {}, "absent": {}, "why": "lcm.pt is not there"},
+                {"system": "LCM", "steps": 1, "evaluations": 0, "figures": {}, "absent": {},
+                 "why": "lcm.pt is not there"},
                 {"system": "LCM", "steps": 4, "evaluations": 8, "figures": {"FID-SD": 7.0}, "absent": {"AES": "no aes"},
                  "why": ""},
             ],
@@ -196,7 +210,7 @@ def test_the_csv_has_every_figure():
 
 
 def test_the_plot_has_a_line_a_system_over_evaluations():
-    tree = xml.fromstring(plot.svg(FOUND["tables"][0]))
+    tree = ElementTree.fromstring(plot.svg(FOUND["tables"][0]))
     space = "{http://www.w3.org/2000/svg}"
     lines = [line.attrib for line in tree.iter(f"{space}polyline")]
     assert len(lines) == 3 and sum("stroke-dasharray" in line for line in lines) == 1

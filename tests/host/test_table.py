@@ -1,4 +1,4 @@
-"""``pcm table`` on the real host: the demo world's table, its resumption, its failures, and the paper's on stand-ins."""
+"""``pcm table`` on the real host: the demo world's table, its resumption, its failures, the paper's on stand-ins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from scripts.metrics.networks import fingerprint
 from scripts.table import command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -145,17 +147,18 @@ def test_what_would_fail_later_is_refused_before_anything_is_generated(run, tmp_
     paired = SMALL.replace('"demo_edges"', '"demo_edges", {measure = "psnr", reference = "folder"}').replace(
         "[bases.teacher]", '[references.folder]\nfolder = "strangers"\n[bases.teacher]'
     )
-    with pytest.raises(SystemExit, match=r"strangers holds no partner of the images of t\. Expected: items named 000000_1"):
+    with pytest.raises(
+        SystemExit, match=r"strangers holds no partner of the images of t\. Expected: items named 000000_1"
+    ):
         run(paired)
     weights = tmp_path / "weights.pth"
     torch.save({}, weights)
-    from scripts.metrics.networks import fingerprint
-    from safetensors.torch import save_file
-
     (tmp_path / "strangers.features").mkdir()
     kept = tmp_path / "strangers.features" / f"inception-{fingerprint(weights)}.safetensors"
     save_file({"features": torch.zeros(1, 2)}, kept, metadata={"network": "another", "items": "[]"})
-    fid = paired.replace('"psnr"', '"fid"').replace("[bases.teacher]", '[networks]\ninception = "weights.pth"\n[bases.teacher]', 1)
+    fid = paired.replace('"psnr"', '"fid"').replace(
+        "[bases.teacher]", '[networks]\ninception = "weights.pth"\n[bases.teacher]', 1
+    )
     with pytest.raises(SystemExit, match=r"holds features of another network \(another\)"):
         run(fid)
     assert not (tmp_path / "out" / "images").exists()
