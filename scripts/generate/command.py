@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
     files.add_argument("--lora", type=Path, help="read as Load PCM LoRA does; it decides steps, cfg and spacing")
     files.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
+    files.add_argument("--motion", type=Path, help="motion module of AnimateDiff, by ComfyUI-AnimateDiff-Evolved")
     files.add_argument("--demo", choices=DEMOS, help="the demo world's model, VAE and text encoder")
     how = parser.add_argument_group("sampling")
     how.add_argument("--sampling", default="auto", metavar="HOW", help="a column of PCM Compare: auto, 8, "
@@ -99,7 +100,7 @@ def check(options: argparse.Namespace) -> None:
         sys.exit("--shift is above 0, or 0 for what the LoRA or model wants.")
     if options.vae and len(options.vae) > 2:
         sys.exit("--vae is one file, or TAESD's encoder and decoder.")
-    given = [options.prompts, options.checkpoint, options.model, options.lora]
+    given = [options.prompts, options.checkpoint, options.model, options.lora, options.motion]
     for path in (*given, *(options.vae or []), *(options.clip or [])):
         if path is not None and not path.is_file():
             sys.exit(f"{path} is not there.")

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from ..workers import ROOT, Pack
+from .motion import with_motion
 
 WEIGHTS = ROOT / "demo" / "weights"
 # What --demo stands for: the files, and the size of what they make.
@@ -73,6 +75,9 @@ class ImageMaker:
         model, self.vae, self.texts = _load(options, self.files, prompts, {} if loaded is None else loaded)
         if options.lora:
             model = pack("nodes.load_lora").load_lora(model, options.lora, options.strength)[0]
+        if options.motion:
+            comfyui = Path(options.comfyui or os.environ["COMFYUI_PATH"])
+            model = with_motion(model, options.motion.resolve(), comfyui)
         model = with_method(model, options, pack)
         self.negative = self.texts(options.negative)
         self.settings = _named(options)
@@ -160,7 +165,14 @@ def _demo_texts(kind: str, texts: Sequence[str]) -> Callable[[str], Any]:
 
 def _named(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, with files by name and digest."""
-    given = [options.checkpoint, options.model, options.lora, *(options.vae or []), *(options.clip or [])]
+    given = [
+        options.checkpoint,
+        options.model,
+        options.lora,
+        options.motion,
+        *(options.vae or []),
+        *(options.clip or []),
+    ]
     width, height = options.size
     asked = {name: getattr(options, name) for name in ("method", "gamma", "determinism")}
     return {

@@ -12,7 +12,7 @@ from typing import Any
 from ..generate.command import MANIFEST
 from .plan import Plan, Reference, System, Table, filled, slug
 
-_FILES = ("checkpoint", "model", "lora")
+_FILES = ("checkpoint", "model", "lora", "motion")
 _LISTS = ("vae", "clip")
 
 
@@ -56,6 +56,8 @@ class Maker:
         """Of a system at a step count."""
         folder = self.out / "images" / self._set(table, table.seed) / slug(system.name) / str(steps)
         name = f"{system.name}, {steps} {'step' if steps == 1 else 'steps'}"
+        if table.absent:
+            return Cell(name=name, folder=folder, absent=table.absent)
         if system.steps and steps not in system.steps:
             return Cell(name=name, folder=folder, absent="not asked for")
         return self._made(name, folder, table, system, steps, table.seed)
@@ -67,6 +69,8 @@ class Maker:
             return Cell(name=reference.name, folder=reference.folder, absent=absent)
         assert reference.system is not None
         seed = table.seed if reference.seed is None else reference.seed
+        if table.absent:
+            return Cell(name=reference.name, folder=self.out / slug(reference.name), absent=table.absent)
         folder = self.out / "images" / self._set(table, seed) / f"reference-{slug(reference.name)}" / "0"
         return self._made(f"reference {reference.name}", folder, table, reference.system, 0, seed)
 

@@ -83,11 +83,16 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table: its columns are step counts, its rows systems."""
+    """One table: its columns are step counts, its rows systems.
+
+    Attributes:
+        absent: why none of it can be made, for its prompts are not there; empty if they are.
+    """
 
     name: str
     title: str
     prompts: tuple[str, ...]
+    absent: str
     seed: int
     steps: tuple[int, ...]
     size: tuple[int, int]
@@ -162,6 +167,8 @@ def read_plan(path: Path, *, comfyui: Path | None = None) -> Plan:
     tables = tuple(_table({**shared, **entry}, systems, references, path.parent, published) for entry in entries)
     if not tables or not systems:
         _refuse(f"{path} has no systems.", "at least one [[systems]].", "Look at benchmarks/demo.toml.")
+    if all(table.absent for table in tables):
+        _refuse(f"There are no prompts: {tables[0].absent}.", "a text file, a prompt a line.", "Correct its name.")
     return Plan(
         title=content.get("title", path.stem), place=path.parent, tables=tables, networks=networks,
         folders=tuple([*folders, *models]), demo=any("demo" in base for base in bases.values()),
@@ -196,8 +203,9 @@ def _table(
                 f"{system.name} has {strange[0]} steps.", f"columns of {name}: {_listed(steps)}.", "Add the column."
             )
     size = values.get("size", (1024, 1024))
+    prompts, absent = read_prompts(values, place)
     return Table(
-        name=name, title=str(values.get("title", name)), prompts=read_prompts(values, place), plot=plot,
+        name=name, title=str(values.get("title", name)), prompts=prompts, absent=absent, plot=plot,
         seed=int(values.get("seed", 0)), steps=steps, size=(int(size[0]), int(size[1])), length=values.get("length"),
         fps=float(values.get("fps", 16)), negative=str(values.get("negative", "")), columns=columns, systems=rows,
         references={one.reference: references[one.reference] for one in columns if one.reference},
@@ -205,8 +213,8 @@ def _table(
     )  # fmt: skip
 
 
-def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[str, ...]:
-    """``count`` prompts, ``per_prompt`` times each; the world's own for ``prompts = "demo"``.
+def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], str]:
+    """``count`` prompts, ``per_prompt`` times each, and why there are none; the world's own for ``prompts = "demo"``.
 
     Raises:
         PCMError: if the file is none, or has an empty line: every line must be a prompt, for images are paired by line.
@@ -218,10 +226,12 @@ def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[str, ...]:
         see_demo()
         from demo.score import prompts_for
 
-        return tuple(str(prompt) for prompt in prompts_for(int(count or 48)) for _ in range(times))
+        return tuple(str(prompt) for prompt in prompts_for(int(count or 48)) for _ in range(times)), ""
     if not isinstance(given, str):
         _refuse("The table names no prompts.", "a text file, a prompt a line.", 'Write prompts = "prompts.txt".')
     path = place / Path(given).expanduser()
+    if not path.exists():
+        return (), f"{path} is not there"
     try:
         lines = path.read_text("utf-8").rstrip("\n").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -232,7 +242,7 @@ def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[str, ...]:
         _refuse(f"count is {count}, and {path} has {len(lines)} prompts.", f"1 to {len(lines)}.", "Correct it.")
     if not lines:
         _refuse(f"{path} is empty.", "a prompt in every line.", "Write some.")
-    return tuple(line.strip() for line in lines[:count] for _ in range(times))
+    return tuple(line.strip() for line in lines[:count] for _ in range(times)), ""
 
 
 def _system(entry: Mapping[str, Any], bases: Mapping[str, Any]) -> System:

@@ -95,7 +95,7 @@ class Run:
     def make(self) -> None:
         """Generate what is missing; a cell that fails is named and the others are made."""
         if self.workers.first:
-            for table in self.plan.tables:
+            for table in [table for table in self.plan.tables if not table.absent]:
                 path = self.maker.prompts_file(table)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("\n".join(table.prompts) + "\n", "utf-8")

@@ -56,6 +56,7 @@ values = [8.27, 5.81]
 def table(tmp_path):
     """A good table file, and a way to change it."""
     (tmp_path / "prompts.txt").write_text("a fox\na cat\n", "utf-8")
+    (tmp_path / "models").mkdir()
 
     def write(old: str = "", new: str = "") -> Path:
         assert old in GOOD
@@ -67,7 +68,7 @@ def table(tmp_path):
 
 def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
     read = plan.read_plan(table())
-    (tmp_path / "models" / "loras").mkdir(parents=True)
+    (tmp_path / "models" / "loras").mkdir()
     (tmp_path / "sd15.safetensors").touch()
     (tmp_path / "models" / "loras" / "pcm_4step.safetensors").touch()
     maker = cells.Maker(read, tmp_path / "out", None)
@@ -113,7 +114,8 @@ def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
             'Table table plots "AES". Expected: one of CLIP score, consistency, FID-SD.',
         ),
         ('title = "Test"', "count = 3", "count is 3, and "),
-        ('"prompts.txt"', '"no.txt"', "no.txt cannot be read ("),
+        ('"prompts.txt"', '"no.txt"', "There are no prompts: "),
+        ('"prompts.txt"', '"models"', "cannot be read ("),
         ('prompts = "prompts.txt"', "", "The table names no prompts."),
         ('name = "Teacher"', 'name = "PCM"', "There are two systems PCM."),
         ('name = "Teacher"', "", "A [[systems]] has no name."),
@@ -165,8 +167,31 @@ def test_the_demo_world_must_be_there(table, tmp_path, monkeypatch):
 
 
 def test_the_tables_of_the_repository_are_good():
-    for path in sorted((ROOT / "benchmarks").glob("*.toml")):
-        assert plan.read_plan(path).tables, path
+    assert len(plan.read_plan(ROOT / "benchmarks" / "demo.toml").tables) == 1
+    with pytest.raises(PCMError, match=r"There are no prompts: .*coco_30k\.txt is not there"):
+        plan.read_plan(ROOT / "benchmarks" / "paper.toml")
+
+
+def test_the_numbers_of_the_paper_stand_beside_systems_and_measures_that_are_there(tmp_path):
+    text = (ROOT / "benchmarks" / "paper.toml").read_text("utf-8")
+    (tmp_path / "paper.toml").write_text(text, "utf-8")
+    (tmp_path / "paper").mkdir()
+    for name in ("coco_30k", "cc12m_30k", "ucf101"):
+        (tmp_path / "paper" / f"{name}.txt").write_text("a cat\n", "utf-8")
+    read = plan.read_plan(tmp_path / "paper.toml")
+    assert [len(table.published) for table in read.tables] == [56, 30, 43, 26, 12]
+    for table in read.tables:
+        for one in table.published:
+            assert one.system in {system.name for system in table.systems}, one
+            assert one.label in {column.label for column in table.columns} and set(one.values) <= set(table.steps), one
+    (ours,) = (one for one in read.tables[0].published if one.system == "PCM SD1.5" and one.label == "FID-CLIP"
+               and len(one.values) == 5)  # fmt: skip
+    assert ours.values == {1: 11.66, 2: 9.17, 4: 9.07, 8: 9.49, 16: 10.13} and ours.source == "Table 1"
+    maker = cells.Maker(read, tmp_path / "out", None)
+    absent = [
+        maker.cell(table, system, n).absent for table in read.tables for system in table.systems for n in table.steps
+    ]
+    assert all(reason == "not asked for" or reason.endswith("is not there") for reason in absent)
 
 
 def result(**figures: float) -> dict:
