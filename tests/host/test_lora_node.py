@@ -282,10 +282,15 @@ def test_incomplete_is_refused_or_said(host, zoo, error):
     assert "4 of 6 applied" in report and "missing blocks: diffusion_model.joint_blocks.77" in report
 
 
-@pytest.mark.parametrize("name", ["wan_meanflow", "causal_forcing", "perflow-sd15"])
+@pytest.mark.parametrize("name", ["perflow-sd15"])
 def test_families_without_a_sigma_list_are_refused(host, zoo, error, name):
     with pytest.raises(error, match=r"Use the|cannot sample"):
         load(host, zoo["sd15"].model, put(host, zoo["sd15"].model, name))
+
+
+def test_a_lora_of_a_rectified_flow_brings_its_sampling_object(host, zoo):
+    model, _ = load(host, zoo["sd15"].model, put(host, zoo["sd15"].model, "instaflow_lora"))
+    assert host.pack("nodes.host").is_flow(model)
 
 
 @pytest.mark.parametrize(
