@@ -13,7 +13,6 @@
 ``profiles`` and ``lora`` know what a LoRA file holds and wants. ``diffusers_scheduler`` serves diffusers pipelines.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .denoiser import Denoiser as Denoiser
@@ -34,11 +33,19 @@ if TYPE_CHECKING:
     from . import video as video
     from .plan import plan as plan
 
-_ON_DEMAND = ("diffusers_scheduler", "distill", "lora", "metrics", "video")
-
 
 def __getattr__(name: str) -> Any:
-    """Import the larger rooms when somebody enters."""
-    if name in _ON_DEMAND:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import the larger rooms when somebody enters: any name of theirs binds the room itself here."""
+    if name == "diffusers_scheduler":
+        from .diffusers_scheduler import PCMScheduler as PCMScheduler
+    elif name == "distill":
+        from .distill import Trainer as Trainer
+    elif name == "lora":
+        from .lora import LoraReport as LoraReport
+    elif name == "metrics":
+        from .metrics import psnr as psnr
+    elif name == "video":
+        from .video import preset_names as preset_names
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]

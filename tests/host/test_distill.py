@@ -333,7 +333,6 @@ def test_every_option_trains(zoo, distil, settings):
 
 @pytest.mark.parametrize("family", ["sd3", "wan"])
 def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, family):
-    training = training_job
     session, shown = training_session.Session, []
     sample, show = session._sample_grid, host_training.Progress.show
     drawn = {}
@@ -353,7 +352,7 @@ def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, fa
     assert [step for step, _ in shown] == list(range(1, 8))
     pictures = dict(shown)
     # The grid stands below the curve: the same picture without it is smaller.
-    bare = training.draw_loss(result.args[1]["loss"], 7, None)
+    bare = loss_curve.draw_loss(result.args[1]["loss"], 7, None)
     for step, grid in drawn.items():
         assert grid.width == 4 * grid.height and len(grid.convert("L").getcolors(maxcolors=1 << 16)) > 8
         assert pictures[step].height > bare.height
@@ -398,6 +397,8 @@ def test_texts_of_other_lengths_and_latents_of_other_sizes(zoo, distil):
 
 
 def test_bad_input(host, zoo, distil):
+    import comfy.model_management
+
     given, error = zoo["sd3"], PCMError
     with pytest.raises(error, match="this model's latents have 16 channels"):
         distil(given, latents=[{"samples": torch.zeros(1, 4, 8, 8)}])
@@ -425,7 +426,7 @@ def test_bad_input(host, zoo, distil):
         distil(zoo["cogvideo"])
     with pytest.raises(error, match="several streams"):
         distil(zoo["ltx2"])
-    assert not nodes_host.comfy.model_management.in_training
+    assert not comfy.model_management.in_training
 
 
 def test_a_model_with_a_few_step_lora_is_no_teacher(host, zoo, distil):
