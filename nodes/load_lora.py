@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from comfy_api.latest import io
 
 from ..pcm_core import lora
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora import LoraReport
+from ..pcm_core.lora import LoraReport, ModelWeights, Update
 from ..pcm_core.profiles import PCMProfile, profile_for
 from ..pcm_core.profiles.advice import loading_mistakes
 from . import host
+from .host import adapters as host_adapters
 from .host import lora as host_lora
 from .sampling.settings import configure
 from .validation import checked
+
+FROM_LORA, KEEP = "from the LoRA", "keep the model's"
+_UNTOUCHED = "strength is 0: the model is as it came, settings and all."
 
 
 class PCMLoraLoader(io.ComfyNode):
@@ -42,6 +47,10 @@ class PCMLoraLoader(io.ComfyNode):
                                tooltip="1 is what its authors intend, also for files that others load at 0.125."),
                 io.Boolean.Input("allow_partial", default=False, advanced=True,
                                  tooltip="Apply what fits where some tensors do not, instead of refusing the file."),
+                io.Combo.Input("settings", options=[FROM_LORA, KEEP], default=FROM_LORA, advanced=True,
+                               optional=True,  # prompts of 0.1.0 do not name it
+                               tooltip="Keep the model's steps, cfg, schedule and shift, for a second few-step LoRA "
+                               "that its authors advise to mix in."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA and its settings."),
@@ -55,13 +64,27 @@ class PCMLoraLoader(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False) -> io.NodeOutput:
-        patched, report = load_lora(model, host_lora.lora_path(lora_name), strength, allow_partial=allow_partial)
+    def execute(
+        cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False, settings: str = FROM_LORA
+    ) -> io.NodeOutput:
+        patched, report = load_lora(
+            model, host_lora.lora_path(lora_name), strength,
+            allow_partial=allow_partial, keep_settings=settings == KEEP,
+        )  # fmt: skip
         return io.NodeOutput(patched, report.text())
 
 
-def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = False) -> tuple[Any, LoraReport]:
+def load_lora(
+    model: Any, path: Path, strength: float, *, allow_partial: bool = False, keep_settings: bool = False
+) -> tuple[Any, LoraReport]:
     """What the node does with a file: the model with the LoRA and its settings, and what was found.
+
+    Args:
+        model: a ModelPatcher.
+        path: the file.
+        strength: what the user typed; at 0 the model comes back as it is.
+        allow_partial: apply what fits where some tensors do not.
+        keep_settings: leave steps, cfg, schedule and shift to the model.
 
     Raises:
         PCMError: if the strength is no number, or the file or a part of it does not fit the model.
@@ -70,39 +93,88 @@ def load_lora(model: Any, path: Path, strength: float, *, allow_partial: bool = 
         raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
     tensors, metadata = lora.read_lora(path)
     profile = profile_for(path, metadata)
-    _refuse(model, path.name, profile)
-    targets, shapes = host_lora.lora_targets(model)
-    tensors, report = lora.normalize(
-        tensors, targets, shapes, metadata=metadata, name=path.name, model_family=host.family_of(model),
-        profile=profile, allow_partial=allow_partial,
+    if strength:
+        _refuse(model, path.name, profile, keep_settings=keep_settings)
+    weights = host_lora.model_weights(model)
+    updates, report = lora.fit(
+        host_lora.host_names(tensors), weights, metadata=metadata, name=path.name, profile=profile,
+        allow_partial=allow_partial,
     )  # fmt: skip
+    updates, report = _only_what_works(updates, report, weights, allow_partial)
+    if strength:
+        return _applied(model, updates, report, strength, keep_settings=keep_settings)
+    return model, report.with_settings(host.profile_of(model) or PCMProfile(), [_UNTOUCHED], applied=0)
+
+
+def _applied(
+    model: Any, updates: list[Update], report: LoraReport, strength: float, *, keep_settings: bool
+) -> tuple[Any, LoraReport]:
+    """The model with the updates and, where the LoRA has settings that are wanted, its settings."""
+    profile, present = report.profile, host.profile_of(model)
     factor, notes = _strength(profile, report, strength)
-    patched = host_lora.patch_lora(model, tensors, shapes, strength * factor)
-    if profile.known:
+    warnings: list[str] = []
+    if host_lora.carries(model, updates):
+        warnings.append("The model already carries this very LoRA: it is now applied twice. Remove one loader.")
+    patched = host_lora.patch_lora(model, updates, strength * factor)
+    if profile.known and not keep_settings:
         patched, profile, more = configure(patched, profile)
         notes += more
-        for mistake in loading_mistakes(profile, path.name, report.family, host_lora.model_facts(model), strength):
-            logging.warning("Load PCM LoRA: %s", mistake)
-            notes.append(mistake)
-    elif (kept := host.profile_of(model)) is not None:
-        profile = kept
-        notes.append(f"No few-step LoRA known to this pack; the settings of {kept.method} stay in force.")
-    report = lora.with_profile(report, profile, notes)
+        facts = host_lora.model_facts(model)
+        warnings += loading_mistakes(profile, report.name, report.base_model, facts, strength)
+    else:
+        notes += _kept(profile, present)
+        profile = present or PCMProfile()
+    for warning in warnings:
+        logging.warning("Load PCM LoRA: %s", warning)
+    report = report.with_settings(profile, [*notes, *warnings])
     logging.info("Load PCM LoRA: %s", report.line())
     return patched, report
 
 
-def _refuse(model: Any, name: str, profile: PCMProfile) -> None:
+def _only_what_works(
+    updates: list[Update], report: LoraReport, weights: ModelWeights, allow_partial: bool
+) -> tuple[list[Update], LoraReport]:
+    """Without the updates that this host cannot compute; a report that counts them as not applied.
+
+    Raises:
+        PCMError: if there are any and ``allow_partial`` is off, or nothing is left.
+    """
+    failing = host_adapters.failing(updates, weights.shapes)
+    if not failing:
+        return updates, report
+    keys = tuple(key for update in failing for key in update.keys)
+    report = replace(report, matched=report.matched - len(keys), mismatched=(*report.mismatched, *keys))
+    left = [update for update in updates if update not in failing]
+    if not allow_partial or not left:
+        raise PCMError(
+            f"{report.name}: this ComfyUI cannot apply {len(keys)} of {report.offered} tensors, {keys[0][:80]} first.",
+            "updates of a kind and shape that the host computes.",
+            "Update ComfyUI, or use another LoRA" + ("; allow_partial applies the rest." if left else "."),
+        )
+    return left, report
+
+
+def _refuse(model: Any, name: str, profile: PCMProfile, *, keep_settings: bool) -> None:
     """A method no sigma list can serve, or a second few-step LoRA on one model."""
     if profile.sampling_class == "unsupported":
         raise PCMError(f"{name} is {profile.method}.", "a method that a list of sigmas can sample.", profile.note)
     present = host.profile_of(model)
-    if present is not None and present.known and profile.known:
+    if present is None or not present.known or not profile.known:
+        return
+    if not keep_settings:
         raise PCMError(
             f"{name} is a {profile.method} LoRA, and the model already carries one of {present.method}.",
             "one few-step LoRA per model: each bends the model towards its own schedule, two of them fit neither.",
-            "Remove one of the two loaders.",
+            f'Remove one of the two loaders, or set settings to "{KEEP}" here to mix them on purpose.',
         )
+
+
+def _kept(profile: PCMProfile, present: PCMProfile | None) -> list[str]:
+    """Whose settings are in force where this LoRA sets none."""
+    what = f"The settings of {profile.method} are not used" if profile.known else "No few-step LoRA known to this pack"
+    if present is not None:
+        return [f"{what}; the settings of {present.method} stay in force."]
+    return [f"{what}, and the model has none: set steps and cfg yourself."] if profile.known else []
 
 
 def _strength(profile: PCMProfile, report: LoraReport, strength: float) -> tuple[float, list[str]]:

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...pcm_core.errors import PCMError
+from .pictures import PICTURES as PICTURES
+from .pictures import as_seen, say
 from .training import Conditioning
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def quiet() -> None:
@@ -84,12 +84,12 @@ def decode(vae: Any, samples: Tensor) -> list[Image.Image]:
 
 @torch.no_grad()
 def encode_pictures(vae: Path, pictures: Sequence[Path], size: int) -> list[Tensor]:
-    """Latents [1, C, ...] of pictures, scaled and centre-cropped to ``size`` squared."""
+    """Latents [1, C, ...] of pictures ``as_seen``, scaled and centre-cropped to ``size`` squared."""
     model = load_vae([vae])
+    say(pictures)
     latents: list[Tensor] = []
     for path in pictures:
-        with Image.open(path) as picture:
-            square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        square = ImageOps.fit(as_seen(path), (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255)[None]
         latents.append(model.encode(pixels).cpu())
     return latents

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
-import comfy.model_management
-import comfy.sd
+import comfy.lora_convert
 import comfy.utils
 import folder_paths
+import torch
 from torch import Tensor
 
 from ...pcm_core.errors import PCMError
+from ...pcm_core.lora import ModelWeights, Update
 from ...pcm_core.lora.keys import Target
-from ...pcm_core.profiles.advice import ModelFacts
+from ...pcm_core.profiles.advice import ModelFacts, expert_of
+from .adapters import patches_of, tensors_in
 from .model import family_of, model_sampling
+from .unmerged import sample_unmerged
 
 
 def lora_names() -> list[str]:
@@ -47,72 +50,80 @@ def file_state(name: str) -> tuple[str, int, int]:
     return name, stat.st_mtime_ns, stat.st_size
 
 
-def lora_targets(model: Any) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
-    """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight."""
+def model_weights(model: Any) -> ModelWeights:
+    """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight.
+
+    Shapes are those of the parameters: a state dict may hold packed numbers (two of fp4 in a byte, blocks of a GGUF).
+    """
     shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
-    if _quantised(model):  # the state dict holds packed numbers: two of fp4 in a byte
-        shapes |= {key: tuple(value.shape) for key, value in model.model.named_parameters()}
-    targets: dict[str, Target] = {}
+    shapes |= {key: tuple(value.shape) for key, value in model.model.named_parameters()}
+    names: dict[str, Target] = {}
     for alias, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         key, *rest = (target,) if isinstance(target, str) else target
         rows = rest[0][1:] if rest and rest[0] is not None else None
-        targets[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
-    return targets, shapes
+        names[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
+    expert = expert_of(model_file(model))
+    return ModelWeights(names=names, shapes=shapes, base_model=family_of(model), expert=expert)
 
 
-def patch_lora(model: Any, tensors: dict[str, Tensor], weights: Iterable[str], strength: float) -> Any:
-    """A clone with a normalised LoRA, by the host's own loader; quantised and offloaded models keep their weights.
+def host_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as the host's own loader renames them: control LoRAs of Black Forest Labs, XLabs' names."""
+    return comfy.lora_convert.convert_lora(tensors)
 
-    The loader is offered the weights that the LoRA updates and no others: it tries every kind of adapter on each.
+
+def patch_lora(model: Any, updates: Sequence[Update], strength: float) -> Any:
+    """A clone with the updates as patches of the host; quantised weights are not merged while sampling.
 
     Args:
         model: a ModelPatcher.
-        tensors: as ``lora.normalize`` returns them.
-        weights: names of the model's weights.
-        strength: of the update.
+        updates: as ``lora.fit`` returns them.
+        strength: of the updates.
 
     Raises:
-        PCMError: if the host did not take every update.
+        PCMError: if the host did not take every patch.
     """
-    if _keeps_weights(model):
-        return comfy.sd.load_bypass_lora_for_models(model, None, tensors, strength, 0.0)[0]
-    stems = {key.removesuffix(".weight").rpartition(".")[0] for key in tensors}
-    wanted = {stem: weight for weight in weights if (stem := weight.removesuffix(".weight")) in stems}
     patched = model.clone()
-    taken = set(patched.add_patches(comfy.lora.load_lora(tensors, wanted), strength))
-    if missed := sorted(stem for stem in stems if not {wanted.get(stem), f"{stem}.bias"} & taken):
-        raise PCMError(
-            f"The host left {len(missed)} of {len(stems)} updates out, {missed[0]} first.",
-            "every update applied.",
-            "Please report this with the name of the LoRA and the model.",
-        )
+    for update in updates:
+        for place, patch in patches_of(update):
+            if not patched.add_patches({place: patch}, strength):
+                raise PCMError(
+                    f"The host left {place} out, which {update.keys[0]} changes.",
+                    "every update applied.",
+                    "Please report this with the name of the LoRA and the model.",
+                )
+    sample_unmerged(patched)
     return patched
 
 
-def _quantised(model: Any) -> bool:
-    return getattr(model.model.model_config, "quant_config", None) is not None
-
-
-def _keeps_weights(model: Any) -> bool:
-    """Whether merging would requantise weights or copy offloaded ones. One LoRA only: the host's hooks do not stack."""
-    if model.get_injections("bypass_lora"):
-        return False
-    device = model.load_device
-    offloaded = device.type != "cpu" and model.model_size() > comfy.model_management.get_total_memory(device)
-    return offloaded or _quantised(model)
+def carries(model: Any, updates: Sequence[Update]) -> bool:
+    """Whether the model has these very updates already, put there by any loader that patches weights."""
+    probes = updates[:: max(1, len(updates) // 3)]
+    return bool(probes) and all(
+        any(
+            tensor.shape == update.main.shape and torch.equal(tensor.to(update.main), update.main)
+            for patch in model.patches.get(update.target.weight, [])
+            for tensor in tensors_in(patch[1])
+        )
+        for update in probes
+    )
 
 
 def model_facts(model: Any) -> ModelFacts:
     """What gives away that a LoRA is on the wrong model."""
-    loader = getattr(model, "cached_patcher_init", None)
-    source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
     return ModelFacts(
         base_model=family_of(model),
-        file=Path(source).name,
+        file=model_file(model),
         dtype=str(model.model.get_dtype()).removeprefix("torch."),
         image_input=_image_input(family_of(model), model.model.model_config.unet_config),
         sigma_max=float(model_sampling(model).sigma_max),
     )
+
+
+def model_file(model: Any) -> str:
+    """Name of the file a model was loaded from; empty if the host does not know."""
+    loader = getattr(model, "cached_patcher_init", None)
+    source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
+    return Path(source).name
 
 
 def _image_input(family: str, unet: Mapping[str, Any]) -> bool | None:

@@ -10,7 +10,7 @@ import comfy.context_windows
 import comfy.model_sampling
 
 from ...pcm_core.errors import PCMError
-from ...pcm_core.lora.keys import CLASS_FAMILIES, UNET_FAMILIES
+from ...pcm_core.lora.base_models import CLASS_BASE_MODELS, UNET_BASE_MODELS
 from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.sigma_table import SigmaTable
 from .networks import sampling_for
@@ -78,8 +78,8 @@ def family_of(model: Any) -> str:
     """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
     names = [parent.__name__ for parent in type(model.model).__mro__]
     if names[0] == "BaseModel":
-        return UNET_FAMILIES.get(model.model.model_config.unet_config.get("context_dim"), "unet")
-    return next((CLASS_FAMILIES[name] for name in names if name in CLASS_FAMILIES), names[0].lower())
+        return UNET_BASE_MODELS.get(model.model.model_config.unet_config.get("context_dim"), "unet")
+    return next((CLASS_BASE_MODELS[name] for name in names if name in CLASS_BASE_MODELS), names[0].lower())
 
 
 def flow_shift(model: Any) -> float | None:

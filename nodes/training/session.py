@@ -242,6 +242,6 @@ class Session:
 
 def _existing(model: Any, name: str) -> dict[str, Tensor]:
     tensors, metadata = lora.read_lora(host_lora.lora_path(name))
-    targets, shapes = host_lora.lora_targets(model)
-    family = host.family_of(model)
-    return lora.normalize(tensors, targets, shapes, metadata=metadata, name=name, model_family=family)[0]
+    weights = host_lora.model_weights(model)
+    updates, _ = lora.fit(tensors, weights, metadata=metadata, name=name)
+    return lora.join(updates, weights.shapes)

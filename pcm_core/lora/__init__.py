@@ -1,7 +1,7 @@
-"""Read a LoRA in any of its spellings and hand the host a complete, correctly scaled one, or say why not.
+"""Read a LoRA in any of its spellings and hand over complete, correctly scaled updates, or say why not.
 
     >>> tensors, metadata = read_lora("pcm_sdxl_smallcfg_4step_converted.safetensors")
-    >>> loadable, report = normalize(tensors, key_map, shapes, metadata=metadata)
+    >>> updates, report = fit(tensors, ModelWeights(names=names, shapes=shapes), metadata=metadata)
 
 ``python -m pcm_core.lora FILE`` prints the report; ``--convert OUT`` writes a file that other tools load.
 """
@@ -9,9 +9,13 @@
 from ..safetensors_file import read_tensors
 from .command import main as main
 from .convert import convert as convert
+from .convert import portable as portable
+from .join import join as join
+from .normalize import ModelWeights as ModelWeights
+from .normalize import fit as fit
 from .normalize import normalize as normalize
-from .normalize import with_profile as with_profile
 from .report import LoraReport as LoraReport
+from .tensors import Update as Update
 
 read_lora = read_tensors
 normalise = normalize  # the name in 0.1.0

@@ -10,8 +10,7 @@ from pathlib import Path
 from ..errors import PCMError
 from ..profiles import profile_for
 from ..safetensors_file import read_tensors
-from .convert import convert
-from .normalize import normalize
+from .convert import convert, portable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             tensors, metadata = read_tensors(options.file)
             profile = profile_for(options.file, metadata)
-            _, report = normalize(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
+            _, report = portable(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
     except PCMError as error:
         sys.stderr.write(f"{error}\n")
         return 1

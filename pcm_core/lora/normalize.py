@@ -1,36 +1,86 @@
-"""From the tensors of a file to the keys the host loads: place every module, repair alpha, account for every tensor."""
+"""From a LoRA file to the updates of a model's weights: place every module, account for every tensor."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from ..errors import PCMError
 from ..profiles import PCMProfile
-from . import tensors as lora_tensors
-from .diffusers_names import extra_targets, native_name
-from .keys import HARMLESS, Module, Target, canonical, detect_family, key_format, split_keys, wrapper
-from .report import LoraReport, blocks, family_name
+from .base_models import BASE_MODEL_NAMES, base_model_name
+from .contents import LoraFile, open_lora
+from .diffusers_names import extra_targets
+from .join import join
+from .keys import Module, Target, canonical
+from .report import LoraReport, blocks
+from .tensors import Update, fits
 
 Shapes = Mapping[str, Sequence[int]]
-# PEFT's default, which the authors' training scripts leave untouched (pcm.md 4.2, 4.3; issue 33 of their repository).
-PEFT_ALPHA = 8.0
-PCM_SCALE = 0.125
-PEFT_METADATA = "lora_adapter_metadata"
-_PCM_SD3 = ("to_q", "to_k", "to_v", "to_out", "to_add_out", "net_0_proj", "net_2", "linear", "linear_1", "linear_2",
-            "proj", "proj_out", "context_embedder")  # fmt: skip
+# Image-to-video names that a text-to-video model has no place for; leaving them out is what everyone does.
+_IMAGE_INPUT = ("img_emb", "k_img", "v_img", "norm_k_img", "image_embedder", "add_k_proj", "add_v_proj", "norm_added_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """What a LoRA can go on.
+
+    Attributes:
+        names: LoRA names the model answers to, in any spelling, and the weight each one means.
+        shapes: shape of every weight.
+        base_model: ``sd15``, ``sdxl``, ...; empty if not known.
+        expert: which of two experts this is, ``high`` or ``low``; empty if not known.
+    """
+
+    names: Mapping[str, Target]
+    shapes: Shapes
+    base_model: str = ""
+    expert: str = ""
+
+
+def fit(
+    tensors: Mapping[str, Tensor],
+    model: ModelWeights,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    name: str = "LoRA",
+    profile: PCMProfile | None = None,
+    allow_partial: bool = False,
+) -> tuple[list[Update], LoraReport]:
+    """Find the weight that every tensor of a LoRA changes.
+
+    Args:
+        tensors: state dict of the file.
+        model: the weights it shall go on.
+        metadata: header of the file; alpha is read from it where no tensor says it.
+        name: for messages.
+        profile: what the file wants to be sampled with; goes into the report.
+        allow_partial: take what fits instead of refusing an incomplete match.
+
+    Raises:
+        PCMError: not a LoRA, for another base model, incomplete, or with values no LoRA can have.
+    """
+    file = open_lora(tensors, metadata=metadata, name=name, base_model=model.base_model, profile=profile)
+    modules, notes = _one_expert(file, model.expert)
+    match = _place(modules, model)
+    placed = sum(len(module.keys) for entries in match.placed.values() for module, _ in entries)
+    report = replace(
+        file.report, notes=(*file.report.notes, *notes), matched=placed,
+        offered=sum(len(module.keys) for module in modules) + len(file.contents.foreign),
+        mismatched=tuple(match.mismatched), unknown=(*match.unknown, *file.contents.foreign),
+        harmless=tuple(match.harmless), norms=file.norms(match.placed),
+    )  # fmt: skip
+    _refuse_incomplete(report, model.base_model, allow_partial)
+    if report.complete and model.base_model:
+        report = replace(report, base_model=model.base_model)
+    return file.updates(match.placed), report
 
 
 def normalize(
     tensors: Mapping[str, Tensor],
-    key_map: Mapping[str, Target] | None = None,
-    shapes: Shapes | None = None,
+    key_map: Mapping[str, Target],
+    shapes: Shapes,
     *,
     metadata: Mapping[str, str] | None = None,
     name: str = "LoRA",
@@ -38,183 +88,74 @@ def normalize(
     profile: PCMProfile | None = None,
     allow_partial: bool = False,
 ) -> tuple[dict[str, Tensor], LoraReport]:
-    """Bring a LoRA to keys the host loads.
-
-    Args:
-        tensors: state dict of the file.
-        key_map: LoRA names the model answers to, in any spelling, and the weight each one means. Without it names are
-            cleaned up and kept in the LoRA's own naming, which is what ``--convert`` writes.
-        shapes: shape of every weight of the model.
-        metadata: of the file; PEFT's alpha is read from it.
-        name: for messages.
-        model_family: ``sd15``, ``sdxl``, ... of the model; names both families when they differ.
-        profile: what the file wants to be sampled with; goes into the report.
-        allow_partial: apply what fits instead of refusing an incomplete match.
-
-    Returns:
-        ``diffusion_model.<native>.{lora_up.weight, lora_down.weight, alpha, ...}`` and the report. Tensors of whole
-        weights are the very ones given; parts of fused weights are joined into one block-diagonal update.
+    """``fit`` as one state dict under the model's own names, parts of fused weights joined (see ``join``).
 
     Raises:
-        PCMError: not a LoRA, for another family, incomplete, or with values no LoRA can have.
+        PCMError: as ``fit`` and ``join``.
     """
-    modules, text, foreign = split_keys(tensors)
-    listed = list(modules.values())
-    _refuse_no_lora(name, listed, text, foreign)
-    for module in listed:
-        lora_tensors.check_values(name, module)
-    family, profile = detect_family(listed), profile or PCMProfile()
-    alphas, note = _alphas(listed, family, metadata or {}, profile)
-    match = _portable(listed, family) if key_map is None else _place(listed, key_map, shapes or {}, model_family)
-    pairs = [module for module in listed if lora_tensors.rank_of(module)]
-    report = LoraReport(
-        name=name, format=key_format(listed), family=family, profile=profile, notes=(note,) if note else (),
-        ranks=Counter(lora_tensors.rank_of(module) for module in pairs),
-        scales=Counter(round(lora_tensors.scale_of(module, alphas), 6) for module in pairs),
-        alpha_missing=bool(pairs) and not alphas,
-        offered=len(tensors) - len(text), text_encoder=len(text),
-        matched=sum(len(module.keys) for entries in match.placed.values() for module, _ in entries),
-        mismatched=tuple(match.mismatched), unknown=(*match.unknown, *foreign), harmless=tuple(match.harmless),
-        norms=lora_tensors.group_norms(lora_tensors.module_norms(name, listed, alphas), match.placed),
+    model = ModelWeights(names=key_map, shapes=shapes, base_model=model_family)
+    updates, report = fit(
+        tensors, model, metadata=metadata, name=name, profile=profile, allow_partial=allow_partial
     )  # fmt: skip
-    if key_map is not None:
-        _refuse_incomplete(report, model_family, allow_partial)
-    output: dict[str, Tensor] = {}
-    for weight, entries in match.placed.items():
-        output |= lora_tensors.emit(name, weight, entries, alphas, (shapes or {}).get(weight))
-    return output, report
+    return join(updates, shapes), report
 
 
 @dataclass
 class _Match:
     """Where modules go: by weight, or why not."""
 
-    placed: dict[str, list[tuple[Module, Target]]]
+    placed: dict[str, list[tuple[Module, Target]]] = field(default_factory=dict[str, list[tuple[Module, Target]]])
     mismatched: list[str] = field(default_factory=list[str])
     unknown: list[str] = field(default_factory=list[str])
     harmless: list[str] = field(default_factory=list[str])
 
 
-def _refuse_no_lora(name: str, modules: list[Module], text: list[str], foreign: list[str]) -> None:
-    if any(set(module.parts) - lora_tensors.HELPERS for module in modules):
-        return
-    foreign = [*(key for module in modules for key in module.keys.values()), *foreign]
-    if text and not foreign:
-        raise PCMError(
-            f"{name} changes text encoders only ({len(text)} tensors).",
-            "a LoRA with tensors for the diffusion model.",
-            "Load it with the host's LoraLoader, which has a CLIP input.",
-        )
-    weights = [key for key in foreign if key.endswith((".weight", ".bias"))]
-    if weights:
-        raise PCMError(
-            f"{name} is a whole model, not a LoRA: it has keys like {weights[0][:80]}.",
-            "a LoRA file, with pairs of small matrices.",
-            "Move it to models/checkpoints or models/diffusion_models and load it there.",
-        )
-    raise PCMError(
-        f"{name} holds no LoRA tensors" + (f": it has keys like {foreign[0][:80]}." if foreign else "; it is empty."),
-        "keys that end in lora_up / lora_down or lora_A / lora_B.",
-        "Check that this is the right file.",
-    )
+def _one_expert(file: LoraFile, expert: str) -> tuple[list[Module], list[str]]:
+    """The modules for this model, where a file holds both experts of Wan 2.2 (``transformer`` and ``transformer_2``).
 
-
-def _alphas(
-    modules: list[Module], family: str, metadata: Mapping[str, str], profile: PCMProfile
-) -> tuple[dict[str, float], str]:
-    """Alpha by module stem, and what was repaired or is unusual."""
-    alphas = {module.stem: float(module.parts["alpha"]) for module in modules if "alpha" in module.parts}
-    pairs = [module for module in modules if lora_tensors.rank_of(module)]
-    if alphas:
-        return alphas, _unusual_scale(pairs, alphas, family, profile)
-    given, source = _peft_alpha(metadata), "the file's PEFT metadata"
-    if given is None and pairs and _is_raw_peft(pairs, family):
-        given, source = PEFT_ALPHA, "PEFT's default, which the PCM training scripts use"
-    if given is None or not pairs:
-        return {}, ""
-    scale = given / lora_tensors.rank_of(pairs[0])
-    note = f"The file has no alpha; {given:g} was added from {source}: alpha/rank {scale:g}."
-    return dict.fromkeys((module.stem for module in pairs), given), note
-
-
-def _unusual_scale(pairs: list[Module], alphas: Mapping[str, float], family: str, profile: PCMProfile) -> str:
-    scales = sorted({round(lora_tensors.scale_of(module, alphas), 4) for module in pairs})
-    if profile.method != "PCM" or family not in ("sd15", "sdxl") or scales == [PCM_SCALE]:
-        return ""
-    shown = ", ".join(f"{scale:g}" for scale in scales[:3])
-    return f"alpha/rank is {shown}, and {PCM_SCALE} is expected of PCM's own files. Left as it is."
-
-
-def _peft_alpha(metadata: Mapping[str, str]) -> float | None:
-    """``lora_alpha`` of the adapter configuration that diffusers stores as JSON."""
-    try:
-        config = json.loads(metadata.get(PEFT_METADATA, "{}"))
-        found = [float(value) for key, value in config.items() if key.split(".")[-1] == "lora_alpha"]
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return None
-    return found[0] if found and math.isfinite(found[0]) and found[0] > 0 else None
-
-
-def _is_raw_peft(pairs: list[Module], family: str) -> bool:
-    """Whether this is the output of the authors' training scripts, saved before their converters scaled it.
-
-    UNets: PEFT's own prefix, which only those scripts and LCM's leave in. SD3: fp32, rank 32, and no module outside
-    their target list; their converter halves both matrices and stores fp16.
+    Raises:
+        PCMError: if it holds both, and nothing says which expert the model is.
     """
-    if family in ("sd15", "sd21", "sdxl", "unet"):
-        return all(wrapper(module.stem).endswith("base_model.model.") for module in pairs)
-    if family != "sd3":
-        return False
-    return all(
-        module.parts["down"].dtype == torch.float32
-        and lora_tensors.rank_of(module) == 32
-        and module.name.endswith(_PCM_SD3)
-        and wrapper(module.stem) in ("transformer.", "base_model.model.")
-        for module in pairs
-    )
+    low = [module for module in file.modules if module.low_noise]
+    if not low or len(low) == len(file.modules):
+        return file.modules, []
+    expert = expert or (file.profile.expert or "")
+    if not expert:
+        raise PCMError(
+            f"{file.name} holds LoRAs for both experts, and nothing says which one this model is.",
+            'a model file with "high_noise" or "low_noise" in its name.',
+            "Rename the model file, or the LoRA file, so that it says high_noise or low_noise.",
+        )
+    modules = low if expert == "low" else [module for module in file.modules if not module.low_noise]
+    return modules, [f"The file holds both experts; the {expert}-noise half is for this model."]
 
 
-def _place(modules: list[Module], key_map: Mapping[str, Target], shapes: Shapes, model_family: str) -> _Match:
+def _place(modules: Sequence[Module], model: ModelWeights) -> _Match:
     """Find the weight of every module."""
     index: dict[str, Target] = {}
-    for alias, target in key_map.items():
+    for alias, target in model.names.items():
         index.setdefault(canonical(alias), target)
-    for alias, target in extra_targets(model_family, shapes).items():
+    for alias, target in extra_targets(model.base_model, model.shapes).items():
         index.setdefault(alias, target)
-    match = _Match({})
+    match = _Match()
     for module in modules:
         target, keys = index.get(module.name), module.keys.values()
         if target is None:
-            optional = model_family == "wan" and HARMLESS.search(module.name)
+            optional = model.base_model == "wan" and any(f"_{part}_" in f"_{module.name}_" for part in _IMAGE_INPUT)
             (match.harmless if optional else match.unknown).extend(keys)
-        elif not lora_tensors.fits(module, target, shapes):
+        elif not fits(module, target, model.shapes):
             match.mismatched.extend(keys)
         else:
             match.placed.setdefault(target.weight, []).append((module, target))
     return match
 
 
-def _portable(modules: list[Module], family: str) -> _Match:
-    """Where other tools expect each module, as the weight it would patch: kohya's names for UNets, else dotted ones."""
-    theirs = any(module.name.startswith(("transformer_blocks", "single_transformer_blocks")) for module in modules)
-    prefix = "transformer." if theirs and family not in ("ltxv", "ltx-2") else "diffusion_model."
-    match = _Match({})
-    for module in modules:
-        start = wrapper(module.stem)
-        stem = prefix + native_name(family if family == "wan" else "", module.stem[len(start) :])
-        if family in ("sd15", "sd21", "sdxl", "unet"):
-            stem = f"lora_unet_{module.name}" + ("_0" if module.name.endswith("_to_out") else "")
-        elif start.endswith("_"):  # no dots to restore; the host knows these names
-            stem = module.stem
-        match.placed.setdefault(f"{stem}.weight", []).append((module, Target("")))
-    return match
-
-
-def _refuse_incomplete(report: LoraReport, model_family: str, allow_partial: bool) -> None:
+def _refuse_incomplete(report: LoraReport, base_model: str, allow_partial: bool) -> None:
     if report.complete and report.matched:
         return
-    theirs, ours = family_name(report.family), family_name(model_family)
-    if report.family and model_family and report.family != model_family and not _related(report.family, model_family):
+    theirs, ours = base_model_name(report.base_model), base_model_name(base_model)
+    other = report.base_model in BASE_MODEL_NAMES and base_model and not _related(report.base_model, base_model)
+    if other and 2 * report.matched <= report.offered:
         raise PCMError(
             f"{report.name} is a LoRA for {theirs}; the model is {ours}.",
             f"a LoRA for {ours}.",
@@ -232,13 +173,6 @@ def _refuse_incomplete(report: LoraReport, model_family: str, allow_partial: boo
     )
 
 
-def _related(family: str, model_family: str) -> bool:
-    """Families that detection from a LoRA's names cannot tell apart."""
-    return {family, model_family} in ({"flux1", "hunyuan-video"}, {"ltxv", "ltx-2"}) or (
-        family == "unet" and model_family in ("sd15", "sd21", "sdxl")
-    )
-
-
-def with_profile(report: LoraReport, profile: PCMProfile, notes: Sequence[str]) -> LoraReport:
-    """The report with the profile as it was attached, and more notes."""
-    return replace(report, profile=profile, notes=(*report.notes, *notes))
+def _related(base_model: str, other: str) -> bool:
+    """Whether the names cannot tell two base models apart."""
+    return base_model == other or (base_model == "unet" and other in ("sd15", "sd21", "sdxl"))

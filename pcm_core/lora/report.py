@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
 from ..errors import one_line
 from ..profiles import PCMProfile
-from .keys import FAMILY_NAMES
+from .base_models import base_model_name
 
 _SHOWN = 12
 _PROFILE_LINES = (
     "phases", "steps", "cfg", "determinism", "gamma", "spacing", "grid", "terminal", "sigmas", "timesteps", "shift",
     "strength", "embedded_guidance", "expert",
 )  # fmt: skip
+# What a file may carry beside its updates, see ``keys.Contents``.
+_BESIDE = {
+    "embedding": "tensors of a bundled embedding; a prompt needs it as a file in models/embeddings",
+    "counter": "counters of the training, which change nothing",
+    "fp8 scale": "scales of fp8 weights of the model it was trained on, which change nothing here",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,7 @@ class LoraReport:
     Attributes:
         name: file name.
         format: key format, e.g. ``kohya (lora_unet_*.lora_up.weight)``.
-        family: base family of the LoRA, ``sd15``, ``sdxl``, ...; empty if not recognised.
+        base_model: that the LoRA is for, ``sd15``, ``sdxl``, ...; empty if its names do not say it.
         ranks: rank to number of modules.
         scales: alpha / rank to number of modules.
         alpha_missing: the file says no alpha anywhere, and none was added.
@@ -35,6 +41,7 @@ class LoraReport:
         unknown: keys the model has no weight for.
         harmless: image-input keys left out on a model without image input.
         text_encoder: tensors for text encoders; the node leaves those alone.
+        beside: tensors that belong to no update, by kind, see ``keys.Contents``.
         norms: block group to the size of its update at strength 1, see ``tensors.module_norms``.
         notes: repairs and oddities, one sentence each.
         profile: sampling settings, each with its source.
@@ -42,7 +49,7 @@ class LoraReport:
 
     name: str = "LoRA"
     format: str = ""
-    family: str = ""
+    base_model: str = ""
     ranks: Mapping[int, int] = field(default_factory=dict[int, int])
     scales: Mapping[float, int] = field(default_factory=dict[float, int])
     alpha_missing: bool = False
@@ -52,6 +59,7 @@ class LoraReport:
     unknown: tuple[str, ...] = ()
     harmless: tuple[str, ...] = ()
     text_encoder: int = 0
+    beside: Mapping[str, int] = field(default_factory=dict[str, int])
     norms: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
     profile: PCMProfile = field(default_factory=PCMProfile)
@@ -65,10 +73,15 @@ class LoraReport:
     def complete(self) -> bool:
         return not self.missing
 
+    def with_settings(self, profile: PCMProfile, notes: Sequence[str], applied: int | None = None) -> LoraReport:
+        """This report with the settings as they were attached, more notes, and how many tensors reached the weights."""
+        matched = self.matched if applied is None else applied
+        return replace(self, profile=profile, notes=(*self.notes, *notes), matched=matched)
+
     def line(self) -> str:
         """One line for the log."""
         return one_line(
-            f"{self.name}: {self.profile.method}, {family_name(self.family)}, {self.format}, "
+            f"{self.name}: {self.profile.method}, {base_model_name(self.base_model)}, {self.format}, "
             f"rank {_counted(self.ranks)}, alpha/rank {_counted(self.scales)}, "
             f"{self.matched} of {self.offered} tensors applied"
         )
@@ -78,7 +91,7 @@ class LoraReport:
         lines = [f"file: {self.name}", *(f"note: {note}" for note in self.notes), *profile_lines(self.profile)]
         lines += [
             f"keys: {self.format}",
-            f"base: {family_name(self.family)}",
+            f"base: {base_model_name(self.base_model)}",
             f"rank: {_counted(self.ranks)}",
             f"alpha/rank: {_counted(self.scales)}" + (" (the file has no alpha)" if self.alpha_missing else ""),
             f"tensors: {self.matched} of {self.offered} applied, {len(self.mismatched)} of the wrong shape, "
@@ -86,6 +99,7 @@ class LoraReport:
         ]
         if self.text_encoder:
             lines.append(f"text encoder: {self.text_encoder} tensors left out; this node changes the MODEL only")
+        lines += [f"left out: {count} {_BESIDE[kind]}" for kind, count in self.beside.items()]
         if self.harmless:
             lines.append(f"left out: {len(self.harmless)} tensors for an image input that this model does not have")
         lines += [f"missing blocks: {', '.join(blocks(self.missing))}"] if self.missing else []
@@ -110,11 +124,6 @@ def blocks(keys: Iterable[str]) -> list[str]:
     """The blocks that keys belong to: up to and including the first number; the first dozen of them."""
     found = list(dict.fromkeys(re.split(r"(?<=\d)(?=[._])", key, maxsplit=1)[0][:60] for key in keys))
     return found[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
-
-
-def family_name(family: str) -> str:
-    """The name of a base family for people."""
-    return FAMILY_NAMES.get(family, family or "unknown base model")
 
 
 def _counted(values: Mapping[int, int] | Mapping[float, int]) -> str:

@@ -1,11 +1,11 @@
-"""Arithmetic on LoRA tensors: checks, norms, and joining parts of a fused weight into one update."""
+"""What the tensors of a module are: checks of their values, whether they fit a weight, and how large the update is."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -14,13 +14,34 @@ from torch import Tensor
 from ..errors import PCMError
 from .keys import Module, Target
 
-_SUFFIX = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
 _WHOLE = ("diff", "set_weight", "w_norm")
-_BIAS = ("diff_b", "b_norm")
-# What says something about an update and is none.
-HELPERS = {"alpha", "dora_scale", "reshape_weight"}
-# What can be joined when several modules share a weight.
-_JOINABLE = {"up", "down", "alpha", "diff", "diff_b"}
+_BIAS = ("diff_b", "b_norm", "up_b")
+# Roles that modify an update and are none themselves.
+HELPERS = frozenset({"alpha", "dora_scale", "magnitude", "reshape_weight", "rescale"})
+# Roles of which the host's shapes are not checked here: one update of each shape is tried on the host instead.
+UNCHECKED = frozenset({"oft_blocks", "a1", "a2", "b1", "b2"})
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one module of the file does to one weight of the model.
+
+    Attributes:
+        target: the weight, or the part of it.
+        parts: tensors by role, the very ones of the file; ``alpha`` is not among them.
+        alpha: the scale is ``alpha / rank``; ``None`` for 1.
+        keys: of the file that it is made of.
+    """
+
+    target: Target
+    parts: Mapping[str, Tensor]
+    alpha: float | None
+    keys: tuple[str, ...]
+
+    @property
+    def main(self) -> Tensor:
+        """The tensor that tells this update from others."""
+        return self.parts["up"] if "up" in self.parts else next(iter(self.parts.values()))
 
 
 def rank_of(module: Module) -> int:
@@ -51,7 +72,7 @@ def check_values(name: str, module: Module) -> None:
     if ("up" in parts) != ("down" in parts):
         have = keys.get("up") or keys["down"]
         _bad(name, have, "has no counterpart", "a pair lora_up and lora_down (lora_B and lora_A)")
-    if not set(parts) - HELPERS:
+    if not set(parts) - HELPERS or set(parts) - {"alpha"} == {"up_b"}:
         _bad(name, next(iter(keys.values())), "stands alone", "the matrices that belong to it")
     if "up" in parts:
         _check_pair(name, module)
@@ -76,19 +97,42 @@ def fits(module: Module, target: Target, shapes: Mapping[str, Sequence[int]]) ->
     if not shape:
         return False
     rows = shape[0] if target.rows is None else target.rows[1]
-    partial = target.rows is not None or target.swap
-    if partial and not set(parts) <= _JOINABLE:
-        return False
     if any(parts[role].shape != (rows, *shape[1:]) for role in _WHOLE if role in parts):
         return False
-    bias = shapes.get(target.weight.removesuffix(".weight") + ".bias")
+    bias = shapes.get(bias_of(target.weight))
     if any(role in parts and (bias is None or parts[role].shape != (rows,)) for role in _BIAS):
         return False
-    if "dora_scale" in parts and parts["dora_scale"].numel() not in shape[:2]:
+    if not _magnitude_fits(parts, rows, shape) or ("reshape_weight" in parts and (target.rows or target.swap)):
         return False
     if "up" in parts:
         return _pair_fits(parts, shape, rows)
-    return _product_fits(parts, rows, math.prod(shape[1:]))
+    return _product_fits(parts, rows, shape)
+
+
+def bias_of(weight: str) -> str:
+    """The name of the bias beside a weight."""
+    return weight.removesuffix(".weight") + ".bias"
+
+
+def magnitude(parts: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
+    """DoRA's magnitude, flat, and the axis it belongs to: 0 for outputs, 1 for inputs.
+
+    PEFT stores one number for each output, [out], or [1, out, 1, 1] for a convolution. LyCORIS has an axis of length
+    one where the norm was taken: [out, 1] for outputs, [1, in] for inputs.
+    """
+    if "magnitude" in parts:
+        return parts["magnitude"].flatten(), 0
+    scale = parts.get("dora_scale")
+    if scale is None:
+        return None
+    return scale.flatten(), 1 if scale.ndim > 1 and scale.shape[0] == 1 and scale.shape[1] > 1 else 0
+
+
+def _magnitude_fits(parts: Mapping[str, Tensor], rows: int, shape: tuple[int, ...]) -> bool:
+    found = magnitude(parts)
+    if found is None:
+        return True
+    return not {"magnitude", "dora_scale"} <= set(parts) and found[0].numel() == (rows, *shape[1:])[found[1]]
 
 
 def _pair_fits(parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: int) -> bool:
@@ -105,23 +149,35 @@ def _pair_fits(parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: int) -
     return up.shape[0] == rows and inner == math.prod(shape[1:])
 
 
-def _product_fits(parts: Mapping[str, Tensor], rows: int, inner: int) -> bool:
+def _product_fits(parts: Mapping[str, Tensor], rows: int, shape: tuple[int, ...]) -> bool:
     """LoHa multiplies two low-rank products, LoKr takes the Kronecker product of two matrices."""
+    inner = math.prod(shape[1:])
     if any(role.startswith("hada") for role in parts):
-        sides = [parts.get(f"hada_w{i}_{side}") for i in (1, 2) for side in "ab"]
-        ends = [side.shape[i % 2] for i, side in enumerate(sides) if side is not None and side.ndim == 2]
-        return len(ends) == 4 and ("hada_t1" in parts or ends == [rows, inner, rows, inner])
+        return all(_low_rank(parts, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") == (rows, inner) for i in (1, 2))
     if any(role.startswith("lokr") for role in parts):
-        one, two = (_factor(parts, f"lokr_w{i}") for i in (1, 2))
-        return "lokr_t2" in parts or (one[0] * two[0], one[1] * two[1]) == (rows, inner)
+        one = _factor(parts, "lokr_w1", "")
+        two = _factor(parts, "lokr_w2", "lokr_t2")
+        return (one[0] * two[0], one[1] * two[1]) == (rows, inner)
     return True
 
 
-def _factor(parts: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    if name in parts and parts[name].ndim > 1:
-        return parts[name].shape[0], parts[name].shape[1:].numel()
-    a, b = parts.get(f"{name}_a"), parts.get(f"{name}_b")
-    return (0, 0) if a is None or b is None or a.ndim < 2 or b.ndim < 2 else (a.shape[0], b.shape[1:].numel())
+def _factor(parts: Mapping[str, Tensor], name: str, core: str) -> tuple[int, int]:
+    if name in parts:
+        return (parts[name].shape[0], parts[name].shape[1:].numel()) if parts[name].ndim > 1 else (0, 0)
+    return _low_rank(parts, f"{name}_a", f"{name}_b", core)
+
+
+def _low_rank(parts: Mapping[str, Tensor], first: str, second: str, core: str) -> tuple[int, int]:
+    """Rows and columns of ``first @ second``, or of both around a Tucker core; (0, 0) if they do not fit."""
+    a, b = parts.get(first), parts.get(second)
+    if a is None or b is None or a.ndim < 2 or b.ndim < 2:
+        return 0, 0
+    if core not in parts:
+        return (a.shape[0], b.shape[1:].numel()) if a.shape[1] == b.shape[0] else (0, 0)
+    middle = parts[core]
+    if middle.ndim < 3 or middle.shape[:2] != (a.shape[0], b.shape[0]):
+        return 0, 0
+    return a.shape[1], b.shape[1] * middle.shape[2:].numel()
 
 
 def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, float]) -> dict[str, float]:
@@ -170,32 +226,12 @@ def group_norms(norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[
     return {group: math.sqrt(square) for group, square in squares.items()}
 
 
-def emit(
-    name: str,
-    weight: str,
-    entries: Sequence[tuple[Module, Target]],
-    alphas: Mapping[str, float],
-    shape: Sequence[int] | None,
-) -> dict[str, Tensor]:
-    """The tensors that update one weight, under the names the host knows.
+def without_copies(name: str, weight: str, entries: Sequence[tuple[Module, Target]]) -> list[tuple[Module, Target]]:
+    """Files that carry every module in two spellings hold each update twice; one of them is enough.
 
     Raises:
         PCMError: if two different updates claim the same weight.
     """
-    stem = weight.removesuffix(".weight")
-    entries = _without_copies(name, weight, entries)
-    module, target = entries[0]
-    if len(entries) == 1 and target.rows is None and not target.swap:
-        output = {f"{stem}.{_SUFFIX.get(role, role)}": t for role, t in module.parts.items() if role != "alpha"}
-        if module.stem in alphas:
-            output[f"{stem}.alpha"] = torch.tensor(alphas[module.stem])
-        return output
-    assert shape is not None
-    return _join(stem, entries, alphas, shape[0])
-
-
-def _without_copies(name: str, weight: str, entries: Sequence[tuple[Module, Target]]) -> list[tuple[Module, Target]]:
-    """Files that carry every module in two spellings hold each update twice; one of them is enough."""
     kept: list[tuple[Module, Target]] = []
     for module, target in entries:
         rivals = [other for other, other_target in kept if other_target.rows == target.rows]
@@ -209,57 +245,6 @@ def _without_copies(name: str, weight: str, entries: Sequence[tuple[Module, Targ
 
 def _same(a: Module, b: Module) -> bool:
     return set(a.parts) == set(b.parts) and all(torch.equal(a.parts[role], b.parts[role]) for role in a.parts)
-
-
-def _join(
-    stem: str, entries: Sequence[tuple[Module, Target]], alphas: Mapping[str, float], rows: int
-) -> dict[str, Tensor]:
-    """One block-diagonal update for a fused weight: exact, and rows nobody trained stay untouched."""
-    output: dict[str, Tensor] = {}
-    pairs = [(module, target) for module, target in entries if rank_of(module)]
-    if pairs:
-        scales = [scale_of(module, alphas) for module, _ in pairs]
-        even = len(set(scales)) == 1
-        ups = [_wide(module.parts["up"].flatten(1)) for module, _ in pairs]
-        # Unequal scales have to go into the values, in fp32 so that nothing is rounded.
-        ups = ups if even else [up.float() * scale for up, scale in zip(ups, scales, strict=True)]
-        rank = sum(up.shape[1] for up in ups)
-        joined = ups[0].new_zeros(rows, rank, dtype=_common_dtype(ups))
-        column = 0
-        for up, (_, target) in zip(ups, pairs, strict=True):
-            _rows(joined, target)[:, column : column + up.shape[1]] = _swapped(up, target)
-            column += up.shape[1]
-        output[f"{stem}.lora_up.weight"] = joined
-        output[f"{stem}.lora_down.weight"] = torch.cat([_wide(module.parts["down"].flatten(1)) for module, _ in pairs])
-        output[f"{stem}.alpha"] = torch.tensor(scales[0] * rank if even else float(rank))
-    for role in ("diff", "diff_b"):
-        holders = [(module.parts[role], target) for module, target in entries if role in module.parts]
-        if holders:
-            tensors = [(_wide(tensor), target) for tensor, target in holders]
-            width = tensors[0][0].shape[1:] if role == "diff" else ()
-            dtype = _common_dtype([tensor for tensor, _ in tensors])
-            output[f"{stem}.{role}"] = joined = tensors[0][0].new_zeros(rows, *width, dtype=dtype)
-            for tensor, target in tensors:
-                _rows(joined, target).copy_(_swapped(tensor, target))
-    return output
-
-
-def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The narrowest type that holds the values of all, as ``torch.cat`` chooses."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-
-
-def _rows(tensor: Tensor, target: Target) -> Tensor:
-    return tensor if target.rows is None else tensor.narrow(0, *target.rows)
-
-
-def _swapped(tensor: Tensor, target: Target) -> Tensor:
-    return torch.cat(tensor.chunk(2)[::-1]) if target.swap else tensor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """fp8 has no concatenation; fp16 holds its values exactly."""
-    return tensor.to(torch.float16) if tensor.element_size() == 1 else tensor
 
 
 def _dtype(tensor: Tensor) -> str:

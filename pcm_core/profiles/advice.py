@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..lora.keys import FAMILY_NAMES
+from ..lora.base_models import BASE_MODEL_NAMES
 from ..sigma_table import SigmaTable
 from .profile import PCMProfile
 
@@ -56,10 +56,14 @@ def loading_mistakes(
         strength: what the user typed.
     """
     found: list[str] = []
-    if profile.base_model in FAMILY_NAMES and lora_base_model in FAMILY_NAMES and profile.base_model != lora_base_model:
-        theirs, name = FAMILY_NAMES[lora_base_model], FAMILY_NAMES[profile.base_model]
+    if (
+        profile.base_model in BASE_MODEL_NAMES
+        and lora_base_model in BASE_MODEL_NAMES
+        and profile.base_model != lora_base_model
+    ):
+        theirs, name = BASE_MODEL_NAMES[lora_base_model], BASE_MODEL_NAMES[profile.base_model]
         found.append(f"The name says {name}, the tensors are for {theirs}: is this file what its name says?")
-    side = _expert(model.file)
+    side = expert_of(model.file)
     if profile.expert and side and profile.expert != side:
         found.append(f"This LoRA is for the {profile.expert}-noise expert; the model is {model.file}.")
     if profile.method == "LightX2V-Wan2.1" and side == "high" and re.search(r"wan.?2[._]?2", model.file, re.I):
@@ -170,7 +174,8 @@ def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _expert(name: str) -> str:
+def expert_of(name: str) -> str:
+    """Which of two experts a file is, ``high`` or ``low``, as its name says; empty if it does not."""
     match = re.search(r"(high|low)[-_ ]?noise|[-_](high|low)[-_.]", name, re.IGNORECASE)
     return (match[1] or match[2]).lower() if match else ""
 

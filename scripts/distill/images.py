@@ -24,7 +24,9 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     """Encode every picture and caption, and the empty caption, unless the cache holds the same ones already."""
     if options.vae is None or not options.clip:
         sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
-    pictures = sorted(path for path in options.images.iterdir() if path.suffix.lower() in files.PICTURES)
+    # Hidden files are no pictures: macOS writes ._a.jpg beside a.jpg.
+    names = (path for path in options.images.iterdir() if not path.name.startswith("."))
+    pictures = sorted(path for path in names if path.suffix.lower() in files.PICTURES)
     if not pictures:
         sys.exit(f"{options.images} holds no pictures ({', '.join(files.PICTURES)}).")
     captions = [path.with_suffix(".txt") for path in pictures]
@@ -47,6 +49,7 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
     return {
         "pictures or captions": [dated(path) for pair in zip(pictures, captions, strict=True) for path in pair],
         "size": options.size,
+        "way of reading pictures": "as people see them",  # upright, 16 bits, transparency over white
         "encoders": [dated(path) for path in (options.vae, *options.clip)],
         "clip type": options.clip_type,
     }
@@ -87,7 +90,7 @@ def _encoded(
 
 def _caption(path: Path) -> str:
     try:
-        return path.read_text("utf-8").strip()
+        return path.read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         refuse(f"{path} cannot be read ({reason(error)}).", "a caption in UTF-8.", "Save it as UTF-8.")
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pcm_core import lora
 from pcm_core.errors import PCMError
-from pcm_core.lora import normalize
-from pcm_core.lora.keys import Module, canonical, detect_family, key_format, split_keys
+from pcm_core.lora import normalize, portable
+from pcm_core.lora.base_models import detect_base_model
+from pcm_core.lora.keys import Module, canonical, key_format, split_keys
 from pcm_core.lora.tensors import fits
 from pcm_core.profiles import PCMProfile, profile_for
 
@@ -94,9 +95,9 @@ def test_a_file_with_every_module_twice_is_applied_once():
     ],
 )
 def test_one_weight_one_name(key):
-    modules, text, foreign = split_keys({key: torch.zeros(2, 2)})
-    assert not text and not foreign
-    (module,) = modules.values()
+    contents = split_keys({key: torch.zeros(2, 2)})
+    assert not contents.text and not contents.foreign
+    (module,) = contents.modules.values()
     assert list(module.parts) == ["up"]
     assert module.name == "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out"
 
@@ -113,7 +114,7 @@ def test_canonical_keeps_inner_names():
         ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", (4, 1024), "sd21"),
         ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", (4, 2048), "sdxl"),
         ("lora_unet_mid_block_attentions_0_transformer_blocks_9_attn1_to_q", (4, 1280), "sdxl"),
-        ("transformer.transformer_blocks.0.norm1_context.linear", (4, 1536), "sd3"),
+        ("transformer.transformer_blocks.23.attn.add_q_proj", (4, 1536), "sd3"),
         ("transformer.single_transformer_blocks.37.attn.to_q", (4, 3072), "flux1"),
         ("diffusion_model.double_blocks.18.img_attn.qkv", (4, 3072), "flux1"),
         ("diffusion_model.double_blocks.19.img_attn.qkv", (4, 3072), "hunyuan-video"),
@@ -121,7 +122,9 @@ def test_canonical_keeps_inner_names():
         ("transformer.blocks.0.attn1.to_q", (4, 5120), "wan"),
         ("transformer.transformer_blocks.0.attn2.to_q", (4, 2048), "ltxv"),
         ("transformer.transformer_blocks.0.attn1.to_q", (4, 1152), "pixart"),
-        ("transformer.transformer_blocks.0.attn1.to_q", (4, 3072), "cogvideox"),
+        ("transformer.transformer_blocks.0.attn1.to_q", (4, 1920), "cogvideox"),
+        ("transformer.transformer_blocks.0.attn1.to_q", (4, 3072), ""),  # CogVideoX 5B or Mochi
+        ("transformer.transformer_blocks.0.norm1_context.linear", (4, 3072), ""),  # FLUX.1 or HunyuanVideo
         ("transformer.transformer_blocks.0.audio_attn1.to_q", (4, 2048), "ltx-2"),
         ("diffusion_model.blocks.0.attn.qkv_x", (4, 3072), "mochi"),
         ("transformer.transformer_blocks.0.attn1.add_q_proj", (4, 1536), "mochi"),
@@ -131,15 +134,14 @@ def test_canonical_keeps_inner_names():
     ],
 )
 def test_family(key, shape, family):
-    modules, _, _ = split_keys({f"{key}.lora_down.weight": torch.zeros(shape)})
-    assert detect_family(modules.values()) == family
+    assert detect_base_model(split_keys({f"{key}.lora_down.weight": torch.zeros(shape)}).modules.values()) == family
 
 
 def test_format_names_the_prefix_and_the_suffix():
-    modules, _, _ = split_keys(
+    contents = split_keys(
         {"base_model.model.x.lora_A.weight": torch.zeros(1, 1), "base_model.model.x.lora_B.weight": torch.zeros(1, 1)}
     )
-    assert key_format(modules.values()) == "PEFT (base_model.model.*.lora_B.weight)"
+    assert key_format(contents.modules.values()) == "PEFT (base_model.model.*.lora_B.weight)"
 
 
 # Alpha
@@ -152,26 +154,26 @@ def raw_unet(prefix: str, rank: int = 64):
 
 @pytest.mark.parametrize("prefix", ["base_model.model.", "unet.base_model.model."])
 def test_raw_unet_peft_gets_alpha_8(prefix):
-    output, report = normalize(raw_unet(prefix))
+    output, report = portable(raw_unet(prefix))
     assert [float(v) for k, v in output.items() if k.endswith(".alpha")] == [8.0]
     assert report.scales == {0.125: 1} and not report.alpha_missing
     assert any("alpha/rank 0.125" in note for note in report.notes)
 
 
 def test_other_files_without_alpha_stay_at_scale_one():
-    output, report = normalize(raw_unet("unet."))
+    output, report = portable(raw_unet("unet."))
     assert not any(key.endswith(".alpha") for key in output)
     assert report.scales == {1.0: 1} and report.alpha_missing and not report.notes
 
 
 def sd3_file(dtype, rank=32, extra=None):
     stems = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1_context.linear", *([extra] if extra else [])]
-    pairs = {"lora_A": torch.ones(rank, 8, dtype=dtype), "lora_B": torch.ones(8, rank, dtype=dtype)}
+    pairs = {"lora_A": torch.ones(rank, 1536, dtype=dtype), "lora_B": torch.ones(8, rank, dtype=dtype)}
     return {f"transformer.{stem}.{side}.weight": t for stem in stems for side, t in pairs.items()}
 
 
 def test_raw_sd3_training_output_is_scaled_to_a_quarter():
-    _, report = normalize(sd3_file(torch.float32))
+    _, report = portable(sd3_file(torch.float32))
     assert report.scales == {0.25: 2}
 
 
@@ -184,7 +186,7 @@ def test_raw_sd3_training_output_is_scaled_to_a_quarter():
     ],
 )
 def test_other_sd3_files_are_left_alone(tensors):
-    _, report = normalize(tensors)
+    _, report = portable(tensors)
     assert set(report.scales) == {1.0} and not report.notes
 
 
@@ -192,7 +194,7 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
     tensors = raw_unet("base_model.model.")
     stem = next(iter(tensors)).removesuffix(".lora_A.weight")
     for alpha, notes in ((8.0, 0), (64.0, 1)):
-        _, report = normalize(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(method="PCM"))
+        _, report = portable(tensors | {f"{stem}.alpha": torch.tensor(alpha)}, profile=PCMProfile(method="PCM"))
         assert report.scales == {alpha / 64: 1}
         assert len(report.notes) == notes
 
@@ -201,13 +203,13 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
     "config", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": null}', '{"lora_alpha": -1}', "[" * 10**5]
 )
 def test_broken_peft_metadata_says_nothing(config):
-    _, report = normalize(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
+    _, report = portable(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
     assert report.scales == {1.0: 2} and report.alpha_missing
 
 
 def test_alpha_from_peft_metadata():
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.r": 32, "transformer.lora_alpha": 16})}
-    _, report = normalize(sd3_file(torch.float16), metadata=metadata)
+    _, report = portable(sd3_file(torch.float16), metadata=metadata)
     assert report.scales == {0.5: 2}
 
 
@@ -292,7 +294,7 @@ def test_norms_are_those_of_the_update():
 )  # fmt: skip
 def test_what_is_no_lora_is_refused(tensors, message):
     with pytest.raises(PCMError, match=message):
-        normalize(tensors)
+        portable(tensors)
 
 
 # Updates of other kinds: which fit a weight
@@ -342,10 +344,14 @@ def test_shapes_that_fit(module, shape, fitting):
     assert fits(module, files.Target("w.weight"), {"w.weight": shape, **BIAS}) is fitting
 
 
-def test_a_part_of_a_weight_takes_pairs_and_differences_only():
+def test_a_part_of_a_weight_takes_updates_of_its_own_rows():
     rows, shapes = files.Target("w.weight", (0, 2)), {"w.weight": (4, 6), **BIAS}
     assert fits(update(diff=(2, 6), diff_b=(2,)), rows, shapes)
-    assert not fits(update(set_weight=(2, 6)), rows, shapes)
+    assert fits(update(set_weight=(2, 6)), rows, shapes)
+    assert fits(update(lokr_w1=(2, 2), lokr_w2=(1, 3)), rows, shapes)
+    assert fits(update((2, 1), (1, 6), magnitude=(2,)), rows, shapes)
+    assert not fits(update((2, 1), (1, 6), magnitude=(4,)), rows, shapes)
+    assert not fits(update(lokr_w1=(2, 2), lokr_w2=(2, 3)), rows, shapes)
     assert not fits(update((2, 1), (1, 6)), rows, {})
 
 
@@ -381,7 +387,7 @@ def test_report_and_convert(tmp_path, capsys):
     assert set(written) == {f"{stem}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
     profile = profile_for(out)
     assert (profile.method, profile.phases, profile.sources["phases"]) == ("PCM", 4, "metadata")
-    assert normalize(written)[1].scales == {0.125: 1}
+    assert portable(written)[1].scales == {0.125: 1}
     assert lora.main([str(source), "--convert", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err
 

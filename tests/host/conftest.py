@@ -29,7 +29,7 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
     "perpneg", "flux", "lt", "wan", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
-    "canny", "dataset", "train", "preview_any", "images", "post_processing",
+    "canny", "dataset", "train", "preview_any", "images", "post_processing", "model_merging", "lora_extract",
 )  # fmt: skip
 
 if str(HERE) not in sys.path:

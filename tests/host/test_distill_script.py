@@ -21,6 +21,7 @@ from phased_consistency.nodes import distill as distill_node
 from scripts import workers as processes
 from scripts.distill import command as distill
 from scripts.distill import files as distill_files
+from scripts.distill import images
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -224,9 +225,17 @@ def test_captions_and_encoders_are_asked_for(tmp_path):
     options.vae, options.clip = tmp_path / "v", [tmp_path / "c"]
     with pytest.raises(SystemExit, match="holds no pictures"):
         distill.encode_images(options, files)
+    (tmp_path / "._a.png").touch()
+    with pytest.raises(SystemExit, match="holds no pictures"):
+        distill.encode_images(options, files)
     (tmp_path / "a.png").touch()
     with pytest.raises(SystemExit, match=r"1 captions are missing, a\.txt first"):
         distill.encode_images(options, files)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red circle\n")
+    assert images._caption(tmp_path / "a.txt") == "a red circle"
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import math
 import os
 
 import pytest
-import tiny
 import torch
-from devices import hosts_fp8
 from safetensors.torch import save_file
 
 from pcm_core.errors import PCMError
@@ -371,75 +369,11 @@ def test_a_lora_on_the_wrong_model_is_said(host, zoo, family, name, said):
 
 
 def test_an_update_the_host_leaves_out_is_an_error(host, zoo, error, monkeypatch):
-    import comfy.lora
-
-    model, load_lora = zoo["sd3"].model, comfy.lora.load_lora
+    model = zoo["sd3"].model
     name = put(host, model, "plain_style")
-    monkeypatch.setattr(comfy.lora, "load_lora", lambda *given: dict(list(load_lora(*given).items())[1:]))
-    with pytest.raises(error, match=r"left 1 of 2 updates out.*Please report"):
+    monkeypatch.setattr(type(model), "add_patches", lambda *_, **__: [])
+    with pytest.raises(error, match=r"host left .* out.*Please report"):
         load(host, model, name)
-
-
-def sample(host, tiny, model):
-    (out,) = host.call(
-        "KSampler", model=model, seed=0, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple",
-        positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(), denoise=1.0,
-    )  # fmt: skip
-    return out["samples"]
-
-
-def unlike(a, b):
-    """Largest difference, as a share of the largest value."""
-    return float((a - b).abs().max() / b.abs().max())
-
-
-# fp32 arithmetic in another order, over two steps of a small network; 4e-7 was seen.
-SAME = 3e-6
-
-
-@pytest.mark.parametrize("scheme", [pytest.param("float8_e4m3fn", marks=hosts_fp8), "nvfp4", "int8_tensorwise"])
-def test_quantised_models_take_the_bypass(host, zoo, tmp_path, scheme):
-    """The output is that of merging into what the weights mean, which stay as they are; a second LoRA still fits."""
-    import tiny_image
-
-    base = zoo["sd3"]
-    plain, quantised = tiny.load(base.path), tiny_image.quantised_sd3(base, tmp_path, scheme).model
-    name, second = (put(host, plain, f"style_{i}", count=9, value=0.05 + 0.01 * i) for i in range(2))
-    meant = {key: (w.dequantize() if hasattr(w, "dequantize") else w).float()
-             for key, w in quantised.model.diffusion_model.named_parameters()}  # fmt: skip
-    assert not plain.model.diffusion_model.load_state_dict(meant, strict=False).unexpected_keys
-    # Its int8 kernel rounds activations too, with a LoRA as without.
-    near = max(SAME, 3 * unlike(sample(host, base, quantised), sample(host, base, plain)))
-    before = {key: value.clone() for key, value in quantised.model.state_dict().items()}
-    bypassed, report = load(host, quantised, name)
-    assert "18 of 18 applied" in report and not bypassed.patches and bypassed.get_injections("bypass_lora")
-    merged, _ = load(host, plain, name)
-    assert merged.patches and not merged.get_injections("bypass_lora")
-    want, got = sample(host, base, merged), sample(host, base, bypassed)
-    assert unlike(got, want) < near < 0.1 * unlike(sample(host, base, plain), want)
-    assert all(torch.equal(value, before[key]) for key, value in quantised.model.state_dict().items())
-    # The second is merged, and what it changes is quantised again.
-    both = sample(host, base, load(host, bypassed, second)[0])
-    want = sample(host, base, load(host, merged, second)[0])
-    assert unlike(both, want) < 0.25 * unlike(both, got), "0.11 was seen in 4 bits"
-
-
-def test_models_larger_than_the_device_take_the_bypass(host, zoo, monkeypatch):
-    """The device is pretended while loading; the sampling is real."""
-    import comfy.model_management
-
-    base = zoo["sd3"]
-    model = base.model.clone()
-    name = put(host, model, "plain_style", count=9, value=0.05)
-    want = sample(host, base, load(host, model, name)[0])
-    model.load_device, size = torch.device("cuda"), model.model_size()
-    for room in (size, size - 1):
-        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, room=room: room)
-        loaded, _ = load(host, model, name)
-        assert bool(loaded.get_injections("bypass_lora")) == (room < size) == (not loaded.patches)
-    monkeypatch.undo()
-    loaded.load_device = base.model.load_device
-    assert unlike(sample(host, base, loaded), want) < SAME < 0.1 * unlike(sample(host, base, base.model), want)
 
 
 def test_a_patched_50_entry_table_is_named(host, zoo, error):

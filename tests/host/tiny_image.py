@@ -93,16 +93,21 @@ def flux2(_: Path) -> tiny.Tiny:
     )  # fmt: skip
 
 
-def hunyuan_video15(_: Path) -> tiny.Tiny:
+def hunyuan_video15(_: Path, *, glyphs: bool = False) -> tiny.Tiny:
     from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 
     unet = tiny.known(
         HunyuanVideoParams, in_channels=65, patch_size=[1, 1, 1], out_channels=32, vec_in_dim=None, meanflow=False,
         axes_dim=[16, 56, 56], context_in_dim=32, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=1,
-        depth_single_blocks=0, theta=256, qkv_bias=True, byt5=False, guidance_embed=False, vision_in_dim=32,
+        depth_single_blocks=0, theta=256, qkv_bias=True, byt5=glyphs, guidance_embed=False, vision_in_dim=32,
         use_cond_type_embedding=True, meanflow_sum=False,
     )  # fmt: skip
     return _direct("HunyuanVideo15", {"image_model": "hunyuan_video", **unet}, (32, 3, 4, 4), 32, pooled=768)
+
+
+def hunyuan_video15_glyphs(folder: Path) -> tiny.Tiny:
+    """With the second text encoder, as released: it reads the letters of quoted words."""
+    return hunyuan_video15(folder, glyphs=True)
 
 
 def ernie_image(_: Path) -> tiny.Tiny:
@@ -129,7 +134,28 @@ def mage_flow(_: Path) -> tiny.Tiny:
     return _direct("MageFlow", unet, (128, 4, 4))
 
 
+def minimax_h3(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "minimax_h3", "hidden_size": 64, "num_layers": 1, "token_refiner_num_layers": 1,
+            "num_attention_heads": 2, "attention_head_dim": 16, "ffn_hidden_size": 48, "text_dim": 24,
+            "time_embed_hidden_size": 40, "time_embed_dim": 32}  # fmt: skip
+    return _direct("MiniMaxH3", unet, (24, 3, 4, 4))
+
+
+def pixart(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "pixart_sigma", "hidden_size": 64, "depth": 1, "num_heads": 2, "caption_channels": 24,
+            "micro_condition": False, "pred_sigma": True}  # fmt: skip
+    return _direct("PixArtSigma", unet, (4, 8, 8))
+
+
+def hidream(_: Path) -> tiny.Tiny:
+    unet = {"image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1,
+            "num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "caption_channels": [24, 24],
+            "text_emb_dim": 24, "axes_dims_rope": (16, 16), "llama_layers": [0, 1]}  # fmt: skip
+    return _direct("HiDream", unet, (16, 8, 8))
+
+
 FACTORIES = {
+    "hunyuan_video15_glyphs": hunyuan_video15_glyphs, "minimax_h3": minimax_h3, "pixart": pixart, "hidream": hidream,
     "auraflow": auraflow, "z_image": z_image, "qwen_image": qwen_image, "flux_schnell": flux_schnell, "flux2": flux2,
     "hunyuan_video15": hunyuan_video15, "ernie_image": ernie_image, "krea2": krea2, "lens": lens,
     "mage_flow": mage_flow,

@@ -22,6 +22,18 @@ def wan_i2v(folder: Path) -> tiny.Tiny:
     return tiny.Tiny(tiny.load(path), ((16, 3, 8, 8),), 12, 4096, path=path)
 
 
+def wan_i2v_old(folder: Path) -> tiny.Tiny:
+    """The layout of Wan 2.1 image-to-video, which also reads the picture's CLIP features."""
+    from comfy.ldm.wan.model import WanModel
+
+    model = WanModel(
+        model_type="i2v", in_dim=36, dim=128, ffn_dim=64, freq_dim=256, text_dim=4096, out_dim=16, num_heads=1,
+        num_layers=1, **tiny._ops(),
+    )  # fmt: skip
+    path = tiny.save(tiny.fill(model), folder / "tiny_wan_i2v_old.safetensors")
+    return tiny.Tiny(tiny.load(path), ((16, 3, 8, 8),), 12, 4096, path=path)
+
+
 def wan_twin(folder: Path) -> tiny.Tiny:
     """``tiny.wan`` with other weights."""
     from comfy.ldm.wan.model import WanModel
@@ -53,7 +65,13 @@ def linear_beta(folder: Path) -> tiny.Tiny:
     return tiny._unet({"beta_schedule": "sqrt_linear", "linear_start": 0.00085, "linear_end": 0.012})(folder)
 
 
-FACTORIES = {"wan_i2v": wan_i2v, "wan_twin": wan_twin, "hunyuan_i2v": hunyuan_i2v, "linear_beta": linear_beta}
+FACTORIES = {
+    "wan_i2v": wan_i2v,
+    "wan_i2v_old": wan_i2v_old,
+    "wan_twin": wan_twin,
+    "hunyuan_i2v": hunyuan_i2v,
+    "linear_beta": linear_beta,
+}
 
 
 def wan_vae() -> Any:

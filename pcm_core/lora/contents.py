@@ -1,0 +1,150 @@
+"""A LoRA file as it was read: its modules checked, their scales known, and what it is otherwise named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import PCMError
+from ..profiles import PCMProfile
+from .base_models import detect_base_model, possible_base_models
+from .keys import Contents, Module, Target, key_format, split_keys
+from .report import LoraReport
+from .scales import find_alphas
+from .tensors import HELPERS, Update, check_values, group_norms, module_norms, rank_of, scale_of, without_copies
+
+Placed = Mapping[str, Sequence[tuple[Module, Target]]]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A checked file.
+
+    Attributes:
+        name: for messages.
+        contents: its keys, sorted.
+        alphas: by module stem.
+        profile: what it wants to be sampled with.
+        report: what was found, before anything was placed.
+    """
+
+    name: str
+    contents: Contents
+    alphas: Mapping[str, float]
+    profile: PCMProfile
+    report: LoraReport
+
+    @property
+    def modules(self) -> list[Module]:
+        return list(self.contents.modules.values())
+
+    def updates(self, placed: Placed) -> list[Update]:
+        """One update for each module that has a place; a copy in a second spelling is left out.
+
+        Raises:
+            PCMError: if two different updates claim the same weight.
+        """
+        return [
+            Update(
+                target, {role: tensor for role, tensor in module.parts.items() if role != "alpha"},
+                self.alphas.get(module.stem), tuple(module.keys.values()),
+            )
+            for weight, entries in placed.items()
+            for module, target in without_copies(self.name, weight, entries)
+        ]  # fmt: skip
+
+    def norms(self, placed: Placed) -> dict[str, float]:
+        """Size of the applied updates by block group.
+
+        Raises:
+            PCMError: if a tensor holds NaN or infinity.
+        """
+        return group_norms(module_norms(self.name, self.modules, self.alphas), placed)
+
+
+def open_lora(
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    name: str = "LoRA",
+    base_model: str = "",
+    profile: PCMProfile | None = None,
+) -> LoraFile:
+    """Sort and check the tensors of a file.
+
+    Args:
+        tensors: state dict of the file.
+        metadata: its header; PEFT's and other trainers' alpha is read from it.
+        name: for messages.
+        base_model: of the model it shall go on, if that is known.
+        profile: what the file wants to be sampled with; goes into the report.
+
+    Raises:
+        PCMError: not a LoRA, or with values no LoRA can have.
+    """
+    contents = split_keys(tensors)
+    modules = list(contents.modules.values())
+    _refuse_no_lora(name, contents)
+    for module in modules:
+        check_values(name, module)
+    profile, possible = profile or PCMProfile(), possible_base_models(modules)
+    alphas, note = find_alphas(modules, metadata or {}, {base_model} if base_model else possible, profile)
+    pairs = [module for module in modules if rank_of(module)]
+    report = LoraReport(
+        name=name, format=key_format(modules), base_model=detect_base_model(modules), profile=profile,
+        notes=(note,) if note else (), ranks=Counter(rank_of(module) for module in pairs),
+        scales=Counter(round(scale_of(module, alphas), 6) for module in pairs),
+        alpha_missing=bool(pairs) and not alphas,
+        offered=sum(len(module.keys) for module in modules) + len(contents.foreign),
+        text_encoder=len(contents.text), beside={kind: len(keys) for kind, keys in contents.beside.items()},
+    )  # fmt: skip
+    return LoraFile(name, contents, alphas, profile, report)
+
+
+_WRONG_KINDS = (
+    (("lora_controlnet",), "is a Control-LoRA", "Load it with Load ControlNet Model, from models/controlnet."),
+    ((".ia3_l", ".on_input", ".ia3_l.default"), "is an IA3 adapter, which scales activations", "Use a LoRA instead."),
+    ((".oft_R.weight", ".oft_R", ".oft_R.default.weight"), "is an OFT adapter in PEFT's layout",
+     "Convert it to LyCORIS' layout (oft_blocks), which the host applies."),
+    ((".vera_lambda_d", ".vera_lambda_b"), "is a VeRA adapter", "Use a LoRA instead."),
+    (("string_to_param", "emb_params", "clip_l", "clip_g"), "is an embedding", "Move it to models/embeddings."),
+    ((".qkv_lora.up.weight", ".qkv_lora1.up.weight", ".proj_lora1.up.weight", ".qkv_lora2.up.weight"),
+     "is a LoRA in XLabs' names that does not change every block", "Convert it to ComfyUI's names first."),
+)  # fmt: skip
+
+
+def _refuse_no_lora(name: str, contents: Contents) -> None:
+    modules = list(contents.modules.values())
+    _refuse_wrong_kind(name, contents.foreign)
+    if any(set(module.parts) - HELPERS for module in modules):
+        return
+    foreign = [*(key for module in modules for key in module.keys.values()), *contents.foreign]
+    if contents.text and not foreign:
+        raise PCMError(
+            f"{name} changes text encoders only ({len(contents.text)} tensors).",
+            "a LoRA with tensors for the diffusion model.",
+            "Load it with the host's LoraLoader, which has a CLIP input.",
+        )
+    weights = [key for key in foreign if key.endswith((".weight", ".bias"))]
+    if weights:
+        raise PCMError(
+            f"{name} is a whole model, not a LoRA: it has keys like {weights[0][:80]}.",
+            "a LoRA file, with pairs of small matrices.",
+            "Move it to models/checkpoints or models/diffusion_models and load it there.",
+        )
+    foreign += [key for keys in contents.beside.values() for key in keys]
+    raise PCMError(
+        f"{name} holds no LoRA tensors" + (f": it has keys like {foreign[0][:80]}." if foreign else "; it is empty."),
+        "keys that end in lora_up / lora_down or lora_A / lora_B.",
+        "Check that this is the right file.",
+    )
+
+
+def _refuse_wrong_kind(name: str, foreign: Sequence[str]) -> None:
+    for endings, kind, action in _WRONG_KINDS:
+        found = next((key for key in foreign if key.endswith(endings)), None)
+        if found is not None:
+            raise PCMError(f"{name} {kind}: it has keys like {found[:80]}.", "LoRA, LoHa, LoKr, DoRA or OFT.", action)
