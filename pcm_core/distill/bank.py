@@ -8,7 +8,6 @@ files: a bank that was cut short goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +16,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from ..errors import PCMError
+from ..safetensors_file import read_tensors
 from .adapters import Adapters
 from .objective import Denoiser, SolverGrid, jump_batch
 
 Progress = Callable[[int, int], None]
+_CHUNKS = "[0-9]" * 5 + ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -176,12 +179,12 @@ class BankStore:
         if folder is None:
             return
         try:
-            if refresh:
-                shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(_CHUNKS) if refresh else ():  # nothing else that may lie there
+                path.unlink()
         except OSError as error:
             raise PCMError(f"{folder} cannot be made ({error}).", "a folder.", "Give another name.") from error
-        for path in sorted(folder.glob("*.pt"))[:1]:
+        for path in sorted(folder.glob(_CHUNKS))[:1]:
             self._read(path)
 
     def make(
@@ -198,7 +201,7 @@ class BankStore:
         sizes, done = self.plan.chunks(), 0
         parts: list[Bank] = []
         for number, size in enumerate(sizes):
-            path = None if self.folder is None else self.folder / f"{number:05}.pt"
+            path = None if self.folder is None else self.folder / f"{number:05}.safetensors"
             if path is not None and path.exists():
                 parts.append(self._read(path))
             else:
@@ -213,11 +216,12 @@ class BankStore:
 
     def _read(self, path: Path) -> Bank:
         try:
-            stored: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-            key, bank = stored["key"], Bank(tuple(stored["states"]), stored["ends"], stored["captions"])
-        except Exception as error:  # a file that is none ends in any of a dozen kinds
+            stored, metadata = read_tensors(path)
+            states = tuple(stored[f"states.{i}"] for i in range(len(stored) - 2))
+            bank = Bank(states, stored["ends"], stored["captions"])
+        except (PCMError, KeyError) as error:
             raise PCMError(f"{path} is no part of a bank.", "what a matching stage wrote.", "Delete it.") from error
-        if key != self.key:
+        if metadata.get("key") != self.key:
             raise PCMError(
                 f"The bank in {path.parent} was made for another model, LoRA or settings.",
                 "the bank of this one.",
@@ -228,10 +232,12 @@ class BankStore:
     def _write(self, path: Path, bank: Bank) -> None:
         partial = path.with_suffix(".part")
         try:
-            stored = {"key": self.key, "states": list(bank.states), "ends": bank.ends, "captions": bank.captions}
-            torch.save(stored, partial)
+            stored = {f"states.{i}": state for i, state in enumerate(bank.states)}
+            stored |= {"ends": bank.ends, "captions": bank.captions}
+            whole = {name: tensor.contiguous() for name, tensor in stored.items()}
+            safetensors_torch.save_file(whole, partial, metadata={"key": self.key})  # pyright: ignore[reportUnknownMemberType]
             partial.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
+        except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise PCMError(

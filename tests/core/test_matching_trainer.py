@@ -283,7 +283,7 @@ def test_a_bank_that_was_cut_short_goes_on(tmp_path: Path):
 
     with given.adapters.attached(), pytest.raises(KeyboardInterrupt):
         given.store.make(models(given), "cpu", stop)
-    assert seen == [(32, 96), (56, 96)] and len(list(tmp_path.glob("*.pt"))) == 2
+    assert seen == [(32, 96), (56, 96)] and len(list(tmp_path.glob("*.safetensors"))) == 2
     again = setting(folder=tmp_path)
     again.backbone.calls.clear()
     with again.adapters.attached():
@@ -304,11 +304,11 @@ def test_a_bank_of_another_model_is_refused_and_can_be_made_anew(tmp_path: Path)
     with pytest.raises(PCMError, match="another model"):
         distill.BankStore(tmp_path, given.plan, key)
     distill.BankStore(tmp_path, given.plan, key, refresh=True)
-    assert not list(tmp_path.glob("*.pt"))
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_bank_that_cannot_be_read_or_written_is_refused(tmp_path: Path):
-    (tmp_path / "00000.pt").write_bytes(b"nothing")
+    (tmp_path / "00000.safetensors").write_bytes(b"nothing")
     with pytest.raises(PCMError, match="is no part of a bank"):
         setting(folder=tmp_path)
     (tmp_path / "file").write_text("")
