@@ -171,7 +171,7 @@ class Denoiser:
         def call(x: Tensor, timestep: Tensor, captions: Tensor) -> Tensor:
             if bool((captions < 0).any()) and not has_negative:
                 raise PCMError(
-                    "Guidance is asked for and there is no negative prompt.",
+                    "Guidance needs a negative prompt, and there is none.",
                     "negative_prompt_embeds, or cfg 1.",
                     "Pass the embeddings of an empty prompt to Denoiser.from_diffusers.",
                 )

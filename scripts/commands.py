@@ -86,7 +86,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     if absent := missing_packages(command):
         sys.exit(
-            f"pcm {name} needs {' and '.join(absent)}, which this Python lacks. In the folder of this project: "
+            f"pcm {name} needs {' and '.join(absent)}, which this Python lacks. In the folder of this project run: "
             f'pip install ".[{command.extra}]"'
         )
     module = importlib.import_module(command.module, package=__package__)

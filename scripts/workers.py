@@ -144,7 +144,7 @@ def load_pack(comfyui: str | None = None) -> Pack:
     if not comfyui:
         sys.exit("This command runs inside ComfyUI: give a checkout of it with --comfyui PATH, or in COMFYUI_PATH.")
     if not (Path(comfyui) / "comfy" / "sd.py").is_file():
-        sys.exit(f"{comfyui} is no ComfyUI checkout. Point --comfyui or COMFYUI_PATH at one.")
+        sys.exit(f"{comfyui} is not a ComfyUI checkout. Point --comfyui or COMFYUI_PATH at one.")
     root = pack_root(Path(comfyui))
     # The root goes last: this repository has a package "nodes", the host a module of that name.
     others = [entry for entry in sys.path if entry and Path(entry).resolve() != root]

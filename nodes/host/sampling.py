@@ -65,7 +65,7 @@ def fix_latent(model: Any, latent: Latent) -> Latent:
     if any(part.numel() == 0 for part in parts(samples)):
         raise PCMError(
             f"The latent is empty: its shape is {[tuple(part.shape) for part in parts(samples)]}.",
-            "at least one picture of at least one latent pixel.",
+            "at least one image of at least one latent pixel.",
             "Check the batch size and the crop that made it.",
         )
     hints = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}

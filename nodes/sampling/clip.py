@@ -132,7 +132,7 @@ def check_images(setup: Setup, conditioning: Any, clip: torch.Size) -> None:
             raise PCMError(
                 f"The latent has {clip[2]} latent frames, the image conditioning has {image.shape[2]}.",
                 "one length.",
-                "Connect the latent that the image-to-video node puts out.",
+                "Connect the latent output of the image-to-video node.",
             )
 
 

@@ -58,7 +58,7 @@ def check_clip(family: video.VideoFamily, shape: Sequence[int]) -> None:
     Raises:
         PCMError: see above.
     """
-    batched = "Use Empty Latent Image with as many pictures as frames."
+    batched = "Use Empty Latent Image with one image per frame."
     clip = f"Use the empty video latent of {family.name}, and set its length."
     with advised(clip if family.frames_axis else batched):
         family.check_latent(shape)
@@ -71,7 +71,9 @@ def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bo
     own, wanted = host.flow_shift(model), profile.shift
     if own is None:
         if asked:
-            raise PCMError(f"shift is {asked:g}.", "0: this is no flow model and has no shift.", "Set shift to 0.")
+            raise PCMError(
+                f"shift is {asked:g}.", "0: this is not a flow model, so it has no shift.", "Set shift to 0."
+            )
         return model, ()
     unlike = wanted is not None and not math.isclose(asked or own, wanted, rel_tol=1e-3)
     if not asked and keep_patch and "model_sampling" in model.object_patches:
@@ -142,7 +144,7 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise
     shared = -(-overlap // stride)
     if not 0 <= shared < length:
         raise PCMError(
-            f"window is {window} pictures and overlap is {overlap}.",
+            f"window is {window} frames and overlap is {overlap}.",
             "a window longer than its overlap.",
             f"Use overlap {window // 4 // stride * stride}.",
         )

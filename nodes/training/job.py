@@ -59,7 +59,7 @@ class Job:
             raise PCMError(
                 f"There are {len(self.texts)} texts for {len(self.latents)} latents.",
                 "one text per latent, or one for all.",
-                "Encode one caption per picture or clip.",
+                "Encode one caption per image or clip.",
             )
         numbers = [0] * len(self.latents) if len(self.texts) == 1 else list(range(len(self.texts)))
         object.__setattr__(self, "captions", numbers)
@@ -118,7 +118,7 @@ def _checked_latents(model: Any, latents: Sequence[Tensor]) -> list[Tensor]:
                 "Encode with the VAE that belongs to the model.",
             )
         if not bool(torch.isfinite(latent).all()):
-            raise PCMError(f"Latent {number} holds NaN or infinity.", "finite values.", "Encode that picture again.")
+            raise PCMError(f"Latent {number} holds NaN or infinity.", "finite values.", "Encode that image again.")
     return list(latents)
 
 

@@ -220,7 +220,9 @@ class BankStore:
             states = tuple(stored[f"states.{i}"] for i in range(len(stored) - 2))
             bank = Bank(states, stored["ends"], stored["captions"])
         except (PCMError, KeyError) as error:
-            raise PCMError(f"{path} is no part of a bank.", "what a matching stage wrote.", "Delete it.") from error
+            raise PCMError(
+                f"{path} is not part of a bank.", "a file that a matching stage wrote.", "Delete it."
+            ) from error
         if metadata.get("key") != self.key:
             raise PCMError(
                 f"The bank in {path.parent} was made for another model, LoRA or settings.",
@@ -241,5 +243,7 @@ class BankStore:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise PCMError(
-                f"{path} cannot be written ({error}).", "room and the right to write.", "Free some space, start again."
+                f"{path} cannot be written ({error}).",
+                "free space and write permission.",
+                "Free some space, start again.",
             ) from error

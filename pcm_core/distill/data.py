@@ -44,14 +44,14 @@ class LatentSet:
     ) -> None:
         count = sum(len(tensor) for tensor in tensors)
         if count == 0:
-            raise PCMError("There are no latents to train on.", "at least one.", "Connect encoded pictures or clips.")
+            raise PCMError("There are no latents to train on.", "at least one.", "Connect encoded images or clips.")
         if len(captions) == count:
             numbers = list(captions)
         elif len(captions) == len(tensors):
             numbers = [caption for tensor, caption in zip(tensors, captions, strict=True) for _ in range(len(tensor))]
         else:
             raise PCMError(
-                f"There are {len(captions)} captions for {len(tensors)} latents with {count} pictures or clips.",
+                f"There are {len(captions)} captions for {len(tensors)} latents with {count} images or clips.",
                 "one caption for each latent.",
                 "Encode one caption per latent, or one for all.",
             )

@@ -44,6 +44,6 @@ def write_lora(
             raise
         raise PCMError(
             f"{path.name} cannot be written ({error}).",
-            "room and the right to write.",
+            "free space and write permission.",
             "Free some space and save again.",
         ) from error

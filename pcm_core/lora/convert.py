@@ -32,7 +32,7 @@ def convert(path: str | Path, out: str | Path) -> LoraReport:
     """
     path, out = Path(path), Path(out)
     if out.suffix.lower() not in (".safetensors", ".sft") or out.exists():
-        state = "exists already" if out.exists() else "is no .safetensors file"
+        state = "exists already" if out.exists() else "is not a .safetensors file"
         raise PCMError(f"{out.name} {state}.", "a new .safetensors file to write.", "Choose another name.")
     tensors, metadata = read_tensors(path)
     profile = profile_for(path, metadata)

@@ -58,7 +58,7 @@ class VideoFamily:
         """
         if frames < 1 or (frames - 1) % self.stride:
             near = max(round((frames - 1) / self.stride), 0) * self.stride + 1
-            clips = f"{self.stride}n + 1 pictures" if self.stride > 1 else "at least 1 picture"
+            clips = f"{self.stride}n + 1 frames" if self.stride > 1 else "at least 1 frame"
             raise PCMError(f"{what} is {frames}.", f"{self.name} has clips of {clips}.", f"Use {near}.")
         return (frames - 1) // self.stride + 1
 
@@ -79,7 +79,7 @@ class VideoFamily:
             )
         if self.frames_axis == 2 and len(shape) == 4 and shape[0] > 1:
             raise PCMError(
-                f"The latent is a batch of {shape[0]} pictures.",
+                f"The latent is a batch of {shape[0]} images.",
                 f"one clip, [batch, channels, frames, height, width], for {self.name}.",
                 "Use an empty latent of that family, and set its length.",
             )

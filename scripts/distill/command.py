@@ -87,12 +87,12 @@ def check(options: argparse.Namespace) -> None:
         refuse(f"--alpha is {options.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
     for path in (options.model, options.latents, options.vae, *(options.clip or [])):
         if path is not None and not path.is_file():
-            refuse(f"{path} is not there.", "a file.", "Correct its name.")
+            refuse(f"{path} does not exist or is not a file.", "a file.", "Correct the name.")
     if options.images is not None and not options.images.is_dir():
-        refuse(f"{options.images} is not there.", "a folder of pictures.", "Correct its name.")
+        refuse(f"{options.images} does not exist or is not a folder.", "a folder of images.", "Correct the name.")
     for path in (options.out, options.state, options.cache):
         if path is not None and path.exists() and not path.is_file():
-            refuse(f"{path} is no file.", "the name of one that may be written.", "Give another name.")
+            refuse(f"{path} is not a file.", "the name of a file that can be written.", "Give another name.")
     for path in (options.out, options.state, options.csv, options.cache):
         if path is not None:
             try:
@@ -204,7 +204,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
     except KeyboardInterrupt:
         if options.state and workers.first and stop.between_steps:
             save_state(sessions[0].trainer.state(), options.state)
-            sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command goes on from there.")
+            sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command continues from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
         pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)

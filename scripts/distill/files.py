@@ -73,7 +73,7 @@ def read_state(path: Path) -> dict[str, Any]:
     what = ("a checkpoint that a run with --state wrote.", "Give its name, or a new one to start from the beginning.")
     state = read_tensors(path, *what)
     if not isinstance(state, dict) or not state.keys() >= _STATE or not state.keys() & _OPTIMIZER:
-        refuse(f"{path} is no checkpoint.", *what)
+        refuse(f"{path} is not a checkpoint.", *what)
     return state
 
 
@@ -87,7 +87,7 @@ def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> N
         partial.unlink(missing_ok=True)
         refuse(
             f"{path} cannot be written ({error}).",
-            "room and the right to write.",
+            "free space and write permission.",
             f"The {what} before it, if any, is as it was: free some space and start again.",
         )
 
@@ -117,7 +117,9 @@ class StepLog:
             if not device:
                 with suppress(OSError):
                     partial.unlink()
-            refuse(f"{path} cannot be written ({error}).", "room and the right to write.", "Give --csv another name.")
+            refuse(
+                f"{path} cannot be written ({error}).", "free space and write permission.", "Give --csv another name."
+            )
 
     def __call__(self, report: Any) -> None:
         if self.path is None:
@@ -127,7 +129,7 @@ class StepLog:
                 csv.writer(file).writerow([getattr(report, name) for name in self.HEAD])
         except OSError as error:
             found = f"{self.path} cannot be written at step {report.step} ({error})."
-            said = PCMError(found, "room and the right to write.", "The run goes on without its log.")
+            said = PCMError(found, "free space and write permission.", "The run continues without its log.")
             print(f"\n{said}", file=sys.stderr, flush=True)
             self.path = None
 

@@ -28,7 +28,7 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     names = (path for path in options.images.iterdir() if not path.name.startswith("."))
     pictures = sorted(path for path in names if path.suffix.lower() in files.PICTURES)
     if not pictures:
-        sys.exit(f"{options.images} holds no pictures ({', '.join(files.PICTURES)}).")
+        sys.exit(f"{options.images} has no images ({', '.join(files.PICTURES)}).")
     captions = [path.with_suffix(".txt") for path in pictures]
     if absent := [path.name for path in captions if not path.exists()]:
         sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")

@@ -103,7 +103,7 @@ def check(options: argparse.Namespace) -> None:
     given = [options.prompts, options.checkpoint, options.model, options.lora, options.motion]
     for path in (*given, *(options.vae or []), *(options.clip or [])):
         if path is not None and not path.is_file():
-            sys.exit(f"{path} is not there.")
+            sys.exit(f"{path} does not exist or is not a file.")
 
 
 def tasks_for(options: argparse.Namespace) -> list[Task]:
@@ -199,4 +199,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except pack("pcm_core.errors").PCMError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command goes on from there.")
+        sys.exit("\nInterrupted; the same command continues from there.")

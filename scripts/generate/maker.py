@@ -233,7 +233,7 @@ def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pac
 
 def _with_shift(host: Any, model: Any, shift: float) -> Any:
     if host.flow_shift(model) is None:
-        sys.exit(f"--shift is {shift:g}, and this is no flow model: it has none. Leave it out.")
+        sys.exit(f"--shift is {shift:g}, and this is not a flow model, so it has none. Leave it out.")
     return host.with_flow_shift(model, shift)
 
 

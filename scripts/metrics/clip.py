@@ -213,7 +213,7 @@ class Aesthetics:
             self.layers = []
         widths = [weight.shape for weight, _ in self.layers]
         if not widths or widths[-1][0] != 1 or any(one[0] != other[1] for one, other in pairwise(widths)):
-            raise MissingError(f"{path} is no aesthetic predictor")
+            raise MissingError(f"{path} is not an aesthetic predictor")
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Ratings [N], about 1 to 10, of CLIP embeddings [N, D].

@@ -38,7 +38,7 @@ def check_cache(folder: Path, name: str, fingerprint: str) -> None:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path} is no cache of features ({error}). Delete it.") from error
+            raise SourceError(f"{path} is not a feature cache ({error}). Delete it.") from error
         _refuse_other(path, metadata, name, fingerprint)
 
 
@@ -125,7 +125,7 @@ def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, tu
         entries = json.loads(metadata["items"])
         parts = rows.split([length for _, _, _, length in entries])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise SourceError(f"{path} is no cache of features ({error}). Delete it.") from error
+        raise SourceError(f"{path} is not a feature cache ({error}). Delete it.") from error
     _refuse_other(path, metadata, network.name, network.fingerprint)
     named = {name: part for (name, *_), part in zip(entries, parts, strict=True)}
     return named, {name: (size, time) for name, size, time, _ in entries}

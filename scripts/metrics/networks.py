@@ -179,4 +179,4 @@ def check_files(paths: Sequence[Path | None]) -> None:
     """Refuse file and folder names that do not exist."""
     for path in paths:
         if path is not None and not path.exists():
-            raise SourceError(f"{path} is not there.")
+            raise SourceError(f"{path} does not exist.")

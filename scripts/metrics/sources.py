@@ -69,13 +69,13 @@ def read(source: str) -> list[Item]:
                           "or of folders of frames.")  # fmt: skip
     for one, other in itertools.pairwise(items):
         if one.name == other.name:
-            raise SourceError(f'{source} holds two items of the name "{one.name}". Rename one.')
+            raise SourceError(f'{source} has two items with the name "{one.name}". Rename one.')
     return items
 
 
 def _from_folder(folder: Path) -> Iterator[Item]:
     if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder. Give a folder, or http://HOST:PORT/history/PROMPT_ID.")
+        raise SourceError(f"{folder} is not a folder. Give a folder, or http://HOST:PORT/history/PROMPT_ID.")
     prompts = read_prompts(folder)
     for path in folder.iterdir():
         suffix = path.suffix.lower()
@@ -113,7 +113,7 @@ def _from_host(found: re.Match[str]) -> Iterator[Item]:
     try:
         history: dict[str, Any] = json.loads(_get(f"{host}/history/{prompt}"))
         if prompt not in history:
-            raise SourceError(f"{host} knows no finished prompt {prompt}. Take the prompt_id that /prompt answered.")
+            raise SourceError(f"{host} has no finished prompt {prompt}. Use the prompt_id that /prompt returned.")
         outputs = history[prompt]["outputs"].values()
         files = [file for output in outputs for file in output.get("images", []) + output.get("video", [])]
         for number, file in enumerate(files, 1):
@@ -123,7 +123,7 @@ def _from_host(found: re.Match[str]) -> Iterator[Item]:
             load = partial(_from_bytes, _stack_video if video else _stack_frames, data, path)
             yield Item(f"{number:05}", load, video or _count(io.BytesIO(data)) > 1)
     except OSError as error:
-        raise SourceError(f"{host} does not answer as a ComfyUI does ({error}). Is it running?") from error
+        raise SourceError(f"{host} does not respond like a ComfyUI ({error}). Is it running?") from error
 
 
 def _get(address: str) -> bytes:

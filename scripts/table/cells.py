@@ -65,7 +65,7 @@ class Maker:
     def reference(self, table: Table, reference: Reference) -> Cell:
         """Of a reference; one that is a folder has no command."""
         if reference.folder is not None:
-            absent = "" if reference.folder.is_dir() else f"{reference.folder} is not there"
+            absent = "" if reference.folder.is_dir() else f"{reference.folder} does not exist"
             return Cell(name=reference.name, folder=reference.folder, absent=absent)
         assert reference.system is not None
         seed = table.seed if reference.seed is None else reference.seed
@@ -134,7 +134,7 @@ class Maker:
                 else []
             ):
                 return found[0]
-        raise AbsentError(f"{name} is not there")
+        raise AbsentError(f"{name} does not exist")
 
 
 def _sampling(values: Mapping[str, Any], steps: int) -> str:

@@ -100,4 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (PCMError, SourceError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command goes on from there.")
+        sys.exit("\nInterrupted; the same command continues from there.")

@@ -168,7 +168,7 @@ def read_plan(path: Path, *, comfyui: Path | None = None) -> Plan:
     if not tables or not systems:
         _refuse(f"{path} has no systems.", "at least one [[systems]].", "Look at benchmarks/demo.toml.")
     if all(table.absent for table in tables):
-        _refuse(f"There are no prompts: {tables[0].absent}.", "a text file, a prompt a line.", "Correct its name.")
+        _refuse(f"There are no prompts: {tables[0].absent}.", "a text file, a prompt a line.", "Correct the name.")
     return Plan(
         title=content.get("title", path.stem), place=path.parent, tables=tables, networks=networks,
         folders=tuple([*folders, *models]), demo=any("demo" in base for base in bases.values()),
@@ -231,11 +231,11 @@ def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...
         _refuse("The table names no prompts.", "a text file, a prompt a line.", 'Write prompts = "prompts.txt".')
     path = place / Path(given).expanduser()
     if not path.exists():
-        return (), f"{path} is not there"
+        return (), f"{path} does not exist"
     try:
         lines = path.read_text("utf-8").rstrip("\n").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        _refuse(f"The prompts {path} cannot be read ({error}).", "a text file, a prompt a line.", "Correct its name.")
+        _refuse(f"The prompts {path} cannot be read ({error}).", "a text file, a prompt a line.", "Correct the name.")
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         _refuse(f"Line {empty[0]} of {path} is empty.", "a prompt in every line.", "Remove it.")
     if count is not None and not 1 <= count <= len(lines):

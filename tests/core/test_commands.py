@@ -115,7 +115,7 @@ def test_the_console_script_of_a_wheel(installed, tmp_path):
     ended = python("-c", start, "lora", lora(tmp_path), **where)
     assert ended.returncode == 0 and "phases: 4" in ended.stdout, ended.stderr
     ended = python("-c", start, "generate", "prompts.txt", "out", "--model", lora(tmp_path), **where)
-    assert ended.returncode == 1 and "prompts.txt is not there" in ended.stderr
+    assert ended.returncode == 1 and "prompts.txt does not exist" in ended.stderr
     (tmp_path / "prompts.txt").write_text("a lighthouse", "utf-8")
     words = ("-c", start, "generate", "prompts.txt", "out", "--single", "--model", lora(tmp_path))
     ended = python(*words, **where)

@@ -309,7 +309,7 @@ def test_a_bank_of_another_model_is_refused_and_can_be_made_anew(tmp_path: Path)
 
 def test_a_bank_that_cannot_be_read_or_written_is_refused(tmp_path: Path):
     (tmp_path / "00000.safetensors").write_bytes(b"nothing")
-    with pytest.raises(PCMError, match="is no part of a bank"):
+    with pytest.raises(PCMError, match="is not part of a bank"):
         setting(folder=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(PCMError, match="cannot be made"):

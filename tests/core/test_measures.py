@@ -275,7 +275,7 @@ def test_features_of_another_network_are_refused(tmp_path, capsys):
     ):
         features.Features(read(str(folder)), other, folder)
     features.cache_file(folder, other.name, other.fingerprint).write_bytes(b"half of")
-    with pytest.raises(features.SourceError, match=r"is no cache of features .*Delete it"):
+    with pytest.raises(features.SourceError, match=r"is not a feature cache .*Delete it"):
         features.Features(read(str(folder)), other, folder)
 
 
@@ -307,7 +307,7 @@ def test_weights_that_are_none(world, capsys):
         ("--hps", "code.pt", "cannot be read as weights without running code from it"),
         ("--hps", "two.pth", "the file holds no weights of an OpenCLIP ViT"),
         ("--aes", "code.pt", "cannot be read as weights without running code from it"),
-        ("--aes", "two.pth", "two.pth is no aesthetic predictor"),
+        ("--aes", "two.pth", "two.pth is not an aesthetic predictor"),
         ("--aes", "narrow.pth", "the predictor reads 5 numbers an image, and this CLIP gives 8"),
         ("--inception", "two.pth", "two.pth is not torch-fidelity's Inception"),
     ):

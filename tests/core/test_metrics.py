@@ -150,12 +150,12 @@ def test_what_is_absent_is_named(folders, capsys, monkeypatch):
     assert "pip install transformers" in out
     with pytest.raises(MissingError, match="OpenCV"):
         motion.farneback(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(SystemExit, match="is not there"):
+    with pytest.raises(SystemExit, match="does not exist"):
         run(capsys, folders / "a", "--clip", folders / "nowhere")
 
 
 def test_sources_that_cannot_be_read(folders):
-    with pytest.raises(pictures.SourceError, match="no folder"):
+    with pytest.raises(pictures.SourceError, match="not a folder"):
         pictures.read(str(folders / "nowhere"))
     (folders / "empty").mkdir()
     with pytest.raises(pictures.SourceError, match="holds no images"):
@@ -166,7 +166,7 @@ def test_sources_that_cannot_be_read(folders):
         metrics.main([str(folders / "a"), str(folders / "b")])
     (folders / "a" / "broken.png").unlink()
     save(texture(1), folders / "a" / "1.bmp")
-    with pytest.raises(pictures.SourceError, match='two items of the name "1"'):
+    with pytest.raises(pictures.SourceError, match='two items with the name "1"'):
         pictures.read(str(folders / "a"))
 
 

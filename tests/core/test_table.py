@@ -78,7 +78,7 @@ def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
     lora = tmp_path / "models" / "loras" / "pcm_4step.safetensors"
     files = ("--checkpoint", str(tmp_path / "sd15.safetensors"), "--lora", str(lora))
     assert made.words[2:] == (*files, "--sampling", "4", "--seed", "0", "--size", "64", "64")
-    assert maker.cell(one, pcm, 1).absent == "pcm_1step.safetensors is not there"
+    assert maker.cell(one, pcm, 1).absent == "pcm_1step.safetensors does not exist"
     assert maker.cell(one, teacher, 1).absent == "not asked for"
     assert "euler/simple@4 cfg 7.5" in maker.cell(one, teacher, 4).words
     reference = maker.reference(one, one.references["teacher"])
@@ -168,7 +168,7 @@ def test_the_demo_world_must_be_there(table, tmp_path, monkeypatch):
 
 def test_the_tables_of_the_repository_are_good():
     assert len(plan.read_plan(ROOT / "benchmarks" / "demo.toml").tables) == 1
-    with pytest.raises(PCMError, match=r"There are no prompts: .*coco_30k\.txt is not there"):
+    with pytest.raises(PCMError, match=r"There are no prompts: .*coco_30k\.txt does not exist"):
         plan.read_plan(ROOT / "benchmarks" / "paper.toml")
 
 
@@ -191,7 +191,7 @@ def test_the_numbers_of_the_paper_stand_beside_systems_and_measures_that_are_the
     absent = [
         maker.cell(table, system, n).absent for table in read.tables for system in table.systems for n in table.steps
     ]
-    assert all(reason == "not asked for" or reason.endswith("is not there") for reason in absent)
+    assert all(reason == "not asked for" or reason.endswith("does not exist") for reason in absent)
 
 
 def result(**figures: float) -> dict:
@@ -209,7 +209,7 @@ FOUND = {
                 {"system": "PCM", "steps": 1, "evaluations": 1, **result(**{"FID-SD": 9.0, "AES": 5.1})},
                 {"system": "PCM", "steps": 4, "evaluations": 4, **result(**{"FID-SD": 6.0, "AES": 5.25})},
                 {"system": "LCM", "steps": 1, "evaluations": 0, "figures": {}, "absent": {},
-                 "why": "lcm.pt is not there"},
+                 "why": "lcm.pt does not exist"},
                 {"system": "LCM", "steps": 4, "evaluations": 8, "figures": {"FID-SD": 7.0}, "absent": {"AES": "no aes"},
                  "why": ""},
             ],
@@ -223,7 +223,7 @@ def test_the_markdown_has_every_row_and_every_reason():
     text = report.markdown(FOUND)
     assert "| PCM | 9.00 | 6.00 |\n| *PCM, published (Table 1)* | 8.27 | 5.81 |\n| LCM | - | 7.00 |" in text
     assert "**AES**, higher is better" in text and "| PCM | 5.100 | 5.250 |" in text
-    assert "- LCM (1): lcm.pt is not there" in text and "- AES (LCM 4): no aes" in text
+    assert "- LCM (1): lcm.pt does not exist" in text and "- AES (LCM 4): no aes" in text
 
 
 def test_the_csv_has_every_figure():
@@ -283,5 +283,5 @@ def test_the_commands_of_a_table_are_printed(table, tmp_path, capsys, monkeypatc
     command.main([str(table()), "--commands", "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"pcm generate {tmp_path}/out/prompts/table-") and "--seed 500" in lines[0]
-    assert "# PCM, 4 steps: pcm_4step.safetensors is not there" in lines
+    assert "# PCM, 4 steps: pcm_4step.safetensors does not exist" in lines
     assert not (tmp_path / "out").exists()

@@ -190,7 +190,7 @@ def test_check_latent():
     clip.check_latent((1, 4, 8, 8))  # one picture; the host adds the axis
     with pytest.raises(PCMError, match="in the batch"):
         batch.check_latent((1, 4, 16, 8, 8))
-    with pytest.raises(PCMError, match="batch of 16 pictures"):
+    with pytest.raises(PCMError, match="batch of 16 images"):
         clip.check_latent((16, 4, 8, 8))
 
 

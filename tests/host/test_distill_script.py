@@ -250,7 +250,7 @@ def run(host, inputs, tmp_path, monkeypatch):
 
 def test_a_refusal_is_one_sentence_and_exit_code_1(inputs, tmp_path):
     (tmp_path / "cache.pt").write_bytes(inputs[1].read_bytes()[:1000])
-    for latents, said in (("absent.pt", "is not there"), ("cache.pt", "cannot be read")):
+    for latents, said in (("absent.pt", "does not exist"), ("cache.pt", "cannot be read")):
         ended = command(inputs, tmp_path, "bad", "--latents", str(tmp_path / latents))
         assert ended.returncode == 1 and "Traceback" not in ended.stderr
         last = ended.stderr.splitlines()[-1]
@@ -290,11 +290,11 @@ def bad_file(kind: str, inputs, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("option", "kind", "said"),
     [
-        ("--model", "absent", "absent is not there. Expected: a file."),
+        ("--model", "absent", "absent does not exist or is not a file. Expected: a file."),
         ("--model", "cut.safetensors", "cut.safetensors cannot be loaded ("),
         ("--model", "cache.pt", "cache.pt cannot be loaded ("),
         ("--model", "text.pt", "text.pt cannot be loaded (it does not hold what is looked for)"),
-        ("--latents", "absent", "absent is not there. Expected: a file."),
+        ("--latents", "absent", "absent does not exist or is not a file. Expected: a file."),
         ("--latents", "cut.pt", "cut.pt cannot be read ("),
         ("--latents", "text.pt", "text.pt cannot be read (it does not hold what is looked for)"),
         ("--latents", "empty.pt", "empty.pt cannot be read ("),
@@ -304,10 +304,10 @@ def bad_file(kind: str, inputs, folder: Path) -> Path:
         ("--latents", "texts.pt", "texts.pt does not hold latents and texts. Expected: a cache"),
         ("--latents", "negative.pt", "negative.pt does not hold latents and texts. Expected: a cache"),
         ("--state", "cut.pt", "cut.pt cannot be read ("),
-        ("--state", "cache.pt", "cache.pt is no checkpoint. Expected: a checkpoint"),
-        ("--state", "list.pt", "list.pt is no checkpoint. Expected: a checkpoint"),
-        ("--state", "folder", "folder is no file."),
-        ("--out", "folder", "folder is no file."),
+        ("--state", "cache.pt", "cache.pt is not a checkpoint. Expected: a checkpoint"),
+        ("--state", "list.pt", "list.pt is not a checkpoint. Expected: a checkpoint"),
+        ("--state", "folder", "folder is not a file."),
+        ("--out", "folder", "folder is not a file."),
         ("--csv", "folder", "folder cannot be written ("),
         ("--csv", "text.pt/log.csv", "text.pt cannot be made ("),
     ],
@@ -359,7 +359,7 @@ def test_a_run_whose_log_fails_goes_on_and_says_so_once(run, tmp_path, monkeypat
     monkeypatch.setattr(distill.StepLog, "__call__", fill)
     run("--steps", 5)
     said = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
-    assert len(said) == 1 and "at step 3 (" in said[0] and "The run goes on without its log." in said[0]
+    assert len(said) == 1 and "at step 3 (" in said[0] and "The run continues without its log." in said[0]
     assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 5 and (tmp_path / "run.safetensors").exists()
 
 
@@ -521,5 +521,5 @@ def test_processes_wait_for_the_first_to_encode(monkeypatch):
 
 
 def test_a_folder_without_comfyui_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"is no ComfyUI checkout\. Point --comfyui or COMFYUI_PATH at one"):
+    with pytest.raises(SystemExit, match=r"is not a ComfyUI checkout\. Point --comfyui or COMFYUI_PATH at one"):
         processes.load_pack(str(tmp_path))

@@ -168,7 +168,7 @@ def test_what_cannot_be_is_said_before_anything_is_made(host, prompts, tmp_path)
         (("--sampling", "1, 2", *demo), "Name one way"),
         (("--sampling", "euler/simple@4", "--shift", "-1", *demo), "--shift"),
         (("--size", "64", "63", *demo), "multiples of 8"),
-        (("--model", PCM.parent / "no.safetensors"), "is not there"),
+        (("--model", PCM.parent / "no.safetensors"), "does not exist"),
         ((), "There is no model"),
     ):
         with pytest.raises((SystemExit, PCMError), match=said):

@@ -121,9 +121,9 @@ def test_a_row_that_fails_does_not_lose_the_others_and_a_second_run_makes_nothin
     whole = figures(found)
     assert whole["PCM", 2]["FDt"] > 0 and not whole["broken", 2] and not whole["absent", 4]
     why = {(row["system"], row["steps"]): row["why"] for row in found["tables"][0]["rows"]}
-    assert "broken.safetensors" in why["broken", 2] and why["absent", 4] == "absent_4.safetensors is not there"
+    assert "broken.safetensors" in why["broken", 2] and why["absent", 4] == "absent_4.safetensors does not exist"
     text = (tmp_path / "out" / "table.md").read_text("utf-8")
-    assert "- absent (2): absent_2.safetensors is not there" in text and "| absent | - | - |" in text
+    assert "- absent (2): absent_2.safetensors does not exist" in text and "| absent | - | - |" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table.csv", "table.md", "table.json", "t.svg"}
 
     before = images(tmp_path / "out")

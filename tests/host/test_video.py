@@ -563,7 +563,7 @@ def test_bad_values_are_refused(lab, inputs, match):
 
 
 def test_bad_latents_are_refused(lab):
-    with pytest.raises(lab.errors.PCMError, match="batch of 9 pictures"):
+    with pytest.raises(lab.errors.PCMError, match="batch of 9 images"):
         lab.run("wan", {"samples": torch.zeros(9, 4, 8, 8)})
     with pytest.raises(lab.errors.PCMError, match="in the batch"):
         lab.run("eps", {"samples": torch.zeros(1, 4, 3, 8, 8)})
@@ -572,7 +572,7 @@ def test_bad_latents_are_refused(lab):
 
 
 def test_shift_on_a_model_without_one_is_refused(lab):
-    with pytest.raises(lab.errors.PCMError, match="no flow model"):
+    with pytest.raises(lab.errors.PCMError, match="not a flow model"):
         lab.run("eps", shift=3.0)
 
 
@@ -635,7 +635,7 @@ def test_a_prompt_runs_and_one_refused_leaves_the_next_alone(lab, graph):
         assert executor.success != refused, executor.status_messages
         errors = [data for event, data in executor.status_messages if event == "execution_error"]
         assert [data["exception_message"].strip() for data in errors] == [
-            "window is 12. Expected: Wan has clips of 4n + 1 pictures. Use 13."
+            "window is 12. Expected: Wan has clips of 4n + 1 frames. Use 13."
         ] * refused
     assert len(kept) == 2 and lab.same(kept[0][0], kept[1][0])
     assert "second expert" in kept[1][1]
