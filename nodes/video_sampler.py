@@ -1,4 +1,4 @@
-"""PCM Video Sampler: one node for every video family the host loads, one expert or two, short clips or windows."""
+"""PCM Video Sampler: one node for every video model of the host, with one expert or two, whole clips or windows."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The host declares execute(**kwargs); a node names its inputs.
@@ -27,7 +27,7 @@ def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
     """The settings in force, in one line."""
     shift = plan.table.shift
     values = [
-        f"{setup.family.name}, {setup.profile.method if setup.profile.known else 'no preset'}",
+        f"{setup.video_model.name}, {setup.profile.method if setup.profile.known else 'no preset'}",
         f"{plan.steps} steps",
         "sigmas " + " ".join(f"{sigma:.6g}" for sigma in plan.sigmas.tolist()),
         f"cfg {setup.profile.cfg:g}" if cfg.strip().lower() in (AUTO, "") else f"cfg {cfg.strip()}",
@@ -107,7 +107,7 @@ class PCMVideoSampler(io.ComfyNode):
         noise_settings(determinism, UNSET)  # refused before anything is done
         parts = host.parts(latent_image["samples"])
         setup = set_up(model, preset, steps, shift)
-        check_clip(setup.family, parts[0].shape)
+        check_clip(setup.video_model, parts[0].shape)
         setup = with_windows(setup, window, overlap, nested=len(parts) > 1, noise=window_noise)
         twin = None if second_model is None else second_expert(setup, second_model)
         if twin is not None:
@@ -121,7 +121,7 @@ class PCMVideoSampler(io.ComfyNode):
         said = say(_NODE, plan, determinism)
         correlation = {"independent": 0.0, "mixed": frame_correlation, "shared": 1.0}[frame_noise]
         noise = ClipNoise(
-            axis=setup.family.frames_axis, seed=seed, correlation=correlation, windows=setup.windows,
+            axis=setup.video_model.frames_axis, seed=seed, correlation=correlation, windows=setup.windows,
             arrangement=window_noise,
         )  # fmt: skip
         result = run(Clip(noise, seed), latent, stages, positive, negative, plan)

@@ -126,7 +126,7 @@ def check_images(setup: Setup, conditioning: Any, clip: torch.Size) -> None:
         PCMError: see above.
     """
     takes_images = setup.model.model.model_config.unet_config.get("in_dim") != clip[1]
-    for _, values in conditioning if setup.family.whole_images and takes_images else ():
+    for _, values in conditioning if setup.video_model.whole_images and takes_images else ():
         image = values.get("concat_latent_image")
         if image is not None and image.ndim == 5 and image.shape[2] != clip[2]:
             raise PCMError(
@@ -151,7 +151,7 @@ def run(
 
 
 def condition(setup: Setup, positive: Any, negative: Any, clip: torch.Size, guidance: float) -> tuple[Setup, Any, Any]:
-    """Embedded guidance where the family takes it.
+    """Set the embedded guidance if the video model uses it.
 
     Args:
         clip: shape of the video latent.
@@ -166,8 +166,8 @@ def condition(setup: Setup, positive: Any, negative: Any, clip: torch.Size, guid
     if asked and not 0 <= guidance < math.inf:  # also refuses NaN
         raise PCMError(f"embedded_guidance is {guidance}.", "a number of at least 0, or -1.", "Use -1.")
     value = guidance if asked else setup.profile.embedded_guidance
-    if value is not None and setup.family.embedded_guidance:
+    if value is not None and setup.video_model.embedded_guidance:
         positive, negative = (with_guidance(c, value, override=asked) for c in (positive, negative))
     elif asked:
-        setup = setup.noted(f"{setup.family.name} takes no embedded guidance; {guidance:g} is not used.")
+        setup = setup.noted(f"{setup.video_model.name} takes no embedded guidance; {guidance:g} is not used.")
     return setup, positive, negative

@@ -23,7 +23,7 @@ class Setup:
     """A model made ready: shifted, with its settings attached. The caller's model stays as it was."""
 
     model: Any
-    family: video.VideoFamily
+    video_model: video.VideoModel
     profile: PCMProfile
     windows: Windows | None = None
     notes: tuple[str, ...] = ()
@@ -40,28 +40,28 @@ def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
         PCMError: if it is no video model, the preset is not for it, or the shift cannot be.
     """
     with advised("Use PCM Sampler, which serves every model."):
-        family = video.family_of(host.family_of(model))
-    profile, notes = video.choose(family, host.profile_of(model), preset)
+        video_model = video.video_model_of(host.family_of(model))
+    profile, notes = video.choose(video_model, host.profile_of(model), preset)
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
-    listed = profile.sigmas is not None and profile.timesteps is None and profile.method not in family.uniform
-    profile = video.with_sigmas(family, profile, table, steps)
+    listed = profile.sigmas is not None and profile.timesteps is None and profile.method not in video_model.uniform
+    profile = video.with_sigmas(video_model, profile, table, steps)
     if shift and listed:
         shift_notes = (f"{profile.method} has a fixed list of sigmas; shift {shift:g} does not move them.",)
     model = host.attach_profile(model, profile)
-    return Setup(model=model, family=family, profile=profile, notes=notes + shift_notes)
+    return Setup(model=model, video_model=video_model, profile=profile, notes=notes + shift_notes)
 
 
-def check_clip(family: video.VideoFamily, shape: Sequence[int]) -> None:
-    """Refuse a latent that is no clip of the family.
+def check_clip(video_model: video.VideoModel, shape: Sequence[int]) -> None:
+    """Refuse a latent that is not a clip of the video model.
 
     Raises:
         PCMError: see above.
     """
     batched = "Use Empty Latent Image with one image per frame."
-    clip = f"Use the empty video latent of {family.name}, and set its length."
-    with advised(clip if family.frames_axis else batched):
-        family.check_latent(shape)
+    clip = f"Use the empty video latent of {video_model.name}, and set its length."
+    with advised(clip if video_model.frames_axis else batched):
+        video_model.check_latent(shape)
 
 
 def _with_shift(model: Any, profile: PCMProfile, asked: float, *, keep_patch: bool) -> tuple[Any, tuple[str, ...]]:
@@ -95,7 +95,7 @@ def second_expert(first: Setup, model: Any) -> Setup:
     if differ := [f"{name} {a} and {b}" for name, a, b in _compare(first.model, model) if a != b]:
         raise PCMError(
             f"The two models differ: {', '.join(differ)}.",
-            "a high-noise and a low-noise model of one family.",
+            "the high-noise and the low-noise model of one pair.",
             "Connect the pair that belongs together.",
         )
     own, notes = host.profile_of(model), ()
@@ -120,13 +120,13 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise
     """Attach context windows, unless the model brings its own.
 
     Args:
-        window: pictures in one window; 0 for none.
-        overlap: pictures that two neighbours share.
+        window: frames in one window; 0 for none.
+        overlap: frames that neighbouring windows share.
         nested: the latent holds more than the video.
         noise: the arrangement that was asked for; a model whose own windows arrange the noise says that it is not used.
 
     Raises:
-        PCMError: if the family has no clip of that length, or the overlap is not shorter.
+        PCMError: if the video model has no clips of that length, or the overlap is not shorter.
     """
     own = setup.model.model_options.get("context_handler")
     if own is not None:
@@ -139,8 +139,8 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise
         return replace(setup, windows=Windows(length=own.context_length, overlap=overlap))
     if not window:
         return setup
-    stride = setup.family.stride
-    length = setup.family.latent_frames(window, "window")
+    stride = setup.video_model.stride
+    length = setup.video_model.latent_frames(window, "window")
     shared = -(-overlap // stride)
     if not 0 <= shared < length:
         raise PCMError(
@@ -149,5 +149,5 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise
             f"Use overlap {window // 4 // stride * stride}.",
         )
     windows = Windows(length=length, overlap=shared)
-    model = host.with_context_windows(setup.model, length, shared, setup.family.frames_axis, nested=nested)
+    model = host.with_context_windows(setup.model, length, shared, setup.video_model.frames_axis, nested=nested)
     return replace(setup, model=model, windows=windows)

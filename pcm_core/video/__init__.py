@@ -1,10 +1,10 @@
-"""Few-step video: families of models and their presets (``presets.json``), and noise for clips."""
+"""Few-step video: video models and their presets (``presets.json``), and noise for clips."""
 
-from .families import AUTO as AUTO
-from .families import VideoFamily as VideoFamily
-from .families import choose as choose
-from .families import expert_edge as expert_edge
-from .families import families as families
-from .families import family_of as family_of
-from .families import preset_names as preset_names
-from .families import with_sigmas as with_sigmas
+from .models import AUTO as AUTO
+from .models import VideoModel as VideoModel
+from .models import choose as choose
+from .models import expert_edge as expert_edge
+from .models import preset_names as preset_names
+from .models import video_model_of as video_model_of
+from .models import video_models as video_models
+from .models import with_sigmas as with_sigmas

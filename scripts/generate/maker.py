@@ -209,7 +209,7 @@ def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pac
     setup: Any = None
     if options.length:
         setup = pack("nodes.sampling.video_setup").set_up(model, "auto", column.steps, options.shift)
-        model, frames = setup.model, setup.family.latent_frames(options.length, "length")
+        model, frames = setup.model, setup.video_model.latent_frames(options.length, "length")
     elif options.shift:
         model = _with_shift(host, model, options.shift)
     latent = host.fix_latent(model, {"samples": maker.files.empty_latent(maker.vae, *options.size, frames)})
@@ -243,7 +243,7 @@ def _clips(setup: Any, sampling: Any, latent: Any, pack: Pack) -> Sample:
 
     def sample(positive: Any, negative: Any, seed: int) -> Any:
         ready, positive, negative = video.condition(setup, positive, negative, latent["samples"].shape, -1.0)
-        clip = video.Clip(noise(axis=setup.family.frames_axis, seed=seed), seed)
+        clip = video.Clip(noise(axis=setup.video_model.frames_axis, seed=seed), seed)
         stages = [(ready, 0, sampling.steps)]
         return video.run(clip, latent, stages, positive, negative, sampling.plan)["samples"]
 

@@ -42,7 +42,7 @@ def test_the_row_of_the_worked_example_configures_its_files(monkeypatch: pytest.
 
 def test_the_preset_of_the_worked_example_is_refused_until_its_file_is_known(monkeypatch: pytest.MonkeyPatch):
     ((name, file),) = example("Add a video preset").items()
-    wan = video.families()["Wan"]
+    wan = video.video_models()["Wan"]
     monkeypatch.setitem(wan.presets, name, file)  # type: ignore[arg-type]
     with pytest.raises(PCMError, match=f"{name} is not for Wan"):
         wan.preset(name)

@@ -1,4 +1,4 @@
-"""Video families, their presets, expert edges and clip noise, without a host."""
+"""Video models, their presets, expert edges and clip noise, without a host."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def flow_table(shift: float) -> SigmaTable:
     return SigmaTable.of((shift * u / (1 + (shift - 1) * u)).float())
 
 
-# Families and presets
+# Video models and presets
 
 
 def test_every_preset_is_a_release_that_the_profiles_know():
-    for family in video.families().values():
-        assert not family.default or family.default in family.presets
-        assert set(family.uniform) <= set(family.presets)
-        for name in family.presets:
-            profile = family.preset(name)
+    for video_model in video.video_models().values():
+        assert not video_model.default or video_model.default in video_model.presets
+        assert set(video_model.uniform) <= set(video_model.presets)
+        for name in video_model.presets:
+            profile = video_model.preset(name)
             assert profile.method == name
-            assert profile.base_model in family.bases
+            assert profile.base_model in video_model.bases
             assert profile.sampling_class not in ("X", "1")
     assert len(set(video.preset_names())) == len(video.preset_names())
 
 
-def test_bases_belong_to_one_family():
-    bases = [base for family in video.families().values() for base in family.bases]
+def test_bases_belong_to_one_video_model():
+    bases = [base for video_model in video.video_models().values() for base in video_model.bases]
     assert len(bases) == len(set(bases))
 
 
@@ -51,30 +51,30 @@ def test_bases_belong_to_one_family():
      ("hunyuan-video-1.5", "HunyuanVideo 1.5", 4, 2), ("mochi", "Mochi", 6, 2), ("ltxv", "LTXV", 8, 2),
      ("ltx-2", "LTX-2", 8, 2)],
 )  # fmt: skip
-def test_family_of(base, name, stride, axis):
-    family = video.family_of(base)
-    assert (family.name, family.stride, family.frames_axis) == (name, stride, axis)
+def test_video_model_of(base, name, stride, axis):
+    video_model = video.video_model_of(base)
+    assert (video_model.name, video_model.stride, video_model.frames_axis) == (name, stride, axis)
 
 
 @pytest.mark.parametrize("base", ["sd3", "flux1", "qwen-image", "kandinsky5image", "", "wan2"])
 def test_image_models_are_refused(base):
     with pytest.raises(PCMError, match="image model"):
-        video.family_of(base)
+        video.video_model_of(base)
 
 
 def test_choose_takes_the_lora_then_the_default():
-    wan = video.family_of("wan")
+    wan = video.video_model_of("wan")
     lora = PCMProfile(method="PCM", phases=4, steps=4)
     assert video.choose(wan, lora) == (lora, ())
     for attached in (None, PCMProfile()):
         profile, notes = video.choose(wan, attached)
         assert profile.method == "LightX2V-Wan2.1" and "LightX2V-Wan2.1" in notes[0]
-    profile, notes = video.choose(video.family_of("sd15"), None)
+    profile, notes = video.choose(video.video_model_of("sd15"), None)
     assert not profile.known and notes == ()
 
 
 def test_choose_by_name_overrides_the_lora_and_says_so():
-    wan = video.family_of("wan")
+    wan = video.video_model_of("wan")
     profile, notes = video.choose(wan, PCMProfile(method="PCM"), "FastWan")
     assert profile.sigmas == (1, 0.757, 0.522, 0) and profile.determinism == 0
     assert len(notes) == 1
@@ -83,46 +83,46 @@ def test_choose_by_name_overrides_the_lora_and_says_so():
 
 
 @pytest.mark.parametrize("name", ["FastHunyuan", "nonsense"])
-def test_a_preset_of_another_family_is_refused(name):
+def test_a_preset_of_another_video_model_is_refused(name):
     with pytest.raises(PCMError, match="FastWan"):
-        video.choose(video.family_of("wan"), None, name)
+        video.choose(video.video_model_of("wan"), None, name)
 
 
 # Schedules
 
 
 def test_fast_hunyuan_on_its_shift():
-    family = video.family_of("hunyuan-video")
-    profile = video.with_sigmas(family, family.preset("FastHunyuan"), flow_table(17))
+    video_model = video.video_model_of("hunyuan-video")
+    profile = video.with_sigmas(video_model, video_model.preset("FastHunyuan"), flow_table(17))
     assert profile.sigmas == pytest.approx(FAST_HUNYUAN, abs=1e-5)
     assert (profile.steps, profile.shift, profile.embedded_guidance, profile.cfg) == (6, 17, 6, 1)
 
 
 def test_fast_hunyuan_follows_steps_and_shift():
-    family = video.family_of("hunyuan-video")
-    profile = video.with_sigmas(family, family.preset("FastHunyuan"), flow_table(15), 4)
+    video_model = video.video_model_of("hunyuan-video")
+    profile = video.with_sigmas(video_model, video_model.preset("FastHunyuan"), flow_table(15), 4)
     exact = [15 * u / (1 + 14 * u) for u in (1, 0.75, 0.5, 0.25, 0)]
     assert profile.sigmas == pytest.approx(exact, abs=1e-5) and profile.steps == 4
 
 
 def test_fast_hunyuan_from_a_lora_is_spaced_alike():
-    family, lora = video.family_of("hunyuan-video"), profile_from_name("hyvideo_FastVideo_LoRA-fp8")
+    video_model, lora = video.video_model_of("hunyuan-video"), profile_from_name("hyvideo_FastVideo_LoRA-fp8")
     assert lora is not None and lora.method == "FastHunyuan"
-    assert video.with_sigmas(family, lora, flow_table(17)).sigmas == pytest.approx(FAST_HUNYUAN, abs=1e-5)
+    assert video.with_sigmas(video_model, lora, flow_table(17)).sigmas == pytest.approx(FAST_HUNYUAN, abs=1e-5)
 
 
 def test_fast_mochi():
-    family = video.family_of("mochi")
-    profile = video.with_sigmas(family, family.preset("FastMochi"), flow_table(6))
+    video_model = video.video_model_of("mochi")
+    profile = video.with_sigmas(video_model, video_model.preset("FastMochi"), flow_table(6))
     assert profile.sigmas == pytest.approx(FAST_MOCHI, abs=1e-5)
     assert profile.cfg == 1.5
 
 
 @pytest.mark.parametrize("steps", [-1, 65, 10000])
 def test_steps_out_of_range(steps):
-    family = video.family_of("mochi")
+    video_model = video.video_model_of("mochi")
     with pytest.raises(PCMError, match="steps"):
-        video.with_sigmas(family, family.preset("FastMochi"), flow_table(6), steps)
+        video.with_sigmas(video_model, video_model.preset("FastMochi"), flow_table(6), steps)
 
 
 # Experts
@@ -165,7 +165,7 @@ def test_one_step_has_no_edge():
     [("wan", 1, 1), ("wan", 81, 21), ("ltxv", 121, 16), ("mochi", 163, 28), ("sd15", 16, 16)],
 )
 def test_latent_frames(base, frames, latent):
-    assert video.family_of(base).latent_frames(frames, "window") == latent
+    assert video.video_model_of(base).latent_frames(frames, "window") == latent
 
 
 @pytest.mark.parametrize(
@@ -174,16 +174,16 @@ def test_latent_frames(base, frames, latent):
      ("ltx-2", 120, 121), ("mochi", 84, 85), ("cosmosvideo", 120, 121), ("cosmospredict2", 92, 93),
      ("kandinsky5", 120, 121), ("mochi", 0, 1), ("sd15", 0, 1)],
 )  # fmt: skip
-def test_a_frame_count_the_family_cannot_have(base, frames, use):
-    family = video.family_of(base)
+def test_a_frame_count_the_video_model_cannot_have(base, frames, use):
+    video_model = video.video_model_of(base)
     with pytest.raises(PCMError, match=f"Use {use}\\.") as error:
-        family.latent_frames(frames, "window")
-    assert f"window is {frames}. Expected: {family.name} has clips of" in str(error.value)
-    family.latent_frames(use, "window")
+        video_model.latent_frames(frames, "window")
+    assert f"window is {frames}. Expected: {video_model.name} has clips of" in str(error.value)
+    video_model.latent_frames(use, "window")
 
 
 def test_check_latent():
-    batch, clip = video.family_of("sd15"), video.family_of("wan")
+    batch, clip = video.video_model_of("sd15"), video.video_model_of("wan")
     batch.check_latent((16, 4, 8, 8))
     clip.check_latent((1, 16, 3, 8, 8))
     clip.check_latent((2, 16, 3, 8, 8))

@@ -88,7 +88,7 @@ def evaluations(calls, batch=1):
     return sum(x.shape[0] for _, x, _ in calls) // batch
 
 
-# Every family
+# Every video model
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -409,7 +409,7 @@ def test_the_second_expert_gets_the_first_ones_shift_and_stays_as_it_was(lab):
     assert lab.api.flow_shift(twin) == own and lab.api.profile_of(twin) is None
 
 
-def test_what_the_second_experts_lora_wants_otherwise_is_said_within_one_family_too(lab):
+def test_what_the_second_experts_lora_wants_otherwise_is_said_within_one_video_model_too(lab):
     high, low = (
         lab.api.attach_profile(lab[name].model, lab.profile(method="PCM", phases=phases, steps=4, cfg=cfg))
         for name, phases, cfg in (("wan", 4, 1.0), ("wan_twin", 8, 3.0))
@@ -456,7 +456,7 @@ def test_long_clips_in_windows(lab, name, frames, window, overlap, windows):
     assert "windows of" in report
     assert lab.same(out, lab.run(name, latent, **inputs)[0])
     # One frame of context is put before the later windows of models with a video latent.
-    length = lab[name] and core_video.family_of(lab.api.family_of(model)).latent_frames(window, "")
+    length = lab[name] and core_video.video_model_of(lab.api.family_of(model)).latent_frames(window, "")
     assert max(x.shape[0 if name == "eps" else 2] for _, x, _ in calls) <= length + 1
 
 

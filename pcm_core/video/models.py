@@ -1,7 +1,7 @@
-"""Few-step video: which family a model is, what its releases want, how two experts share one schedule.
+"""Few-step video: the video models and their presets, and how two experts share one schedule.
 
-The families are data, in ``presets.json``; what their presets want is in ``methods.json`` beside every other
-few-step release. Noise of clips is in ``noise``.
+The video models are data, in ``presets.json``; the settings of their presets are in ``methods.json``, with every other
+few-step release. The noise of clips is in ``noise``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFamily:
-    """A family of video models; the attributes are explained in ``presets.json``."""
+class VideoModel:
+    """A video model (Wan, HunyuanVideo, ...); ``presets.json`` explains the attributes."""
 
     name: str
     bases: Sequence[str]
@@ -36,10 +36,10 @@ class VideoFamily:
     uniform: Sequence[str] = ()
 
     def preset(self, name: str) -> PCMProfile:
-        """The settings of one of the family's presets.
+        """The settings of one of its presets.
 
         Raises:
-            PCMError: if the family has no preset of that name.
+            PCMError: if it has no preset of that name.
         """
         profile = profile_from_name(self.presets[name], None) if name in self.presets else None
         if profile is None:
@@ -51,10 +51,10 @@ class VideoFamily:
         return replace(profile, sources={})
 
     def latent_frames(self, frames: int, what: str) -> int:
-        """Latent frames of a clip of ``frames`` pictures.
+        """Number of latent frames of a clip of ``frames`` frames.
 
         Raises:
-            PCMError: if the family has no clip of that length.
+            PCMError: if the model has no clips of that length.
         """
         if frames < 1 or (frames - 1) % self.stride:
             near = max(round((frames - 1) / self.stride), 0) * self.stride + 1
@@ -63,13 +63,13 @@ class VideoFamily:
         return (frames - 1) // self.stride + 1
 
     def check_latent(self, shape: Sequence[int]) -> None:
-        """Refuse a latent that is no clip of this family.
+        """Refuse a latent that is not a clip of this model.
 
         Args:
-            shape: of the latent, or of the video part of a nested one.
+            shape: shape of the latent, or of the video part of a nested one.
 
         Raises:
-            PCMError: if frames are where the family does not look for them.
+            PCMError: if the frames are in another dimension than the model's.
         """
         if self.frames_axis == 0 and len(shape) != 4:
             raise PCMError(
@@ -81,63 +81,64 @@ class VideoFamily:
             raise PCMError(
                 f"The latent is a batch of {shape[0]} images.",
                 f"one clip, [batch, channels, frames, height, width], for {self.name}.",
-                "Use an empty latent of that family, and set its length.",
+                "Use an empty latent of that video_model, and set its length.",
             )
 
 
 @cache
-def families() -> Mapping[str, VideoFamily]:
-    """Every family by name."""
+def video_models() -> Mapping[str, VideoModel]:
+    """Every video model by name."""
     text = Path(__file__).with_name("presets.json").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = json.loads(text)["families"]
-    return {row["name"]: VideoFamily(**row) for row in rows}
+    rows: list[dict[str, Any]] = json.loads(text)["video_models"]
+    return {row["name"]: VideoModel(**row) for row in rows}
 
 
 def preset_names() -> tuple[str, ...]:
-    """Every preset of every family."""
-    return tuple(name for family in families().values() for name in family.presets)
+    """The presets of all video models."""
+    return tuple(name for video_model in video_models().values() for name in video_model.presets)
 
 
-def family_of(base: str) -> VideoFamily:
-    """The family of a base model, named as in ``methods.json`` or by the host's class in lower case.
+def video_model_of(base: str) -> VideoModel:
+    """The video model of a base model, which is named as in ``methods.json`` or by the host's class in lower case.
 
     Raises:
         PCMError: if it is an image model, or a video model that is not listed.
     """
-    for family in families().values():
-        if base in family.bases:
-            return family
+    for video_model in video_models().values():
+        if base in video_model.bases:
+            return video_model
     raise PCMError(
         f"The model is an image model, or a video model that is not listed ({base}).",
-        f"one of {', '.join(families())}.",
+        f"one of {', '.join(video_models())}.",
         "Sample it as an image model.",
     )
 
 
-def choose(family: VideoFamily, attached: PCMProfile | None, name: str = AUTO) -> tuple[PCMProfile, tuple[str, ...]]:
-    """The settings to start from: the preset asked for, else what the LoRA says, else the family's own preset.
+def choose(
+    video_model: VideoModel, attached: PCMProfile | None, name: str = AUTO
+) -> tuple[PCMProfile, tuple[str, ...]]:
+    """The settings to start from: the chosen preset, else the LoRA's own, else the default preset of the video model.
 
     Returns:
         The settings, and what was overridden or assumed.
 
     Raises:
-        PCMError: if the preset is not one of the family's.
+        PCMError: if the video model has no such preset.
     """
     lora = attached if attached is not None and attached.known else None
     if name != AUTO:
         other = lora is not None and lora.method != name
-        return family.preset(name), (f"Used the preset {name}, not what the LoRA says.",) if other else ()
+        return video_model.preset(name), (f"Used the preset {name}, not what the LoRA says.",) if other else ()
     if lora is not None:
         return lora, ()
-    if not family.default:
+    if not video_model.default:
         return PCMProfile(), ()
-    note = (
-        f"The model carries no few-step settings; assumed {family.default}. Load a few-step LoRA, or choose a preset."
-    )
-    return family.preset(family.default), (note,)
+    default = video_model.default
+    note = f"The model carries no few-step settings; assumed {default}. Load a few-step LoRA, or choose a preset."
+    return video_model.preset(default), (note,)
 
 
-def with_sigmas(family: VideoFamily, profile: PCMProfile, table: SigmaTable, steps: int = 0) -> PCMProfile:
+def with_sigmas(video_model: VideoModel, profile: PCMProfile, table: SigmaTable, steps: int = 0) -> PCMProfile:
     """The profile with its sigmas spaced on the model's own table, where its releases are spaced evenly.
 
     Args:
@@ -149,7 +150,7 @@ def with_sigmas(family: VideoFamily, profile: PCMProfile, table: SigmaTable, ste
     """
     if not 0 <= steps <= MAX_COUNT:
         raise PCMError(f"steps is {steps}.", f"1 to {MAX_COUNT}, or 0 for what the model wants.", "Use 0.")
-    if profile.method not in family.uniform:
+    if profile.method not in video_model.uniform:
         return profile.resolved(table, steps)
     count = steps or profile.steps
     sigmas = (*(table.sigma_at(1 - i / count) for i in range(count)), 0.0)
