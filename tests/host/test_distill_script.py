@@ -173,7 +173,7 @@ def test_the_old_log_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(distill_files.csv, "writer", lambda file: SimpleNamespace(writerows=full))
-    with pytest.raises(SystemExit, match=r"log\.csv cannot be written .*No space left.* Expected: room"):
+    with pytest.raises(SystemExit, match=r"log\.csv cannot be written .*No space left.* Expected: free space"):
         distill.StepLog(path, done=2)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["log.csv"]
 
@@ -223,10 +223,10 @@ def test_captions_and_encoders_are_asked_for(tmp_path):
     with pytest.raises(SystemExit, match="--vae and --clip"):
         distill.encode_images(options, files)
     options.vae, options.clip = tmp_path / "v", [tmp_path / "c"]
-    with pytest.raises(SystemExit, match="holds no pictures"):
+    with pytest.raises(SystemExit, match="has no images"):
         distill.encode_images(options, files)
     (tmp_path / "._a.png").touch()
-    with pytest.raises(SystemExit, match="holds no pictures"):
+    with pytest.raises(SystemExit, match="has no images"):
         distill.encode_images(options, files)
     (tmp_path / "a.png").touch()
     with pytest.raises(SystemExit, match=r"1 captions are missing, a\.txt first"):
@@ -341,7 +341,7 @@ def test_a_cache_without_a_negative_serves_a_teacher_without_guidance(run, input
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_that_cannot_be_begun_ends_the_run(run, tmp_path):
     (tmp_path / "run.csv").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match=r"run\.csv cannot be written .*No space left.* Expected: room .*another name"):
+    with pytest.raises(SystemExit, match=r"run\.csv cannot be written .*No space left.* Expected: free space .*another name"):
         run("--steps", 1)
     assert (tmp_path / "run.csv").is_symlink() and not (tmp_path / "run.safetensors").exists()
 
@@ -462,7 +462,7 @@ def test_a_cache_that_cannot_be_written_leaves_the_one_before(pictures, tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SystemExit, match=r"o\.latents\.pt cannot be written .* Expected: room .*The cache before it"):
+    with pytest.raises(SystemExit, match=r"o\.latents\.pt cannot be written .* Expected: free space .*The cache before it"):
         encode(words)
     assert cache.read_bytes() == before and not list(tmp_path.glob("*.part"))
 
