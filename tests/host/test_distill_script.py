@@ -341,7 +341,8 @@ def test_a_cache_without_a_negative_serves_a_teacher_without_guidance(run, input
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_that_cannot_be_begun_ends_the_run(run, tmp_path):
     (tmp_path / "run.csv").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match=r"run\.csv cannot be written .*No space left.* Expected: free space .*another name"):
+    said = r"run\.csv cannot be written .*No space left.* Expected: free space .*another name"
+    with pytest.raises(SystemExit, match=said):
         run("--steps", 1)
     assert (tmp_path / "run.csv").is_symlink() and not (tmp_path / "run.safetensors").exists()
 
@@ -462,7 +463,8 @@ def test_a_cache_that_cannot_be_written_leaves_the_one_before(pictures, tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SystemExit, match=r"o\.latents\.pt cannot be written .* Expected: free space .*The cache before it"):
+    said = r"o\.latents\.pt cannot be written .* Expected: free space .*The cache before it"
+    with pytest.raises(SystemExit, match=said):
         encode(words)
     assert cache.read_bytes() == before and not list(tmp_path.glob("*.part"))
 
