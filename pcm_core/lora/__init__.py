@@ -1,4 +1,4 @@
-"""Read a LoRA in any of its spellings and hand over complete, correctly scaled updates, or say why not.
+"""Read a LoRA in any key format into complete, correctly scaled updates, or say why that is not possible.
 
     >>> tensors, metadata = read_lora("pcm_sdxl_smallcfg_4step_converted.safetensors")
     >>> updates, report = fit(tensors, ModelWeights(names=names, shapes=shapes), metadata=metadata)

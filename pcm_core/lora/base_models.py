@@ -1,8 +1,8 @@
-"""Which base model a LoRA was trained on, told from the names and sizes of its modules, or not told at all.
+"""Detect the base model of a LoRA from the names and sizes of its modules, if they leave no doubt.
 
-``module_names.json`` holds every name a base model's modules go by, numbers replaced by ``N``; devtools/generate makes
-it from the host's and diffusers' own classes. A file is said to be for a base model only where all of its names, its
-widths and its block numbers agree with that one and no other.
+``module_names.json`` has the module names of every base model, with numbers replaced by ``N``; devtools/generate makes
+it from the host's and diffusers' own classes. A base model is detected only if all names, widths and block numbers of
+the file agree with it and with no other.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ATTENTION = re.compile(r"(?<!audio_)attn\d?_(to_)?(q|qkv)$|qkv_[xy]$|norm1(_con
 
 
 def base_model_name(base_model: str) -> str:
-    """The name of a base model for people."""
+    """The display name of a base model."""
     return BASE_MODEL_NAMES.get(base_model, base_model or "unknown base model")
 
 
@@ -78,7 +78,7 @@ def possible_base_models(modules: Iterable[Module]) -> set[str]:
 
 
 def detect_base_model(modules: Iterable[Module]) -> str:
-    """The one base model a LoRA can have been trained for; empty if several agree with it, or none."""
+    """The base model of a LoRA; empty if several are possible, or none."""
     found = possible_base_models(modules)
     return found.pop() if len(found) == 1 else ""
 
@@ -89,7 +89,7 @@ def _width_agrees(base: str, modules: list[Module]) -> bool:
 
 
 def _depth_agrees(base: str, modules: list[Module], *, exactly: bool) -> bool:
-    """Whether a file reaches the last block of a base model, or at least no further."""
+    """Whether the last block of a file is the last one of a base model, or (not ``exactly``) lies within it."""
     double = _highest(modules, r"(?:^|double_|joint_)(?:transformer_)?blocks_(\d+)_")
     single = _highest(modules, r"single_(?:transformer_)?blocks_(\d+)_")
     if exactly:

@@ -1,4 +1,4 @@
-"""A LoRA file as it was read: its modules checked, their scales known, and what it is otherwise named."""
+"""A LoRA file after reading: its checked modules and their scales, or what else the file is."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class LoraFile:
     """A checked file.
 
     Attributes:
-        name: for messages.
+        name: file name, for messages.
         contents: its keys, sorted.
-        alphas: by module stem.
-        profile: what it wants to be sampled with.
-        report: what was found, before anything was placed.
+        alphas: alpha by module stem.
+        profile: its sampling settings.
+        report: what was found, before modules are matched with weights.
     """
 
     name: str
@@ -42,10 +42,10 @@ class LoraFile:
         return list(self.contents.modules.values())
 
     def updates(self, placed: Placed) -> list[Update]:
-        """One update for each module that has a place; a copy in a second spelling is left out.
+        """One update for each matched module; a duplicate in a second key format is left out.
 
         Raises:
-            PCMError: if two different updates claim the same weight.
+            PCMError: if two different updates change the same weight.
         """
         return [
             Update(
@@ -60,7 +60,7 @@ class LoraFile:
         """Size of the applied updates by block group.
 
         Raises:
-            PCMError: if a tensor holds NaN or infinity.
+            PCMError: if a tensor contains NaN or infinity.
         """
         return group_norms(module_norms(self.name, self.modules, self.alphas), placed)
 
@@ -77,13 +77,13 @@ def open_lora(
 
     Args:
         tensors: state dict of the file.
-        metadata: its header; PEFT's and other trainers' alpha is read from it.
-        name: for messages.
-        base_model: of the model it shall go on, if that is known.
-        profile: what the file wants to be sampled with; goes into the report.
+        metadata: its header; the alpha of PEFT and other trainers is read from it.
+        name: file name, for messages.
+        base_model: base model it will be applied to, if known.
+        profile: its sampling settings; part of the report.
 
     Raises:
-        PCMError: not a LoRA, or with values no LoRA can have.
+        PCMError: if it is not a LoRA, or has invalid values.
     """
     contents = split_keys(tensors)
     modules = list(contents.modules.values())

@@ -1,4 +1,4 @@
-"""Write a LoRA so that other tools load it."""
+"""Write a LoRA in a format that other tools load."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _UNETS = ("sd15", "sd21", "sdxl", "unet")
 
 
 def convert(path: str | Path, out: str | Path) -> LoraReport:
-    """Write ``path`` under names that other tools load, alpha and ``pcm_*`` metadata included.
+    """Write the LoRA ``path`` with key names that other tools load, with alpha and ``pcm_*`` metadata.
 
-    Text encoder tensors and keys that are no LoRA are copied as they are.
+    Text encoder tensors and keys that are not part of the LoRA are copied unchanged.
 
     Raises:
-        PCMError: as ``read_tensors`` and ``portable``, or if ``out`` is not a new .safetensors file.
+        PCMError: see ``read_tensors`` and ``portable``; also if ``out`` is not a new .safetensors file.
     """
     path, out = Path(path), Path(out)
     if out.suffix.lower() not in (".safetensors", ".sft") or out.exists():
@@ -51,10 +51,10 @@ def portable(
     name: str = "LoRA",
     profile: PCMProfile | None = None,
 ) -> tuple[dict[str, Tensor], LoraReport]:
-    """A LoRA under names that other tools load: kohya's for UNets, else dotted ones; alpha is written out.
+    """A LoRA with key names that other tools load: kohya's for UNets, else dotted names; alpha is always written.
 
     Raises:
-        PCMError: not a LoRA, or with values no LoRA can have.
+        PCMError: if it is not a LoRA, or has invalid values.
     """
     file = open_lora(tensors, metadata=metadata, name=name, profile=profile)
     placed: dict[str, list[tuple[Module, Target]]] = {}
@@ -74,7 +74,7 @@ def portable(
 
 
 def _portable_stem(file: LoraFile, stem: str) -> str:
-    """The name that other tools know a module by."""
+    """The name of a module in other tools."""
     base_model, start = file.report.base_model, wrapper(stem)
     if base_model in _UNETS:
         name = file.contents.modules[stem].name

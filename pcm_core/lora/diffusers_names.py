@@ -1,8 +1,8 @@
-"""Names of diffusers' video models for which the host has no map, as rules on the host's native names.
+"""Names of diffusers' models for which the host has no key map, as rules on the host's native names.
 
-Checked against diffusers' own model classes (tests/reference/test_lora_names.py): every weight of theirs finds its
-place in the native layout. ``#`` stands for a block number. Several names for one weight split its rows in that order
-(a fused qkv); ``~`` says that the halves of the rows are exchanged between the two layouts; ``|`` separates spellings.
+Checked against diffusers' own model classes (tests/reference/test_lora_names.py): every weight of theirs is found in
+the native layout. ``#`` stands for a block number. Several names for one weight split its rows in that order (a fused
+qkv); ``~`` means that the halves of the rows are exchanged between the two layouts; ``|`` separates alternative names.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ _TABLES = {"wan": _WAN, "hunyuan-video": _HUNYUAN, "hunyuan-video-1.5": _HUNYUAN
 
 
 def extra_targets(base_model: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Target]:
-    """Canonical diffusers name to target, for the base models the host does not map, or not completely.
+    """Canonical diffusers name to target, for base models that the host maps incompletely or not at all.
 
     Args:
         base_model: a key of ``_TABLES`` or ``_WORDS``; others have nothing to add.
@@ -241,7 +241,7 @@ def _their_names(base_model: str, native: str, shape: Sequence[int]) -> list[tup
 
 
 def _split_rows(count: int, shape: Sequence[int]) -> list[tuple[int, int] | None]:
-    """Rows of q, k and v, one third each, or as wide as the input where the rest (an mlp) follows."""
+    """Rows of q, k and v: one third each, or as many as the input is wide if further rows (an MLP) follow."""
     if count <= 1:
         return [None] * count
     third = shape[0] // 3 if count == 3 else shape[1]
@@ -250,7 +250,7 @@ def _split_rows(count: int, shape: Sequence[int]) -> list[tuple[int, int] | None
 
 
 def native_name(base_model: str, name: str) -> str:
-    """The native spelling of a dotted diffusers name, where one weight has one name; else the name as it is."""
+    """The native form of a dotted diffusers name, if the weight has a single name; else the name unchanged."""
     block = re.search(r"\.(\d+)\.", name)
     pattern = name if block is None else f"{name[: block.start()]}.#.{name[block.end() :]}"
     plain = {theirs[0]: ours for ours, theirs in _TABLES.get(base_model, {}).items() if len(theirs) == 1}

@@ -1,4 +1,4 @@
-"""One tensor set for each weight: the parts of a fused weight joined, for tools that know whole weights only."""
+"""Join the updates of parts of a fused weight, for tools that only handle whole weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _JOINABLE = {"up", "down", "diff", "diff_b", "up_b"}
 def join(updates: Sequence[Update], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """The updates as one state dict, ``diffusion_model.<native>.{lora_up.weight, lora_down.weight, alpha, ...}``.
 
-    Tensors of whole weights are the very ones given; parts of a fused weight become one block-diagonal update, exact,
-    and rows nobody trained stay untouched.
+    Tensors of whole weights are passed through; parts of a fused weight are joined into one exact block-diagonal
+    update, which leaves untrained rows unchanged.
 
     Raises:
         PCMError: if a part of a weight has an update that cannot be joined (DoRA, LoKr, LoHa).
@@ -42,7 +42,7 @@ def join(updates: Sequence[Update], shapes: Mapping[str, Sequence[int]]) -> dict
 
 
 def plain(stem: str, update: Update) -> dict[str, Tensor]:
-    """The tensors of one update of a whole weight, under the names that loaders know."""
+    """The tensors of one update of a whole weight, under the usual names."""
     output = {f"{stem}.{_SUFFIX.get(role, role)}": tensor for role, tensor in update.parts.items()}
     if "magnitude" in update.parts:  # LyCORIS' layout of PEFT's numbers
         up = update.parts.get("up")
@@ -56,7 +56,7 @@ def plain(stem: str, update: Update) -> dict[str, Tensor]:
 
 
 def scaled_bias(update: Update) -> Tensor:
-    """PEFT's ``lora_B.bias`` as a difference of the bias: it is scaled as the matrices are."""
+    """PEFT's ``lora_B.bias`` as an update of the bias, scaled like the matrices."""
     bias = update.parts["up_b"]
     return bias if update.alpha is None else bias.float() * (update.alpha / update.parts["down"].shape[0])
 
@@ -106,7 +106,7 @@ def _join_pairs(stem: str, pairs: Sequence[Update], rows: int) -> dict[str, Tens
 
 
 def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The narrowest type that holds the values of all, as ``torch.cat`` chooses."""
+    """The narrowest dtype that represents all values, as in ``torch.cat``."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
@@ -119,5 +119,5 @@ def _swapped(tensor: Tensor, target: Target) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """fp8 has no concatenation; fp16 holds its values exactly."""
+    """fp8 as fp16, which represents its values exactly: fp8 tensors cannot be concatenated."""
     return tensor.to(torch.float16) if tensor.element_size() == 1 else tensor

@@ -1,8 +1,8 @@
-"""The names of LoRA tensors: which module and role a key means, whatever tool wrote it.
+"""The names of LoRA tensors: the module and role of a key, for every tool's format.
 
-Every trainer spells the same weight its own way: ``lora_unet_down_blocks_0_...``, ``unet.down_blocks.0...``,
-``diffusion_model.input_blocks.1...``. ``canonical`` reduces a spelling to one form by dropping wrapper prefixes and
-turning dots into underscores. Applied to a model's own names as well, it makes the two meet.
+Trainers name the same weight differently: ``lora_unet_down_blocks_0_...``, ``unet.down_blocks.0...``,
+``diffusion_model.input_blocks.1...``. ``canonical`` reduces a name to one form by dropping wrapper prefixes and
+replacing dots by underscores. It is applied to a model's own names too, so that both can be compared.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _WRAPPERS = re.compile(
 # Wrappers that torch.compile, FSDP, DDP and activation checkpointing put between the names of modules.
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module|(?<=\.)processor)\.")
 _LOW = re.compile(r"transformer_2[._]|low_noise|lora_transformer_2_")
-# What files carry beside their updates, by kind.
+# Tensors of a file that are not updates, by kind.
 _BESIDE = {
     "embedding": re.compile(r"bundle_emb\."),
     "counter": re.compile(r"(?:.+\.)?(?:global_step|epoch|step|iteration|num_batches_tracked)$"),
@@ -62,7 +62,7 @@ _BESIDE = {
 
 
 class Target(NamedTuple):
-    """The weight a LoRA name means.
+    """The weight that a LoRA name refers to.
 
     Attributes:
         weight: name in the model's state dict.
@@ -90,7 +90,7 @@ class Module:
 
     @property
     def low_noise(self) -> bool:
-        """Whether the prefix says that this is for the second, low-noise expert of Wan 2.2."""
+        """Whether the prefix is that of the second, low-noise expert of Wan 2.2."""
         return bool(_LOW.search(wrapper(self.stem)))
 
 
@@ -99,10 +99,10 @@ class Contents:
     """The keys of a file, sorted.
 
     Attributes:
-        modules: by stem.
+        modules: modules by stem.
         text: keys for text encoders.
         beside: keys that belong to no update, by kind: ``embedding``, ``counter``, ``fp8 scale``.
-        foreign: keys that are no part of a LoRA.
+        foreign: keys that are not part of a LoRA.
     """
 
     modules: dict[str, Module] = field(default_factory=dict[str, Module])
@@ -112,13 +112,13 @@ class Contents:
 
 
 def canonical(stem: str) -> str:
-    """A module name without wrappers and dots, ``mid_block_attentions_0_proj_in`` for every spelling of it."""
+    """A module name without wrappers and dots, such as ``mid_block_attentions_0_proj_in``, for every key format."""
     bare = _INNER.sub("", stem[_match_end(stem) :]).replace(".", "_").replace("_processor_", "_")
     return bare.removesuffix("_0") if bare.endswith("_to_out_0") else bare
 
 
 def dotted(stem: str) -> str:
-    """A module name without wrappers, its dots kept as far as the file has them."""
+    """A module name without wrappers, with the dots that the file has."""
     return _INNER.sub("", stem[_match_end(stem) :])
 
 
@@ -133,7 +133,7 @@ def wrapper(stem: str) -> str:
 
 
 def split_keys(tensors: Mapping[str, Tensor]) -> Contents:
-    """Group tensors by module, and sort out what belongs to none."""
+    """Group tensors by module, and separate those that belong to none."""
     contents = Contents()
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
@@ -170,7 +170,7 @@ _FORMATS = {
 
 
 def key_format(modules: Iterable[Module]) -> str:
-    """The key format for people: who writes it, the prefix and the suffixes, most common spelling first."""
+    """The display name of the key format: the tool that writes it, the prefix and the suffixes, most common first."""
     counts: dict[str, int] = {}
     for module in modules:
         prefix, key = wrapper(module.stem), module.keys.get("up") or next(iter(module.keys.values()))

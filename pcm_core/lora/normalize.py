@@ -1,4 +1,4 @@
-"""From a LoRA file to the updates of a model's weights: place every module, account for every tensor."""
+"""From a LoRA file to the updates of a model's weights: match every module, account for every tensor."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .report import LoraReport, blocks
 from .tensors import Update, fits
 
 Shapes = Mapping[str, Sequence[int]]
-# Image-to-video names that a text-to-video model has no place for; leaving them out is what everyone does.
+# Image-to-video modules that a text-to-video model does not have; every loader leaves them out.
 _IMAGE_INPUT = ("img_emb", "k_img", "v_img", "norm_k_img", "image_embedder", "add_k_proj", "add_v_proj", "norm_added_k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWeights:
-    """What a LoRA can go on.
+    """The weights that a LoRA can be applied to.
 
     Attributes:
-        names: LoRA names the model answers to, in any spelling, and the weight each one means.
+        names: the LoRA names of the model, in any key format, and the weight of each one.
         shapes: shape of every weight.
         base_model: ``sd15``, ``sdxl``, ...; empty if not known.
         expert: which of two experts this is, ``high`` or ``low``; empty if not known.
@@ -52,14 +52,14 @@ def fit(
 
     Args:
         tensors: state dict of the file.
-        model: the weights it shall go on.
-        metadata: header of the file; alpha is read from it where no tensor says it.
-        name: for messages.
-        profile: what the file wants to be sampled with; goes into the report.
-        allow_partial: take what fits instead of refusing an incomplete match.
+        model: the weights that it is applied to.
+        metadata: header of the file; alpha is read from it if no tensor has it.
+        name: file name, for messages.
+        profile: its sampling settings; part of the report.
+        allow_partial: use the tensors that fit instead of refusing an incomplete match.
 
     Raises:
-        PCMError: not a LoRA, for another base model, incomplete, or with values no LoRA can have.
+        PCMError: if it is not a LoRA, is for another base model, is incomplete, or has invalid values.
     """
     file = open_lora(tensors, metadata=metadata, name=name, base_model=model.base_model, profile=profile)
     modules, notes = _one_expert(file, model.expert)
@@ -91,7 +91,7 @@ def normalize(
     """``fit`` as one state dict under the model's own names, parts of fused weights joined (see ``join``).
 
     Raises:
-        PCMError: as ``fit`` and ``join``.
+        PCMError: see ``fit`` and ``join``.
     """
     model = ModelWeights(names=key_map, shapes=shapes, base_model=model_family)
     updates, report = fit(
@@ -102,7 +102,7 @@ def normalize(
 
 @dataclass
 class _Match:
-    """Where modules go: by weight, or why not."""
+    """The modules by weight, and the keys that do not match."""
 
     placed: dict[str, list[tuple[Module, Target]]] = field(default_factory=dict[str, list[tuple[Module, Target]]])
     mismatched: list[str] = field(default_factory=list[str])
@@ -111,10 +111,10 @@ class _Match:
 
 
 def _one_expert(file: LoraFile, expert: str) -> tuple[list[Module], list[str]]:
-    """The modules for this model, where a file holds both experts of Wan 2.2 (``transformer`` and ``transformer_2``).
+    """The modules for this model, if a file contains both experts of Wan 2.2 (``transformer`` and ``transformer_2``).
 
     Raises:
-        PCMError: if it holds both, and nothing says which expert the model is.
+        PCMError: if it contains both, and it is not known which expert the model is.
     """
     low = [module for module in file.modules if module.low_noise]
     if not low or len(low) == len(file.modules):
@@ -174,5 +174,5 @@ def _refuse_incomplete(report: LoraReport, base_model: str, allow_partial: bool)
 
 
 def _related(base_model: str, other: str) -> bool:
-    """Whether the names cannot tell two base models apart."""
+    """Whether two base models cannot be distinguished by names."""
     return base_model == other or (base_model == "unet" and other in ("sd15", "sd21", "sdxl"))

@@ -1,4 +1,4 @@
-"""What was found in a LoRA file and what became of every tensor of it."""
+"""The report on a LoRA file: what was found, and what was done with every tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROFILE_LINES = (
     "phases", "steps", "cfg", "determinism", "gamma", "spacing", "grid", "terminal", "sigmas", "timesteps", "shift",
     "strength", "embedded_guidance", "expert",
 )  # fmt: skip
-# What a file may carry beside its updates, see ``keys.Contents``.
+# Tensors of a file that are not updates, see ``keys.Contents``.
 _BESIDE = {
     "embedding": "tensors of a bundled embedding; a prompt needs it as a file in models/embeddings",
     "counter": "counters of the training, which change nothing",
@@ -26,21 +26,21 @@ _BESIDE = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoraReport:
-    """The account of one LoRA; ``text()`` for people, ``line()`` for the log.
+    """The report on one LoRA; ``text()`` is for the user, ``line()`` for the log.
 
     Attributes:
         name: file name.
         format: key format, e.g. ``kohya (lora_unet_*.lora_up.weight)``.
-        base_model: that the LoRA is for, ``sd15``, ``sdxl``, ...; empty if its names do not say it.
+        base_model: base model of the LoRA, ``sd15``, ``sdxl``, ...; empty if not recognised.
         ranks: rank to number of modules.
         scales: alpha / rank to number of modules.
-        alpha_missing: the file says no alpha anywhere, and none was added.
-        offered: LoRA tensors in the file, text encoder keys not counted.
-        matched: those that are applied.
+        alpha_missing: the file has no alpha anywhere, and none was added.
+        offered: number of LoRA tensors in the file, without text encoder keys.
+        matched: number of tensors that are applied.
         mismatched: keys whose shape does not fit the model.
-        unknown: keys the model has no weight for.
+        unknown: keys without a weight in the model.
         harmless: image-input keys left out on a model without image input.
-        text_encoder: tensors for text encoders; the node leaves those alone.
+        text_encoder: number of tensors for text encoders, which the node does not apply.
         beside: tensors that belong to no update, by kind, see ``keys.Contents``.
         norms: block group to the size of its update at strength 1, see ``tensors.module_norms``.
         notes: repairs and oddities, one sentence each.
@@ -66,7 +66,7 @@ class LoraReport:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Keys that are not applied although they should be."""
+        """Keys that should be applied but are not."""
         return self.mismatched + self.unknown
 
     @property
@@ -74,7 +74,7 @@ class LoraReport:
         return not self.missing
 
     def with_settings(self, profile: PCMProfile, notes: Sequence[str], applied: int | None = None) -> LoraReport:
-        """This report with the settings as they were attached, more notes, and how many tensors reached the weights."""
+        """This report with the attached settings, further notes, and the number of tensors that were applied."""
         matched = self.matched if applied is None else applied
         return replace(self, profile=profile, notes=(*self.notes, *notes), matched=matched)
 
@@ -87,7 +87,7 @@ class LoraReport:
         )
 
     def text(self) -> str:
-        """The whole report, one fact per line: first what people look for, then how the file is made."""
+        """The whole report, one fact per line: first the settings, then the format of the file."""
         lines = [f"file: {self.name}", *(f"note: {note}" for note in self.notes), *profile_lines(self.profile)]
         lines += [
             f"keys: {self.format}",
@@ -121,7 +121,7 @@ def profile_lines(profile: PCMProfile) -> list[str]:
 
 
 def blocks(keys: Iterable[str]) -> list[str]:
-    """The blocks that keys belong to: up to and including the first number; the first dozen of them."""
+    """The blocks of some keys (names up to the first number), the first dozen of them."""
     found = list(dict.fromkeys(re.split(r"(?<=\d)(?=[._])", key, maxsplit=1)[0][:60] for key in keys))
     return found[:_SHOWN] + ([f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
 

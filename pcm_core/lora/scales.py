@@ -1,8 +1,8 @@
-"""How strong each update is: alpha by module, from the file's tensors, its header, or what is known of its trainer.
+"""The scale of each update: alpha by module, from the file's tensors, its header, or the known default of its trainer.
 
-PEFT scales an update by alpha / r, or by alpha / sqrt(r) with ``use_rslora``; ``alpha_pattern`` gives single modules
-an alpha of their own (https://huggingface.co/docs/peft/package_reference/lora). diffusers keeps PEFT's configuration
-as JSON in the header, each value under its component's name: ``transformer.lora_alpha``.
+PEFT scales an update by alpha / r, or by alpha / sqrt(r) with ``use_rslora``; ``alpha_pattern`` sets the alpha of
+single modules (https://huggingface.co/docs/peft/package_reference/lora). diffusers stores PEFT's configuration as JSON
+in the header, with each value under its component's name: ``transformer.lora_alpha``.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PCM_SD3 = ("to_q", "to_k", "to_v", "to_out", "to_add_out", "net_0_proj", "net_2
 def find_alphas(
     modules: Sequence[Module], metadata: Mapping[str, str], base_models: Collection[str], profile: PCMProfile
 ) -> tuple[dict[str, float], str]:
-    """Alpha by module stem, such that ``alpha / rank`` is the scale; and a sentence on what was added or is unusual.
+    """Alpha by module stem, so that ``alpha / rank`` is the scale, and a note on anything added or unusual.
 
     Args:
-        modules: of the file.
+        modules: the modules of the file.
         metadata: its header.
-        base_models: what the file may have been trained on.
-        profile: what it wants to be sampled with.
+        base_models: the possible base models.
+        profile: its sampling settings.
     """
     alphas = {module.stem: float(module.parts["alpha"]) for module in modules if "alpha" in module.parts}
     pairs = [module for module in modules if rank_of(module)]
@@ -71,7 +71,7 @@ def _unusual_scale(
 
 
 def _peft_alphas(pairs: Sequence[Module], metadata: Mapping[str, str]) -> dict[str, float]:
-    """Alpha of every pair as PEFT computes it; none if the header has no PEFT configuration."""
+    """Alpha of every pair according to PEFT; empty if the header has no PEFT configuration."""
     configs = _peft_configs(metadata)
     alphas: dict[str, float] = {}
     for module in pairs:
@@ -97,7 +97,7 @@ def _peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _config_of(module: Module, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The configuration of the component that a module's prefix names, else the only one that is no text encoder's."""
+    """The configuration of the component in a module's prefix, else the only one that is not a text encoder's."""
     named = [component for component in configs if component and module.stem.startswith(f"{component}.")]
     networks = [component for component in configs if not component.startswith("text_encoder")]
     if named or len(networks) == 1:
@@ -129,10 +129,10 @@ def _positive(value: Any) -> float | None:
 
 
 def _is_raw_peft(pairs: Sequence[Module], base_models: Collection[str]) -> bool:
-    """Whether this is the output of the authors' training scripts, saved before their converters scaled it.
+    """Whether this is the direct output of the authors' training scripts, before their converter scales it.
 
-    UNets: PEFT's own prefix, which only those scripts and LCM's leave in. SD3: fp32, rank 32, and no module outside
-    their target list; their converter halves both matrices and stores fp16.
+    UNets: PEFT's own prefix, which only these scripts and LCM's keep. SD3: fp32, rank 32, and no module outside their
+    target list; their converter halves both matrices and stores fp16.
     """
     if not _UNETS.isdisjoint(base_models):
         return all(wrapper(module.stem).endswith("base_model.model.") for module in pairs)

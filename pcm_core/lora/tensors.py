@@ -1,4 +1,4 @@
-"""What the tensors of a module are: checks of their values, whether they fit a weight, and how large the update is."""
+"""The tensors of a module: checks of their values and shapes, and the size of their update."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .keys import Module, Target
 
 _WHOLE = ("diff", "set_weight", "w_norm")
 _BIAS = ("diff_b", "b_norm", "up_b")
-# Roles that modify an update and are none themselves.
+# Auxiliary tensors that carry no update by themselves.
 HELPERS = frozenset({"alpha", "dora_scale", "magnitude", "reshape_weight", "rescale"})
-# Roles of which the host's shapes are not checked here: one update of each shape is tried on the host instead.
+# Roles whose shapes are not checked here: instead, one update of each shape is tried on the host.
 UNCHECKED = frozenset({"oft_blocks", "a1", "a2", "b1", "b2"})
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one module of the file does to one weight of the model.
+    """The update of one weight of the model by one module of the file.
 
     Attributes:
-        target: the weight, or the part of it.
-        parts: tensors by role, the very ones of the file; ``alpha`` is not among them.
-        alpha: the scale is ``alpha / rank``; ``None`` for 1.
-        keys: of the file that it is made of.
+        target: the weight, or a part of it.
+        parts: the file's tensors by role, without ``alpha``.
+        alpha: the scale is ``alpha / rank``; ``None`` for scale 1.
+        keys: its keys in the file.
     """
 
     target: Target
@@ -40,27 +40,27 @@ class Update:
 
     @property
     def main(self) -> Tensor:
-        """The tensor that tells this update from others."""
+        """The tensor that identifies this update."""
         return self.parts["up"] if "up" in self.parts else next(iter(self.parts.values()))
 
 
 def rank_of(module: Module) -> int:
-    """Rank of a low-rank pair, 0 for other updates."""
+    """Rank of a low-rank pair; 0 for other updates."""
     down = module.parts.get("down")
     return down.shape[0] if down is not None and "up" in module.parts and down.ndim > 1 else 0
 
 
 def scale_of(module: Module, alphas: Mapping[str, float]) -> float:
-    """alpha / rank; 1 without an alpha, as every loader assumes."""
+    """alpha / rank; 1 without an alpha, as in every loader."""
     alpha, rank = alphas.get(module.stem), rank_of(module)
     return 1.0 if alpha is None or not rank else alpha / rank
 
 
 def check_values(name: str, module: Module) -> None:
-    """Refuse what no LoRA can hold: incomplete pairs, rank 0, integers, an alpha that is no positive number.
+    """Refuse invalid modules: incomplete pairs, rank 0, integers, an alpha that is not a positive number.
 
     Raises:
-        PCMError: naming the tensor.
+        PCMError: if the module is invalid; names the tensor.
     """
     parts, keys = module.parts, module.keys
     for role, tensor in parts.items():
@@ -110,12 +110,12 @@ def fits(module: Module, target: Target, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def bias_of(weight: str) -> str:
-    """The name of the bias beside a weight."""
+    """The name of the bias of a weight."""
     return weight.removesuffix(".weight") + ".bias"
 
 
 def magnitude(parts: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
-    """DoRA's magnitude, flat, and the axis it belongs to: 0 for outputs, 1 for inputs.
+    """DoRA's magnitude, flat, and its axis: 0 for outputs, 1 for inputs.
 
     PEFT stores one number for each output, [out], or [1, out, 1, 1] for a convolution. LyCORIS has an axis of length
     one where the norm was taken: [out, 1] for outputs, [1, in] for inputs.
@@ -150,7 +150,7 @@ def _pair_fits(parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: int) -
 
 
 def _product_fits(parts: Mapping[str, Tensor], rows: int, shape: tuple[int, ...]) -> bool:
-    """LoHa multiplies two low-rank products, LoKr takes the Kronecker product of two matrices."""
+    """Whether a LoHa (product of two low-rank products) or a LoKr (Kronecker product) has the shape of the weight."""
     inner = math.prod(shape[1:])
     if any(role.startswith("hada") for role in parts):
         return all(_low_rank(parts, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") == (rows, inner) for i in (1, 2))
@@ -181,13 +181,13 @@ def _low_rank(parts: Mapping[str, Tensor], first: str, second: str, core: str) -
 
 
 def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, float]) -> dict[str, float]:
-    """How large each module's update is at strength 1, by stem: ``alpha / rank * |B| |A| / sqrt(rank)``.
+    """Approximate norm of each module's update at strength 1, by stem: ``alpha / rank * |B| |A| / sqrt(rank)``.
 
-    That is the Frobenius norm of the update where the rank's directions weigh alike, and a fifth of the time of the
-    exact one. A NaN or infinity anywhere in the tensors surfaces in it.
+    This is the Frobenius norm of the update if all its rank directions have equal weight, at a fifth of the cost of the
+    exact norm. NaN or infinity anywhere in the tensors shows in it.
 
     Raises:
-        PCMError: if a tensor holds NaN or infinity.
+        PCMError: if a tensor contains NaN or infinity.
     """
     norms: dict[str, float] = {}
     for module in modules:
@@ -204,7 +204,7 @@ def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, floa
 
 
 def _square(tensor: Tensor) -> float:
-    """Sum of squares. One wide copy at a time: all of a large file passes through here."""
+    """Sum of squares, with one float32 copy at a time, because every tensor of a large file is read here."""
     wide = tensor.flatten().float()
     return float(wide.dot(wide))
 
@@ -216,7 +216,7 @@ def _refuse_not_finite(name: str, module: Module) -> None:
 
 
 def group_norms(norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[Module, Target]]]) -> dict[str, float]:
-    """Norms of the applied modules, joined by the block group of the weight they patch."""
+    """Norms of the applied modules, combined by block group of their weight."""
     squares: dict[str, float] = {}
     for weight, entries in placed.items():
         words = weight.removeprefix("diffusion_model.").removeprefix("transformer.").removeprefix("lora_unet_")
@@ -227,10 +227,10 @@ def group_norms(norms: Mapping[str, float], placed: Mapping[str, Sequence[tuple[
 
 
 def without_copies(name: str, weight: str, entries: Sequence[tuple[Module, Target]]) -> list[tuple[Module, Target]]:
-    """Files that carry every module in two spellings hold each update twice; one of them is enough.
+    """Drop duplicates: some files contain every module in two key formats.
 
     Raises:
-        PCMError: if two different updates claim the same weight.
+        PCMError: if two different updates change the same weight.
     """
     kept: list[tuple[Module, Target]] = []
     for module, target in entries:

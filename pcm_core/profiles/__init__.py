@@ -1,4 +1,4 @@
-"""How few-step files want to be sampled: ``methods.json`` as data, found by name, checksum or metadata."""
+"""Sampling settings of few-step files: the table ``methods.json``, looked up by name, checksum or metadata."""
 
 from .lookup import method_choices as method_choices
 from .lookup import profile_for as profile_for

@@ -1,7 +1,7 @@
-"""Mistakes people make with few-step LoRAs, as far as model, LoRA and settings give them away; one sentence each.
+"""Common mistakes with few-step LoRAs that show in the model, the LoRA or the settings; one sentence each.
 
-The list is what users of these families report again and again (wrong shift, cfg above 1, the other expert, steps off
-the list). Nothing here stops a run: the settings may be meant.
+The list is what users of these methods report most often (wrong shift, cfg above 1, the other expert, another number of
+steps). Nothing here stops a run: the settings may be intended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..lora.base_models import BASE_MODEL_NAMES
 from ..sigma_table import SigmaTable
 from .profile import PCMProfile
 
-# Relative difference above which two noise levels are not the same one rounded.
+# Two noise levels whose relative difference is above this are different, not the same level rounded.
 TOLERANCE = 0.02
 # The host's tables with zero terminal SNR end at sigma 4519, EDM's at 80.
 ZERO_SNR = 1000.0
@@ -26,13 +26,13 @@ _FLOW_MAX = 1.01
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the checks need to know of a model.
+    """The facts about a model that the checks need.
 
     Attributes:
         base_model: as ``PCMProfile.base_model``.
         file: name of the file it was loaded from, if known.
-        dtype: of its weights, ``float8_e4m3fn``, ...
-        image_input: whether it takes a start image; ``None`` if that cannot be told.
+        dtype: dtype of its weights, ``float8_e4m3fn``, ...
+        image_input: whether it takes a start image; ``None`` if not known.
         sigma_max: its sigma of pure noise; 0 if not known.
     """
 
@@ -46,14 +46,14 @@ class ModelFacts:
 def loading_mistakes(
     profile: PCMProfile, lora: str, lora_base_model: str, model: ModelFacts, strength: float
 ) -> list[str]:
-    """What is wrong with putting this LoRA on this model.
+    """Mistakes in loading this LoRA on this model.
 
     Args:
-        profile: of the LoRA.
+        profile: the LoRA's profile.
         lora: its file name.
         lora_base_model: base model found in its keys.
-        model: what it is loaded on.
-        strength: what the user typed.
+        model: the model it is loaded on.
+        strength: the user's strength.
     """
     found: list[str] = []
     if (
@@ -84,13 +84,13 @@ def loading_mistakes(
 def sampling_mistakes(
     profile: PCMProfile, table: SigmaTable, *, cfg: float | None, determinism: float | None = None
 ) -> list[str]:
-    """What is wrong with sampling with these settings.
+    """Mistakes in the sampling settings.
 
     Args:
-        profile: of the LoRA on the model.
-        table: of the model, after its shift.
+        profile: profile of the LoRA on the model.
+        table: the model's table, after its shift.
         cfg: guidance of the first step, if known.
-        determinism: set instead of the profile's own, if it was.
+        determinism: the user's value, if set.
     """
     found: list[str] = []
     low, high = profile.cfg_range
@@ -108,10 +108,10 @@ def sampling_mistakes(
 
 
 def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
-    """LoRAs of Stable Diffusion start at sigma 14.61; only their metadata could say that one does not.
+    """LoRAs of Stable Diffusion start at sigma 14.61, unless their metadata says otherwise.
 
-    Motion modules of AnimateDiff, and LoRAs made with them, were trained on linear betas instead (25.15), EDM models on
-    up to 80, zero terminal SNR goes further. The same timestep is another noise level there.
+    Motion modules of AnimateDiff, and LoRAs made with them, were trained with linear betas (25.15), EDM models with
+    sigmas up to 80, zero terminal SNR goes higher. The same timestep then is another noise level.
     """
     spoken_for = "metadata" in profile.sources.values() or profile.method.startswith("Animate")
     if profile.base_model not in ("sd15", "sd21", "sdxl") or spoken_for or sigma_max <= _FLOW_MAX:
@@ -130,14 +130,16 @@ def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
 def schedule_mistakes(
     profile: PCMProfile, sigmas: Sequence[float], table: SigmaTable, own: Sequence[float] | None
 ) -> list[str]:
-    """Steps and noise levels that somebody else chose, against the method's own. Parts of a schedule are no mistake.
+    """Mistakes in a schedule from another node: its steps and noise levels against the method's own.
+
+    A part of the method's schedule is not a mistake.
 
     Args:
-        profile: of the LoRA on the model.
-        sigmas: those that run.
-        table: of the model.
-        own: those the method would walk, in as many steps where it leaves their number free; ``None`` if it has no
-            such schedule.
+        profile: profile of the LoRA on the model.
+        sigmas: the schedule that runs.
+        table: the model's table.
+        own: the method's own sigmas, with the same number of steps if it allows any; ``None`` if it has no such
+            schedule.
     """
     steps = len(sigmas) - 1
     if steps < 1 or not math.isclose(sigmas[0], table.top, rel_tol=TOLERANCE) or _is_part(sigmas, own or (), table):
@@ -157,10 +159,10 @@ def schedule_mistakes(
 
 
 def _is_part(sigmas: Sequence[float], own: Sequence[float], table: SigmaTable) -> bool:
-    """Whether somebody took the first steps of a schedule: the rest is for another sampler, or was cut off.
+    """Whether the sigmas are only the first steps of a schedule, with the rest left to another sampler or cut off.
 
-    It stops above the bottom, or it is two or more sigmas of the method's own schedule and then 0 (KSamplerAdvanced
-    without leftover noise).
+    They end above the lowest level, or they are two or more sigmas of the method's own schedule followed by 0
+    (KSamplerAdvanced without leftover noise).
     """
     if sigmas[-1] > table.bottom * (1 + TOLERANCE):
         return True
@@ -175,7 +177,7 @@ def _range(low: float, high: float) -> str:
 
 
 def expert_of(name: str) -> str:
-    """Which of two experts a file is, ``high`` or ``low``, as its name says; empty if it does not."""
+    """The expert that a file name stands for, ``high`` or ``low``; empty if the name does not say."""
     match = re.search(r"(high|low)[-_ ]?noise|[-_](high|low)[-_.]", name, re.IGNORECASE)
     return (match[1] or match[2]).lower() if match else ""
 

@@ -53,10 +53,10 @@ _LIMITS = {
 
 
 def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
-    """Read the ``pcm_*`` entries our distiller writes into a safetensors header; ``None`` if there are none.
+    """Read the ``pcm_*`` entries of a safetensors header; ``None`` if there are none.
 
     Raises:
-        PCMError: if an entry is not what it should be, or nothing says how many steps to take.
+        PCMError: if an entry is invalid, or the number of steps is missing.
     """
     entries = _today({key.removeprefix("pcm_"): value for key, value in metadata.items() if key.startswith("pcm_")})
     if not entries:
@@ -70,7 +70,11 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
         values["steps"] = listed = len(values[name]) - 1
     told = _read("phases", entries["phases"]) if "phases" in entries else listed
     if listed and listed != told:
-        raise PCMError(f"The metadata says {told} phases and lists {listed} steps.", "as many.", "Save it again.")
+        raise PCMError(
+            f"The metadata says {told} phases and lists {listed} steps.",
+            "as many phases as listed steps.",
+            "Save it again.",
+        )
     values.setdefault("steps", values.get("phases") or len(values.get("timesteps", ())))
     profile = PCMProfile(**values, sources=dict.fromkeys(values, "metadata"))
     if "sampling_class" not in values and profile.determinism < 1:
@@ -79,7 +83,7 @@ def profile_from_metadata(metadata: Mapping[str, str]) -> PCMProfile | None:
 
 
 def _today(entries: dict[str, str]) -> dict[str, str]:
-    """Entries as 0.1.0 wrote them in today's words."""
+    """Convert entries of 0.1.0 to today's names and values."""
     if "family" in entries:
         entries.setdefault("method", entries.pop("family"))
     letter = entries.get("sampling_class")

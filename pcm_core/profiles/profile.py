@@ -1,4 +1,4 @@
-"""How one few-step file wants to be sampled."""
+"""The sampling settings of one few-step file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..sigma_table import SigmaTable
 from .shift_rules import sigmas_for_size
 
 Source = Literal["metadata", "sha256", "file name", "default", "user"]
-# phased: trained as jumps between fixed edges. fixed: a list of noise levels, deterministic. renoised: new noise at
-# every step (LCM). ancestral: partly renoised. single: one call. unsupported: no list of sigmas can serve it.
+# phased: trained as jumps between fixed edges. fixed: a list of noise levels, deterministic. renoised: fresh noise at
+# every step (LCM). ancestral: partly renoised. single: one call. unsupported: cannot be sampled with a list of sigmas.
 SamplingClass = Literal["phased", "fixed", "renoised", "ancestral", "single", "unsupported"]
 
 
@@ -21,27 +21,27 @@ class PCMProfile:
     """Settings of one few-step file.
 
     Attributes:
-        method: name of the few-step method for people, ``PCM``, ``LCM-LoRA``, ... or ``unknown``.
-        base_model: of the network, ``sd15``, ``sdxl``, ``sd3``, ...; empty if not known.
+        method: display name of the few-step method, ``PCM``, ``LCM-LoRA``, ... or ``unknown``.
+        base_model: base model of the file, ``sd15``, ``sdxl``, ``sd3``, ...; empty if not known.
         sampling_class: how it must be sampled, see ``SamplingClass``.
-        phases: trained phases M; ``None`` where the method has none (any step count runs).
+        phases: trained phases M; ``None`` if the method has none (any step count runs).
         steps: default number of evaluations.
-        cfg: default guidance, ComfyUI's convention (1 skips the negative prompt); ``cfg_range`` what is sensible.
-        determinism: r of Eq. 44; ``gamma`` (TCD) overrides it where set.
+        cfg: default guidance, ComfyUI's convention (1 skips the negative prompt); ``cfg_range``: the useful range.
+        determinism: r of Eq. 44; ``gamma`` (TCD) overrides it if set.
         ancestral: determinism is that of an ancestral step with eta 1, see ``sampling.ancestral_to_determinism``.
         sigmas: explicit schedule including the final 0, instead of spacing and grid.
-        timesteps: the same as timesteps of the model's table; ``resolved`` turns them into ``sigmas``.
-        scheduler: the host's scheduler whose grid the authors use, ``normal``; empty for spacing and grid.
+        timesteps: the schedule as timesteps of the model's table; ``resolved`` converts them to ``sigmas``.
+        scheduler: the host's scheduler that the authors use, ``normal``; empty for spacing and grid.
         shift: linear timestep shift of flow models; ``None`` leaves the model's own.
         audio_shift: the same for the audio half of a model that makes video and audio.
-        dynamic_shift: rule of ``shift_rules`` by which the shift follows the size of the image; empty for none.
+        dynamic_shift: rule of ``shift_rules`` for a shift that depends on the image size; empty for none.
         levels: noise levels before a dynamic shift, with the final 0; ``None`` for equal parts.
-        strength: LoRA strength that a user's 1.0 means; ``strength_no_alpha`` the same for files without alpha keys.
-        embedded_guidance: the guidance scalar of guidance-distilled models (FluxGuidance), not CFG.
+        strength: LoRA strength for the user's 1.0; ``strength_no_alpha``: the same for files without alpha keys.
+        embedded_guidance: embedded guidance of guidance-distilled models (FluxGuidance), not CFG.
         network: how the network is called where the host's way is another: ``rectified_flow`` (InstaFlow),
             ``timestep_250`` or ``_500`` (NitroFusion, told that part of 1000 of its timestep); else empty.
         expert: which of two experts the file is for.
-        verified: False where the table says UNVERIFIED.
+        verified: False if the table says UNVERIFIED.
         sources: value name to ``Source``.
     """
 
@@ -76,12 +76,12 @@ class PCMProfile:
 
     @property
     def known(self) -> bool:
-        """Whether anything said which method this is."""
+        """Whether the method is known."""
         return self.method != "unknown"
 
     @property
     def exact_steps(self) -> int | None:
-        """The only number of steps the method was made for; ``None`` where the number is free."""
+        """The only number of steps that the method was made for; ``None`` if any number works."""
         for listed in (self.sigmas, self.levels):
             if listed is not None:
                 return len(listed) - 1
@@ -90,13 +90,13 @@ class PCMProfile:
     def resolved(self, table: SigmaTable, steps: int = 0, *, pixels: int = 0) -> PCMProfile:
         """Return a copy whose ``sigmas`` are looked up in the model's table; unchanged if a schedule is exact.
 
-        Looked up are ``timesteps``, a scheduler's grid, a shift that follows the size, and the equal parts of a fixed
-        method without a list where whole timesteps can only round them (1000 / 12).
+        This applies to ``timesteps``, a scheduler's grid, a shift that depends on the image size, and methods of equal
+        steps whose timesteps would have to be rounded (1000 / 12).
 
         Args:
-            table: of the model.
-            steps: asked for, which a method of equal parts follows; 0 for the profile's own.
-            pixels: of the image, width times height, which a dynamic shift follows; 0 if not known.
+            table: the model's table.
+            steps: number of steps, used by methods of equal steps; 0 for the profile's own.
+            pixels: width times height of the image, used by a dynamic shift; 0 if not known.
 
         Raises:
             PCMError: if the image is too small for the rule of its shift.
@@ -113,7 +113,7 @@ class PCMProfile:
             return replace(self, sigmas=sigmas_for_size(self.dynamic_shift, parts, pixels), steps=count)
         if self.scheduler == "normal":
             return replace(self, sigmas=_normal(table, count), steps=count)
-        if self.sampling_class != "fixed" or 1000 % count == 0:  # whole timesteps can only round 1000 / 12
+        if self.sampling_class != "fixed" or 1000 % count == 0:  # 1000 / 12 would have to be rounded
             return self
         return replace(self, sigmas=(*(table.sigma_at(k / count) for k in range(count, 0, -1)), 0.0), steps=count)
 
@@ -127,7 +127,7 @@ class PCMProfile:
         denoise: float = 1.0,
         spend_extra_steps: bool = False,
     ) -> PhaseSchedule:
-        """``build_schedule`` with this profile's values where the caller gives none."""
+        """``build_schedule`` with this profile's values as defaults."""
         phases = phases or self.phases or steps or self.steps
         return build_schedule(
             phases,
