@@ -20,6 +20,7 @@ from .host import training as host_training
 from .training.job import Job, metadata_for, with_matching_grid
 from .training.lora_file import write_lora
 from .training.session import Outcome, run
+from .training.states import Size, placeholders, with_drawn_latents
 from .validation import checked
 
 _NONE = "[none]"
@@ -42,8 +43,9 @@ class PCMDistillLora(io.ComfyNode):
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="The teacher, without a few-step LoRA. It is left as it was."),
-                io.Latent.Input("latents", tooltip="Encoded pictures or clips, as the dataset nodes deliver them: a "
-                                "list, a batch or both, of any sizes."),
+                io.Latent.Input("latents", optional=True, tooltip="Encoded pictures or clips, as the dataset nodes "
+                                "deliver them: a list, a batch or both, of any sizes. Without them the model draws "
+                                "its own from positive."),
                 io.Conditioning.Input("positive", tooltip="One text per latent, or one for all."),
                 io.Conditioning.Input("negative", optional=True, tooltip="The empty text: what guidance pushes away "
                                       "from, and what dropped captions become."),
@@ -92,6 +94,10 @@ class PCMDistillLora(io.ComfyNode):
                                advanced=True, tooltip="auto: gradient checkpointing where the run would not fit, then "
                                "streaming of the weights. stream: the model may be larger than the device. off: as the "
                                "switches say. What it needs is said before the first step."),
+                *(io.Int.Input(name, default=default, min=1, max=16384, optional=True, advanced=True,
+                               tooltip=f"{what} of what the model draws where no latents are connected.")
+                  for name, default, what in (("width", 512, "Width"), ("height", 512, "Height"),
+                                              ("length", 1, "Frames"))),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
@@ -107,10 +113,15 @@ class PCMDistillLora(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, latents: list[Any], positive: list[Any], negative: list[Any] | None = None,
+    def execute(cls, positive: list[Any], latents: list[Any] | None = None, negative: list[Any] | None = None,
                 **settings: list[Any]) -> io.NodeOutput:  # fmt: skip
         values = {name: value[0] for name, value in settings.items()}
-        job = _job(latents, positive, negative, values)
+        if latents is None:
+            size = Size(values.get("width", 512), values.get("height", 512), values.get("length", 1))
+            empty = [{"samples": samples} for samples in placeholders(values["model"], positive, size)]
+            job = with_drawn_latents(_job(empty, positive, negative, values), host_lora.states_folder())
+        else:
+            job = _job(latents, positive, negative, values)
         outcome = run(job, metadata_for(job.model, job.config, job.existing))
         assert outcome.lora is not None
         logging.info("Distill PCM LoRA: %d steps, loss %.5g", len(outcome.losses), outcome.losses[-1])

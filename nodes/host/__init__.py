@@ -9,6 +9,7 @@ from .model import family_of as family_of
 from .model import flow_shift as flow_shift
 from .model import has_shift as has_shift
 from .model import is_flow as is_flow
+from .model import latent_ratios as latent_ratios
 from .model import model_sampling as model_sampling
 from .model import noise_scale as noise_scale
 from .model import profile_of as profile_of

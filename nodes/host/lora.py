@@ -137,3 +137,8 @@ def _image_input(family: str, unet: Mapping[str, Any]) -> bool | None:
     if read > written:
         return True
     return False if unet.get("model_type") == "t2v" and written == 16 else None
+
+
+def states_folder() -> Path:
+    """Where latents lie that a model has drawn for its own training."""
+    return Path(folder_paths.get_output_directory()) / "pcm_states"

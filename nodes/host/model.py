@@ -192,3 +192,9 @@ def _refuse(sampling: Any) -> None:
                 "an eps, v, EDM or flow model.",
                 "Sample it with the host's own nodes.",
             )
+
+
+def latent_ratios(model: Any) -> tuple[int, int]:
+    """Pixels per latent pixel along a side, and frames per latent frame."""
+    form = model.get_model_object("latent_format")
+    return int(getattr(form, "spacial_downscale_ratio", 8)), int(getattr(form, "temporal_downscale_ratio", 1))

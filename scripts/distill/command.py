@@ -4,7 +4,7 @@
     accelerate launch -m scripts.distill --comfyui ComfyUI --model sd3.safetensors --images folder \\
         --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
-Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
+Data: ``--prompts``, a text file with a caption a line, from which the model draws its own latents; ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
 and text encoder and kept in ``--cache``, which is used again while pictures, captions, ``--size`` and encoders are what
 they were; or ``--latents``, such a cache. The model file is loaded by the host's own loader, so whatever ComfyUI loads
 can be distilled. Processes come from Hugging Face Accelerate where it is installed (``pip install accelerate``); each
@@ -29,6 +29,7 @@ from ..progress import bar
 from ..workers import Pack, Workers, load_pack
 from .files import StepLog, read_cache, read_state, reason, refuse, save_state
 from .images import cache_path, encode_images
+from .prompts import draw_latents
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,11 +39,19 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
     data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
     data.add_argument("--images", type=Path, help="folder of pictures with .txt captions")
-    data.add_argument("--cache", type=Path, help="where --images keeps what it encodes; default: beside --out")
+    data.add_argument(
+        "--prompts", type=Path, help="text file, a caption a line: the model draws its own latents from them"
+    )
+    data.add_argument(
+        "--cache", type=Path, help="where --images and --prompts keep what they make; default: beside --out"
+    )
     data.add_argument("--vae", type=Path, help="for --images")
-    data.add_argument("--clip", type=Path, action="append", help="text encoder for --images; repeat for several")
+    data.add_argument(
+        "--clip", type=Path, action="append", help="text encoder for --images and --prompts; repeat for several"
+    )
     data.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
-    data.add_argument("--size", type=int, default=512, help="pictures are cropped to this square")
+    data.add_argument("--size", type=int, default=512, help="pictures are cropped to this square, or drawn in it")
+    data.add_argument("--length", type=int, default=1, help="frames of what --prompts draws")
     data.add_argument("--out", type=Path, required=True, help="the LoRA, .safetensors")
     run = parser.add_argument_group("training")
     run.add_argument("--phases", type=int, default=4)
@@ -81,11 +90,11 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be before anything is loaded, and make the folders that are missing."""
-    if (options.images is None) == (options.latents is None):
-        sys.exit("Give either --images or --latents.")
+    if sum(given is not None for given in (options.images, options.latents, options.prompts)) != 1:
+        sys.exit("Give one of --images, --latents and --prompts.")
     if options.alpha is not None and not 0 < options.alpha < math.inf:
         refuse(f"--alpha is {options.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
-    for path in (options.model, options.latents, options.vae, *(options.clip or [])):
+    for path in (options.model, options.latents, options.prompts, options.vae, *(options.clip or [])):
         if path is not None and not path.is_file():
             refuse(f"{path} does not exist or is not a file.", "a file.", "Correct the name.")
     if options.images is not None and not options.images.is_dir():
@@ -151,12 +160,16 @@ def load_model(path: Path, pack: Pack) -> Any:
         )
 
 
-def make_job(options: argparse.Namespace, pack: Pack, config: Any) -> Any:
-    """The model and the data, checked by the node's own checks."""
-    training, cached = pack("nodes.training.job"), read_cache(cache_path(options))
+def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[str, Any] | None = None) -> Any:
+    """The model and the data, checked by the node's own checks; the data as the cache holds it."""
+    training, cached = pack("nodes.training.job"), cached or read_cache(cache_path(options))
+    model, latents = load_model(options.model, pack), cached["latents"]
+    if latents is None:
+        states = pack("nodes.training.states")
+        latents = states.placeholders(model, cached["texts"], states.Size(options.size, options.size, options.length))
     return training.Job(
-        model=load_model(options.model, pack),
-        latents=cached["latents"],
+        model=model,
+        latents=latents,
         texts=cached["texts"],
         negative=cached["negative"],
         config=config,
@@ -214,7 +227,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     check(options)
-    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available(), patient=options.images is not None)
+    workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available(), patient=options.latents is None)
     pack = load_pack(options.comfyui)
     errors = pack("pcm_core.errors")
     try:
@@ -222,6 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.images is not None:
             if workers.first:
                 encode_images(options, pack("nodes.host.loaders"))
+            workers.wait()
+        if options.prompts is not None:
+            if workers.first:
+                draw_latents(options, pack, lambda cached: make_job(options, pack, config, cached))
             workers.wait()
         train(options, pack, workers, make_job(options, pack, config))
     except errors.PCMError as error:

@@ -33,7 +33,7 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     if absent := [path.name for path in captions if not path.exists()]:
         sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")
     cache, source = cache_path(options), _source(options, pictures, captions)
-    why = _stale(cache, source)
+    why = stale(cache, source)
     does = f"{why}: encoding {len(pictures)} pictures." if why else f"holds these {len(pictures)} pictures: used again."
     print(f"{cache} {does}", file=sys.stderr, flush=True)
     if why:
@@ -55,7 +55,7 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
     }
 
 
-def _stale(cache: Path, source: dict[str, Any]) -> str:
+def stale(cache: Path, source: dict[str, Any]) -> str:
     """Why a cache cannot be used again; empty if it can."""
     if not cache.exists():
         return "is not there yet"
@@ -76,14 +76,14 @@ def _encoded(
     except files.PCMError:
         raise
     except Exception as error:  # the host's own, from a file that is none or a size that its VAE cannot make
-        what = f"{_broken(pictures) or options.images} cannot be encoded ({_cause(error)})."
+        what = f"{_broken(pictures) or options.images} cannot be encoded ({cause(error)})."
         refuse(what, f"pictures, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Correct the one that is not.")
     try:
         negative, *positive = files.encode_texts(options.clip, options.clip_type, ["", *texts])
     except files.PCMError:
         raise
     except Exception as error:
-        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({_cause(error)})."
+        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({cause(error)})."
         refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
     return {"latents": latents, "texts": positive, "negative": negative}
 
@@ -95,7 +95,7 @@ def _caption(path: Path) -> str:
         refuse(f"{path} cannot be read ({reason(error)}).", "a caption in UTF-8.", "Save it as UTF-8.")
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """``reason``, but a lookup that fails in an encoder says nothing of a file."""
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else reason(error)
 

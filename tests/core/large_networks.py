@@ -1,4 +1,4 @@
-"""Networks with blocks, and two witnesses of what a training does with memory: the allocator, and a counted device."""
+"""Networks with blocks, and a device that counts what lies on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -111,31 +110,6 @@ def trainer(
         return x - sigma.reshape(-1, 1, 1, 1) * network(x, sigma)
 
     return adapters, distill.Trainer(backbone, adapters, data, FLOW_TABLE, config, flow=True)
-
-
-class Allocated:
-    """The most bytes that torch's allocator had given out at once, over what it had at the start."""
-
-    peak = 0
-
-    def __enter__(self) -> Allocated:
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._profile.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._profile.__exit__(*error)
-        changes: list[tuple[int, int]] = []
-        stack = list(self._profile.profiler.kineto_results.experimental_event_tree())
-        while stack:
-            event = stack.pop()
-            stack += event.children
-            if event.tag.name == "Allocation":
-                changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-        now = 0
-        for _, change in sorted(changes, key=lambda change: change[0]):
-            now += change
-            self.peak = max(self.peak, now)
 
 
 class CountedDevice(TorchDispatchMode):

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from large_networks import Allocated, Levels, Tokens, counted, trainer
+from large_networks import Levels, Tokens, counted, trainer
 from torch import nn
 
+from benchmarks.memory_truth import Allocated
 from pcm_core import distill
 from pcm_core.distill import memory, streaming
 from pcm_core.errors import PCMError

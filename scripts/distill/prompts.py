@@ -1,0 +1,73 @@
+"""``--prompts`` of ``pcm distill``: captions to texts, and latents that the model draws from them, once."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..workers import Pack
+from .files import reason, refuse, save_state
+from .images import cache_path, cause, stale
+
+
+def draw_latents(options: argparse.Namespace, pack: Pack, make_job: Callable[[dict[str, Any]], Any]) -> None:
+    """Fill the cache, unless it was made from these captions, this model and these settings already.
+
+    Interrupted it goes on where it was: every few latents are kept beside the cache until all are there.
+
+    Args:
+        make_job: from what a cache holds to a checked job, with the model loaded.
+    """
+    captions, cache = _captions(options.prompts), cache_path(options)
+    if not options.clip:
+        sys.exit("--prompts needs --clip: it turns captions into what the model reads.")
+    source = _source(options, captions)
+    why = stale(cache, source)
+    does = f"{why}: drawing from {len(captions)} captions." if why else f"holds these {len(captions)} captions: used."
+    print(f"{cache} {does}", file=sys.stderr, flush=True)
+    if not why:
+        return
+    states, loaders = pack("nodes.training.states"), pack("nodes.host.loaders")
+    try:
+        negative, *texts = loaders.encode_texts(options.clip, options.clip_type, ["", *captions])
+    except loaders.PCMError:
+        raise
+    except Exception as error:
+        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({cause(error)})."
+        refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
+    job = make_job({"latents": None, "texts": texts, "negative": negative})
+    folder = cache.with_name(f"{cache.stem}.states")
+    job = states.with_drawn_latents(job, folder)
+    made = {"latents": job.latents, "texts": texts, "negative": negative, "source": source}
+    save_state(made, cache, "cache")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _captions(path: Path) -> list[str]:
+    try:
+        captions = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(f"{path} cannot be read ({reason(error)}).", "captions in UTF-8, one a line.", "Save it as UTF-8.")
+    if not captions:
+        refuse(f"{path} holds no captions.", "one a line.", "Write some.")
+    return captions
+
+
+def _source(options: argparse.Namespace, captions: list[str]) -> dict[str, Any]:
+    """What the latents are made from."""
+
+    def dated(path: Path) -> list[str | int]:
+        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+
+    return {
+        "captions": captions,
+        "model": dated(options.model),
+        "size": [options.size, options.length],
+        "guidance and seed": [*options.cfg, options.seed],
+        "encoders": [dated(path) for path in options.clip],
+        "clip type": options.clip_type,
+    }
