@@ -4,11 +4,12 @@
     accelerate launch -m scripts.distill --comfyui ComfyUI --model sd3.safetensors --images folder \\
         --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
-Data: ``--prompts``, a text file with a caption a line, from which the model draws its own latents; ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
+Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
 and text encoder and kept in ``--cache``, which is used again while pictures, captions, ``--size`` and encoders are what
-they were; or ``--latents``, such a cache. The model file is loaded by the host's own loader, so whatever ComfyUI loads
-can be distilled. Processes come from Hugging Face Accelerate where it is installed (``pip install accelerate``); each
-draws the same global batch and takes its share, so n processes train what one does.
+they were; ``--prompts``, a text file with a caption a line, from which the model draws its own latents, kept alike; or
+``--latents``, such a cache. The model file is loaded by the host's own loader, so whatever ComfyUI loads can be
+distilled. Processes come from Hugging Face Accelerate where it is installed (``pip install accelerate``); each draws
+the same global batch and takes its share, so n processes train what one does.
 """
 
 from __future__ import annotations

@@ -130,7 +130,8 @@ def test_a_folder_that_cannot_be_written(host, zoo, distil, tmp_path, monkeypatc
 def options(folder, **given):
     values = {
         "prompts": folder / "prompts.txt", "cache": folder / "cache.pt", "latents": None,
-        "out": folder / "x.safetensors", "clip": [folder / "clip"], "clip_type": "sd3", "model": folder / "model", "size": 64, "length": 1,
+        "out": folder / "x.safetensors", "clip": [folder / "clip"],
+        "clip_type": "sd3", "model": folder / "model", "size": 64, "length": 1,
         "cfg": (4.0, 6.0), "seed": 0, **given,
     }  # fmt: skip
     for name in ("clip", "model"):
