@@ -1,4 +1,4 @@
-"""The name ``pcm`` in the stock drop-downs, for nodes that choose a sampler and a scheduler by name."""
+"""The name ``pcm`` in the stock drop-downs, for nodes that select a sampler and a scheduler by name."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def register() -> None:
 
 
 def phase_sigmas(model_sampling: Any, steps: int) -> Tensor:
-    """One phase per step on the trailing timesteps: a name can say no more, the PCM nodes can.
+    """The trailing timesteps with one phase per step; other settings need the PCM nodes.
 
-    KSampler asks for ``steps / denoise`` steps and keeps the last ones, so more than 64 are the tail of a long list.
+    KSampler asks for ``steps / denoise`` steps and keeps the last ones, so more than 64 are the end of a long list.
     """
     table = host.table_of(model_sampling)
     if steps > MAX_COUNT:

@@ -1,4 +1,4 @@
-"""Updates of weights as ComfyUI's patches: its own adapters, and DoRA as its inventors define it."""
+"""Updates of weights as ComfyUI patches: its own adapters, and DoRA as defined in its paper."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ...pcm_core.lora import Update
 from ...pcm_core.lora.join import plain, scaled_bias
 from ...pcm_core.lora.tensors import UNCHECKED, bias_of, magnitude
 
-# A weight, or a weight with the rows it means (dimension, offset, length) and what is done to the update before.
+# A weight, or a weight with its rows (dimension, offset, length) and a function applied to the update.
 Place = str | tuple[str, tuple[int, int, int] | None, Callable[[Tensor], Tensor] | None]
 _NO_ADAPTER = {"diff", "w_norm", "set_weight", "diff_b", "b_norm", "up_b"}
 
 
 class DoraAdapter(WeightAdapterBase):
-    """Weight-decomposed adaptation: ``magnitude * (W + update) / |W + update|``, the norm taken over the other axes.
+    """Weight-decomposed adaptation: ``magnitude * (W + update) / |W + update|``, with the norm over the other axes.
 
-    The host takes the norm of W alone where there is one magnitude for each output. This is the paper's formula
-    (https://arxiv.org/abs/2402.09353, Eq. 5), as PEFT and LyCORIS merge it. ``weights`` holds the adapter that
-    computes W + update, the magnitudes (flat) and their axis.
+    With one magnitude per output the host uses the norm of W alone. This is the paper's formula
+    (https://arxiv.org/abs/2402.09353, Eq. 5), as in PEFT and LyCORIS. ``weights`` has the adapter that computes
+    W + update, the magnitudes (flat) and their axis.
     """
 
     name = "dora"
@@ -64,7 +64,7 @@ class DoraAdapter(WeightAdapterBase):
 
 
 def patches_of(update: Update) -> list[tuple[Place, Any]]:
-    """What the host has to do for an update: places and patches, as ``ModelPatcher.add_patches`` takes them."""
+    """The keys and patches of an update, as arguments of ``ModelPatcher.add_patches``."""
     weight, rows, swap = update.target
     function = comfy.utils.swap_scale_shift if swap else None
 
@@ -77,7 +77,7 @@ def patches_of(update: Update) -> list[tuple[Place, Any]]:
     for role in ("diff", "w_norm"):
         if role in update.parts:
             patches.append((place(weight), ("diff", (update.parts[role],))))
-    if "set_weight" in update.parts:  # the host gives a weight that is set no function
+    if "set_weight" in update.parts:  # the host applies no function to a weight that is set
         value = update.parts["set_weight"]
         patches.append((place(weight), ("set", (function(value) if function else value,))))
     biases = [update.parts[role] for role in ("diff_b", "b_norm") if role in update.parts]
@@ -100,7 +100,7 @@ def _adapter(update: Update) -> Any:
 
 
 def failing(updates: Sequence[Update], shapes: Mapping[str, Sequence[int]]) -> list[Update]:
-    """The updates that the host would drop, or log an error for and leave the weight: one of each kind is tried."""
+    """The updates that the host would drop, or fail to apply with a log message; one of each kind is tried."""
     works: dict[Any, bool] = {}
     for update in sorted(updates, key=lambda update: update.main.numel()):
         kind = _kind(update, shapes)
@@ -110,16 +110,16 @@ def failing(updates: Sequence[Update], shapes: Mapping[str, Sequence[int]]) -> l
 
 
 def _kind(update: Update, shapes: Mapping[str, Sequence[int]]) -> Any:
-    """Updates of one kind go through the same lines of the host; where shapes decide, of one set of shapes."""
+    """The kind of an update: the host runs the same code for updates of one kind, including shapes if they matter."""
     roles = frozenset(update.parts)
     sizes = tuple(part.shape for part in update.parts.values()) if roles & UNCHECKED else None
     return roles, len(shapes[update.target.weight]), update.target.rows is None, update.target.swap, sizes
 
 
 def _works(update: Update, shape: Sequence[int]) -> bool:
-    """Whether an update of random numbers, shaped like this one, changes a weight of random numbers."""
+    """Whether a random update with these shapes changes a random weight."""
     if not set(update.parts) - _NO_ADAPTER:
-        return True  # their shapes were checked, and adding is all that happens
+        return True  # shapes were checked, and the update is only added
     adapter = _adapter(update)
     if adapter is None:
         return False
@@ -136,7 +136,7 @@ def _works(update: Update, shape: Sequence[int]) -> bool:
 
 
 def _random(value: Any, generator: torch.Generator) -> Any:
-    """The same adapter with random numbers: the file's own may be zero."""
+    """The same adapter with random values: the file's own may be zero."""
     if isinstance(value, Tensor):
         return torch.randn(value.shape, generator=generator) * 0.1
     if isinstance(value, WeightAdapterBase):
@@ -146,7 +146,7 @@ def _random(value: Any, generator: torch.Generator) -> Any:
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:
-    """All tensors of a patch, whatever they are nested in."""
+    """All tensors of a patch, at any depth."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, WeightAdapterBase):

@@ -1,4 +1,4 @@
-"""Files, for the command line: the host's own loaders of models, and what they make of texts and pictures."""
+"""Load models, encode texts and images, and decode latents with the host's own code, for the command line."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .training import Conditioning
 
 
 def quiet() -> None:
-    """No progress bar for every picture of thousands."""
+    """Turn off the progress bar of every single image."""
     comfy.utils.set_progress_bar_enabled(False)
 
 
 def load_model(path: Path) -> Any:
-    """A diffusion model file, as UNETLoader takes it."""
+    """Load a diffusion model file like UNETLoader."""
     return comfy.sd.load_diffusion_model(str(path))
 
 
 def load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE, as CheckpointLoaderSimple takes them; ``None`` for what the file does not hold."""
+    """Load MODEL, CLIP and VAE like CheckpointLoaderSimple; ``None`` for those that the file does not contain."""
     return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
 
 
 def load_vae(files: Sequence[Path], model: Any = None) -> Any:
-    """A VAE file, or TAESD's two: the encoder, then the decoder.
+    """Load a VAE file, or TAESD's two files: the encoder, then the decoder.
 
     Args:
-        model: whose latents TAESD reads; not used for one file.
+        model: the model whose latents TAESD decodes; not used for a single file.
 
     Raises:
         PCMError: if the host finds no VAE in the files.
@@ -51,7 +51,7 @@ def load_vae(files: Sequence[Path], model: Any = None) -> Any:
         for part, file in zip(("encoder", "decoder"), files, strict=True):
             tensors: Any = comfy.utils.load_torch_file(str(file))
             state |= {f"taesd_{part}.{key}": value for key, value in tensors.items()}
-        latent_format = model.get_model_object("latent_format")  # TAESD computes in the model's own scale
+        latent_format = model.get_model_object("latent_format")  # TAESD works in the model's own scale
         state["vae_scale"] = torch.tensor(latent_format.scale_factor)
         state["vae_shift"] = torch.tensor(getattr(latent_format, "shift_factor", 0.0))
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
@@ -63,7 +63,7 @@ def load_vae(files: Sequence[Path], model: Any = None) -> Any:
 
 
 def empty_latent(vae: Any, width: int, height: int, frames: int | None = None) -> Tensor:
-    """Zeros in the shape of a picture of that size, or of a clip of so many latent frames.
+    """An empty latent (zeros) for an image of that size, or for a clip of ``frames`` latent frames.
 
     Raises:
         PCMError: if the VAE cannot make that size.
@@ -76,7 +76,7 @@ def empty_latent(vae: Any, width: int, height: int, frames: int | None = None) -
 
 
 def decode(vae: Any, samples: Tensor) -> list[Image.Image]:
-    """The pictures of a latent, the frames of a clip in their order, rounded as Save Image does."""
+    """Decode a latent to images, or to the frames of a clip in order, rounded like Save Image."""
     pictures = vae.decode(samples)
     values = (255.0 * pictures.reshape(-1, *pictures.shape[-3:]).cpu().numpy()).clip(0, 255).astype(np.uint8)
     return [Image.fromarray(value) for value in values]
@@ -96,10 +96,10 @@ def encode_pictures(vae: Path, pictures: Sequence[Path], size: int) -> list[Tens
 
 
 def load_clip(files: Sequence[Path], kind: str) -> Any:
-    """A text encoder, as the CLIP loaders take it.
+    """Load a text encoder like the CLIP loaders.
 
     Raises:
-        PCMError: if the host knows no text encoder of that kind.
+        PCMError: if the host has no text encoder of that kind.
     """
     types = comfy.sd.CLIPType
     if kind.upper() not in types.__members__:
@@ -109,7 +109,7 @@ def load_clip(files: Sequence[Path], kind: str) -> Any:
 
 
 def text_encoder(clip: Any) -> Callable[[str], Conditioning]:
-    """``text -> conditioning``, as CLIPTextEncode makes it."""
+    """A function ``text -> conditioning``, like CLIPTextEncode."""
     return torch.no_grad()(lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
 
 

@@ -1,4 +1,4 @@
-"""Names in ComfyUI's lists of samplers and schedulers: only added, and harmless when called again."""
+"""Add names to ComfyUI's lists of samplers and schedulers; calling it again is harmless."""
 
 from __future__ import annotations
 

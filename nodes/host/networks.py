@@ -1,6 +1,6 @@
-"""Sampling objects for networks that the host would call the wrong way: InstaFlow and NitroFusion.
+"""Sampling objects for networks that the host would call in the wrong way: InstaFlow and NitroFusion.
 
-Each is a subclass of the host's own, put in its place by the host's own mechanism (``add_object_patch``).
+Each is a subclass of the host's own class, installed by the host's own mechanism (``add_object_patch``).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 import comfy.model_sampling
 from torch import Tensor
 
-# Of NitroFusion: the network is told this part of the timestep.
+# NitroFusion: the network gets this fraction of the timestep.
 _TOLD = {"timestep_250": 0.25, "timestep_500": 0.5}
 
 
 class RectifiedFlow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
     """InstaFlow and 2-rectified flow (Liu et al. 2023; InstaFlow, code/pipeline_rf.py).
 
-    SD 1.5 on x = (1 - sigma) x0 + sigma noise, told 1000 sigma. Its velocity points from noise to data, the host's from
-    data to noise.
+    SD 1.5 with x = (1 - sigma) x0 + sigma noise and timestep input 1000 sigma. Its velocity points from noise to data,
+    the host's from data to noise.
     """
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
@@ -27,16 +27,16 @@ class RectifiedFlow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 
 
 class ToldTimestep:
-    """NitroFusion (Chen et al. 2024): SDXL that is told another timestep than its noise has.
+    """NitroFusion (Chen et al. 2024): SDXL with another timestep input than that of its noise level.
 
-    What it predicts belongs to the timestep it is told, so x0 is read there, from the same variance-preserving latent
-    (TimestepShiftLCMScheduler of its README: LCMScheduler.step takes alpha and sigma of the timestep it is given).
+    Its prediction belongs to the timestep input, so x0 is computed there, from the same variance-preserving latent
+    (TimestepShiftLCMScheduler of its README: LCMScheduler.step uses alpha and sigma of the timestep it is given).
     """
 
     told = 1.0
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """What the network is told, a whole number."""
+        """The timestep input of the network, a whole number."""
         return (super().timestep(sigma) * self.told).floor()  # type: ignore[misc]
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def sampling_for(network: str, current: Any, config: Any) -> Any:
 
     Args:
         network: ``rectified_flow``, ``timestep_250`` or ``timestep_500``.
-        current: the model's own, whose sigmas a told timestep keeps.
-        config: of the model.
+        current: the model's own sampling object; NitroFusion keeps its sigmas.
+        config: the model's config.
     """
     if network == "rectified_flow":
         return RectifiedFlow(config)

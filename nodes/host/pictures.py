@@ -1,4 +1,4 @@
-"""Pictures as people see them: upright, sixteen bits as grey, transparency over white, the first of several frames."""
+"""Read images as a viewer shows them: upright, 16-bit as grey, transparency over white, the first of several frames."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from PIL import Image, ImageOps
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# What lies under transparent parts of a picture.
+# The colour under transparent parts of an image.
 BACKGROUND = (255, 255, 255)
 
 
 def as_seen(path: Path) -> Image.Image:
-    """A picture as RGB, as a viewer shows it.
+    """An image as RGB, as a viewer shows it.
 
-    Its EXIF orientation is applied, as the host's Load Image does; sixteen-bit values are scaled to eight; what is
-    transparent lies over ``BACKGROUND``; of a file with several frames this is the first.
+    Its EXIF orientation is applied, like in the host's Load Image; 16-bit values are scaled to 8 bits; transparent
+    parts are laid over ``BACKGROUND``; of a file with several frames the first is used.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     with Image.open(path) as file:
         file.seek(0)
@@ -36,7 +36,7 @@ def as_seen(path: Path) -> Image.Image:
 
 
 def remarks(paths: Iterable[Path]) -> list[str]:
-    """What ``as_seen`` leaves out of some pictures, one sentence for each kind."""
+    """What ``as_seen`` drops from these images, one sentence for each kind."""
     counts: Counter[str] = Counter()
     for path in paths:
         with Image.open(path) as picture:

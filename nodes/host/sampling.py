@@ -1,4 +1,4 @@
-"""ComfyUI's own sampling path, as SamplerCustomAdvanced walks it."""
+"""ComfyUI's own sampling code, called like SamplerCustomAdvanced does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Latent = dict[str, Any]
 
 
 def stock_sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
-    """What KSampler would walk with one of the host's own schedulers: the last steps of a longer schedule."""
+    """The sigmas of KSampler with one of the host's own schedulers: the last steps of a longer schedule."""
     total = steps if denoise > 0.9999 else int(steps / denoise)
     return comfy.samplers.calculate_sigmas(model_sampling(model), scheduler, total)[-(steps + 1) :]
 
@@ -39,7 +39,7 @@ def patcher_of(model: Any) -> Any:
 
 
 def steps(count: int, *, disable: bool | None) -> Iterator[int]:
-    """``range(count)`` with the host's console progress bar, ended by the user's Cancel."""
+    """``range(count)`` with the host's console progress bar; Cancel ends it."""
     for i in comfy.k_diffusion.sampling.trange(count, disable=disable):
         check_interrupted()
         yield i
@@ -51,7 +51,7 @@ def check_interrupted() -> None:
 
 
 def parts(samples: Any) -> list[Tensor]:
-    """The tensors of a latent: one, or video and audio of a nested one."""
+    """The tensors of a latent: a single one, or video and audio of a nested latent."""
     return list(samples.unbind()) if samples.is_nested else [samples]
 
 
@@ -75,14 +75,14 @@ def fix_latent(model: Any, latent: Latent) -> Latent:
 
 
 def pixels_of(model: Any, latent: Latent) -> int:
-    """Width times height of the image a latent stands for."""
+    """Width times height of the image of a latent."""
     samples = parts(fix_latent(model, latent)["samples"])[0]
     ratio = model.get_model_object("latent_format").spacial_downscale_ratio
     return samples.shape[-1] * samples.shape[-2] * ratio * ratio
 
 
 def noise_for(latent: Latent, seed: int) -> Any:
-    """Noise like ``latent["samples"]``, drawn on the CPU; ``batch_index`` picks the items of a larger batch."""
+    """Noise like ``latent["samples"]``, drawn on the CPU; ``batch_index`` selects items of a larger batch."""
     return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
 
 
@@ -94,10 +94,10 @@ def sample(
     Args:
         guider: a CFGGuider with its conditioning set.
         sigmas: [N + 1] descending; empty returns the latent as it is.
-        latent: never written to.
-        seed: of the starting noise, and of the sampler's own where it draws any.
-        add_noise: False continues a latent that already carries noise.
-        noise: starting noise like the fixed latent, instead of ``noise_for`` it.
+        latent: never modified.
+        seed: seed of the initial noise, and of any noise that the sampler draws.
+        add_noise: False for a latent that already has noise.
+        noise: initial noise like the fixed latent; default ``noise_for``.
 
     Returns:
         The result, and the model's last x0.
@@ -134,7 +134,7 @@ def _x0_out(model: Any, x0: Any, samples: Any) -> Any:
 
 
 def stock_sampling(model: Any, sampler: str, scheduler: str, steps: int, denoise: float) -> tuple[Any, Tensor]:
-    """SAMPLER and sigmas as KSampler makes them from its widgets.
+    """The SAMPLER and sigmas that KSampler makes from its widgets.
 
     Raises:
         PCMError: if the host has no such sampler or scheduler.

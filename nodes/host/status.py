@@ -1,4 +1,4 @@
-"""A few words on the node that runs, under its widgets: what a log says too, where nobody reads logs."""
+"""A short text below the widgets of the running node: the same as in the log, which few people read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_execution.utils import get_executing_context
 
 
 def show_on_node(text: str) -> None:
-    """Replace the text under the widgets of the running node. Does nothing outside a server, in tests and scripts."""
+    """Replace the text below the widgets of the running node. Does nothing without a server (tests and scripts)."""
     context = get_executing_context()
     server = sys.modules.get("server")  # imported by the running host; never by us, for it starts half of ComfyUI
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)

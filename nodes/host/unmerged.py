@@ -1,9 +1,8 @@
-"""LoRAs on quantised weights, without rounding: the patches stay patches, and sampling applies them on the fly.
+"""LoRAs on quantised weights without rounding: patches are not merged but applied on the fly during sampling.
 
-The host merges a LoRA into a quantised weight and quantises the sum again, which rounds a good part of a small update
-away. Here the MODEL keeps the host's own patches, so that saving, merging, subtracting and extracting see what they
-see after the host's loader. Only while it samples, its weights stay as they are, and each forward pass adds the update
-to the weight that it has unpacked.
+The host merges a LoRA into a quantised weight and quantises the sum again, which loses much of a small update. Here the
+MODEL keeps the host's own patches, so that saving, merging, subtracting and extracting work as after the host's loader.
+Only during sampling the weights stay unchanged, and each forward pass adds the update to the dequantised weight.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from torch import Tensor
 
 _KEY = "pcm_unmerged"
 _OUTER = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-# The host merges into modules up to this size, whatever they are, when it streams weights (ModelPatcherDynamic.load).
+# When it streams weights, the host always merges into modules up to this size (ModelPatcherDynamic.load).
 _MERGED_BYTES = 16 * 1024
 
 
 def sample_unmerged(patched: Any) -> None:
-    """Make samplers apply the patches of quantised weights on the fly, on this patcher and its clones."""
+    """Make samplers apply patches of quantised weights on the fly, for this patcher and its clones."""
     if any(_quantised(patched, key) for key in patched.patches) and not patched.get_wrappers(_OUTER, _KEY):
         patched.add_wrapper_with_key(_OUTER, _KEY, _outer_sample)
 
@@ -43,11 +42,11 @@ def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _unmerged(patcher: Any) -> Any:
-    """A clone whose quantised weights are not patched but updated whenever they are used."""
+    """A clone whose quantised weights are not patched but updated at every use."""
     clone = patcher.clone()
     for key in [key for key in clone.patches if _quantised(clone, key)]:
         clone.add_weight_wrapper(key, _OnTheFly(key, clone.patches.pop(key)))
-    # The same for the same patches, so that the next run finds its weights loaded.
+    # Equal for equal patches, so that the next run finds its weights loaded.
     clone.patches_uuid = uuid.uuid5(patcher.patches_uuid, _KEY)
     return clone
 
@@ -67,7 +66,7 @@ class _OnTheFly:
         self.key, self.patches = key, patches
 
     def move_to(self, device: torch.device) -> int:
-        """The host calls this when it loads the model; returns the bytes that are there now."""
+        """Called by the host when it loads the model; returns the bytes on the device."""
         self.patches = [(patch[0], _moved(patch[1], device), *patch[2:]) for patch in self.patches]
         return sum(_size(patch[1]) for patch in self.patches)
 

@@ -1,1 +1,1 @@
-"""Sampling in the host: the sampler function, guidance by phase, clips, and what is compared."""
+"""Sampling in the host: the sampler function, cfg per phase, clips, and comparisons."""

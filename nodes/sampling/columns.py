@@ -1,4 +1,4 @@
-"""The columns of PCM Compare as people type them."""
+"""Parse the columns of PCM Compare."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Column:
     """One way to sample.
 
     Attributes:
-        model: which connected model, ``a`` for the first.
-        steps: evaluations; 0 for what the model's profile says.
-        cfg: ``None`` for the profile's, and 1 for stock samplers.
-        sampler, scheduler: of the host; empty for PCM.
-        label: what the user calls it; empty for a made one.
+        model: letter of the connected model, ``a`` for the first.
+        steps: number of evaluations; 0 for the profile's own.
+        cfg: ``None`` for the profile's own, or 1 for stock samplers.
+        sampler, scheduler: names in the host; empty for PCM.
+        label: the user's label; empty for a generated one.
     """
 
     model: str

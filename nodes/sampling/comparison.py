@@ -1,4 +1,4 @@
-"""Sample every row with every column, and measure how alike the results are."""
+"""Sample every row with every column, and measure how similar the results are."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The host declares execute(**kwargs); a node names its inputs.
@@ -24,7 +24,7 @@ from .plan import AUTO, log, make_plan, mistakes
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is sampled in every column: a prompt and a seed."""
+    """A prompt and a seed, which are sampled in every column."""
 
     positive: Any
     seed: int
@@ -33,19 +33,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One result: latents of the whole batch, and its pictures [B or B * frames, H, W, C] on the CPU."""
+    """One result: latents of the whole batch, and its images [B or B * frames, H, W, C] on the CPU."""
 
     latent: Tensor
     pictures: Tensor
 
     def item(self, index: int, batch: int) -> Tensor:
-        """The picture of a batch item; the middle frame where it is a clip."""
+        """The image of a batch item; of a clip its middle frame."""
         frames = len(self.pictures) // batch
         return self.pictures[index * frames + frames // 2]
 
 
 def fill_in(columns: tuple[Column, ...], models: dict[str, Any]) -> tuple[Column, ...]:
-    """Check that the models named are connected, and give connected ones that nobody named a column of their own.
+    """Check that the named models are connected, and add a column for each connected model that is not named.
 
     Raises:
         PCMError: if a column names a model that is not connected.
@@ -62,7 +62,7 @@ def fill_in(columns: tuple[Column, ...], models: dict[str, Any]) -> tuple[Column
 
 
 def make_rows(positives: Sequence[Any], seed: int, seeds: int, labels: str) -> list[Row]:
-    """Every prompt with every seed, named by the lines of ``labels`` where there are some.
+    """Every prompt with every seed, labelled by the lines of ``labels`` if there are any.
 
     Raises:
         PCMError: if a line is too long.
@@ -79,9 +79,9 @@ def make_rows(positives: Sequence[Any], seed: int, seeds: int, labels: str) -> l
 
 
 class Sampling:
-    """One column made ready: the plan or the stock sigmas, and how to sample a row with them.
+    """One prepared column: the plan or the stock sigmas, and how to sample a row with them.
 
-    ``name`` is who speaks in the log.
+    ``name`` is the name in the log.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Sampling:
 
     @property
     def cfg(self) -> str:
-        """As typed into the column, else what the LoRA says; 1 for stock samplers."""
+        """The column's cfg, else the LoRA's own; 1 for stock samplers."""
         if self.column.cfg is not None:
             return f"{self.column.cfg:g}"
         if self.plan is None:
@@ -123,7 +123,7 @@ class Sampling:
 
     @property
     def detail(self) -> str:
-        """What the title does not say: the scheduler, the steps where they differ from what was asked, and cfg."""
+        """The details that are not in the title: scheduler, steps that ran if they differ, and cfg."""
         ran = f"{self.steps} run, " if self.column.label or self.steps != self.column.steps else ""
         return f"{self.column.scheduler + ', ' if self.column.scheduler else ''}{ran}cfg {self.cfg}"
 
@@ -131,7 +131,7 @@ class Sampling:
 def sample_all(
     samplings: Sequence[Sampling], rows: Sequence[Row], negative: Any, latent: host.Latent, vae: Any
 ) -> list[list[Cell]]:
-    """Cells by row, then column; columns run outermost, so that each model is loaded once."""
+    """Cells by row, then column; sampled column by column, so that each model is loaded once."""
     by_column: list[list[Cell]] = []
     for sampling in samplings:
         cells: list[Cell] = []
@@ -147,7 +147,7 @@ def sample_all(
 
 
 def _refuse_broken(sampling: Sampling, samples: Tensor) -> None:
-    """Our own sampler names the step; stock samplers hand a broken latent on."""
+    """Refuse NaN and infinity from stock samplers, which do not check; our own sampler names the step."""
     if not is_finite(samples):
         raise PCMError(
             f'Column "{sampling.column.title}" came out as NaN or infinity after {sampling.steps} steps.',
@@ -157,7 +157,7 @@ def _refuse_broken(sampling: Sampling, samples: Tensor) -> None:
 
 
 def figures(cells: list[list[Cell]], clip_vision: Any) -> dict[str, list[float]]:
-    """Likeness of each column to the last, by name, averaged over the rows."""
+    """Similarity of each column to the last, by measure, averaged over the rows."""
 
     def against_last(measure: Callable[[Any, Any], float], values: list[list[Any]]) -> list[float]:
         return [mean([measure(row[column], row[-1]) for row in values]) for column in range(len(values[0]))]
@@ -174,7 +174,7 @@ def figures(cells: list[list[Cell]], clip_vision: Any) -> dict[str, list[float]]
 
 
 def report(samplings: Sequence[Sampling], found: dict[str, list[float]], rows: int) -> str:
-    """The figures as a table of text."""
+    """The figures as a text table."""
     head = ["column", "steps", "cfg", *found]
     lines = [
         [f"{s.column.title} ({s.column.scheduler})" if s.column.scheduler else s.column.title, str(s.steps), s.cfg,
@@ -194,7 +194,7 @@ def sheet(
     found: dict[str, list[float]],
     size: int,
 ) -> Tensor:
-    """The grid: each item of a batch has its own row."""
+    """The contact sheet; each item of a batch has its own row."""
     name, likeness = next(iter(found.items()))
     headings = [
         contact_sheet.Heading(title=s.column.title, detail=s.detail, figure=f"{name} {value:.3f}", bar=value)

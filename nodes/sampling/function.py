@@ -31,13 +31,13 @@ def sample_phased(
     determinism: float = UNSET,
     gamma: float = UNSET,
 ) -> Tensor:
-    """The sampler for sigmas that another node chose; what it needs to know it reads from the model when it runs.
+    """The sampler for sigmas from another node; it reads everything else from the model when it runs.
 
-    What is unusual about sigmas and settings is logged, and shown on the node that runs.
+    Unusual sigmas and settings are logged and shown on the running node.
 
     Raises:
-        PCMError: if the schedule or the noise is refused, or a prediction holds NaN or infinity: a black picture would
-            not say why.
+        PCMError: if the schedule or the noise setting is refused, or a prediction contains NaN or infinity, which
+            otherwise would end in a black image.
     """
     patcher, levels = host.patcher_of(model), levels_of(sigmas)
     table, profile = host.sigma_table(patcher), host.profile_of(patcher) or PCMProfile()
@@ -62,10 +62,10 @@ def sample_planned(
     *,
     r: Sequence[float],
 ) -> Tensor:
-    """The sampler of a node that planned the run, and has said what is unusual about it. ``r``: of each step.
+    """The sampler of a node that has planned the run and already warned. ``r``: determinism of each step.
 
     Raises:
-        PCMError: if a prediction holds NaN or infinity.
+        PCMError: if a prediction contains NaN or infinity.
     """
     return walk(model, x, sigmas, extra_args, refuse_broken(callback, sigmas), disable, r=r)
 
@@ -81,7 +81,7 @@ def walk(
     r: Sequence[float],
     **options: Any,
 ) -> Tensor:
-    """``pcm_core.sampling.sample_pcm`` with what it asks of a model of the host; ``options`` go on as they are."""
+    """Call ``pcm_core.sampling.sample_pcm`` for a model of the host; ``options`` are passed on."""
     patcher = host.patcher_of(model)
     table = host.sigma_table(patcher)
     samples = sample_pcm(
@@ -100,7 +100,7 @@ def walk(
 
 
 def _own(profile: PCMProfile, table: SigmaTable, steps: int) -> list[float] | None:
-    """The sigmas the profile would walk, in as many steps where it leaves them free."""
+    """The profile's own sigmas, with the same number of steps if it allows any."""
     try:
         return plan(profile, table, steps=0 if profile.exact_steps else steps).sigmas.tolist()
     except PCMError:  # more steps than any few-step schedule has
@@ -108,7 +108,7 @@ def _own(profile: PCMProfile, table: SigmaTable, steps: int) -> list[float] | No
 
 
 def refuse_broken(callback: Callback | None, whole: Tensor) -> Callback:
-    """A callback that ends the run at NaN or infinity; ``whole``: the schedule, by which the step is numbered."""
+    """A callback that ends the run at NaN or infinity; ``whole`` is the full schedule, for the step number."""
 
     def watch(info: dict[str, Any]) -> None:
         if not is_finite(info["denoised"]):
@@ -120,7 +120,7 @@ def refuse_broken(callback: Callback | None, whole: Tensor) -> Callback:
 
 
 def _broken(info: dict[str, Any], whole: Tensor) -> PCMError:
-    """What to say of NaN or infinity, and whether the model is to blame."""
+    """The error for NaN or infinity: from the model, or already in its input."""
     step = int((whole > info["sigma"]).sum()) + 1
     where = f"step {step} of {len(whole) - 1} (sigma {float(info['sigma']):.4g})"
     if not is_finite(info["x"]):

@@ -1,4 +1,4 @@
-"""A guider whose cfg follows the phases."""
+"""A guider with one cfg per phase."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The host declares execute(**kwargs); a node names its inputs.
@@ -12,14 +12,14 @@ from .. import host
 
 
 class PhaseGuider(host.CFGGuider):
-    """The host's CFGGuider, whose cfg follows the phase of the sigma it is asked at.
+    """The host's CFGGuider with a cfg that depends on the phase of the current sigma.
 
     It only sets ``cfg`` before the host's own wrappers run, so CFGOverride, RescaleCFG, disable_cfg1_optimization and
-    everything else that reads or replaces cfg works as it does on a stock guider.
+    everything else that reads or replaces cfg works as with a stock guider.
     """
 
     def set_plan(self, plan: Plan) -> None:
-        """Follow the cfg of a plan."""
+        """Use the cfg values of a plan."""
         self.plan = plan
         self.set_cfg(plan.cfg[0])
 

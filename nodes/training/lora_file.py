@@ -1,4 +1,4 @@
-"""A trained LoRA and its file: written whole or not at all, and where that fails saved among the host's LoRAs."""
+"""A trained LoRA and its file: written atomically, and if that fails saved in the host's LoRA folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..host import training as host_training
 
 
 class TrainedLora(dict[str, Tensor]):
-    """A LORA_MODEL, as the host's own nodes read it, that remembers what it was trained for."""
+    """A LORA_MODEL for the host's own nodes that also has its settings."""
 
     def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         super().__init__(tensors)
@@ -68,7 +68,7 @@ def write_or_rescue(path: Path, lora: TrainedLora) -> None:
 
 
 def rescue_lora(trained: TrainedLora) -> str:
-    """Save what there is and say where, or why not: what ended the run stays the error that is raised."""
+    """Save the LoRA trained so far and log where, or why not; the original error of the run is still raised."""
     try:
         path, name = host_training.new_lora_path("pcm_interrupted")
         write_lora(path, trained, trained.metadata)
