@@ -102,7 +102,7 @@ def sdxl_text_to_image(g: Graph) -> None:
     note(g, "SDXL in four steps", [
         "**lora_name**. Pick the 2, 8 or 16 step file and the steps follow.",
         "**width, height** near a million pixels, as SDXL was trained.",
-        "**cfg** auto. At 1 the negative prompt is not used and a step costs one evaluation, at more it costs two.",
+        "**cfg** auto. At 1 the negative prompt is not used and a step costs one evaluation, above 1 two.",
     ], _LORA_SETS)  # fmt: skip
 
 
@@ -117,8 +117,8 @@ def sdxl_image_to_image(g: Graph) -> None:
     result = sample(g, 3, model[0], texts, latent[0], seed=1, denoise=0.6)
     save(g, 4, result, base[2], model, "sdxl_image_to_image")
     note(g, "SDXL image to image", [
-        "**denoise**. It enters inside a phase at that noise level and keeps every later edge: 0.6 of an 8 phase LoRA "
-        "runs 5 steps. 0 returns the picture.",
+        "**denoise**. Sampling starts inside a phase at that noise level and keeps every later edge: 0.6 runs 5 steps "
+        "of an 8-phase LoRA. 0 returns the image unchanged.",
         "**lora_name**. More phases give finer choices of denoise; 8 is a good start.",
         "**cfg** auto is 4 here, with the negative prompt.",
     ], _LORA_SETS)  # fmt: skip
@@ -142,11 +142,11 @@ def sdxl_inpaint(g: Graph) -> None:
     whole = g.add("ImageCompositeMasked", 6, wide=380, destination=picture[0], source=pictures[0], mask=mask[0])
     g.add("SaveImage", 6, wide=380, images=whole[0], filename_prefix="pcm/sdxl_inpaint")
     note(g, "SDXL inpaint", [
-        "**Mask**. Right click the picture, Open in MaskEditor. It is grown by 8 pixels and blurred, so that the seam "
+        "**Mask**. Right-click the image, Open in MaskEditor. It is grown by 8 pixels and blurred, so that the seam "
         "does not show.",
         "**denoise** 0.9 keeps some of what was there; 1 ignores it.",
-        "**lora_name**. 8 phases: with 2 the surroundings have too little say.",
-    ], "Outside the mask the pixels of your picture come back unchanged.")  # fmt: skip
+        "**lora_name**. 8 phases: with 2, the surroundings have too little influence.",
+    ], "Outside the mask the pixels of your image do not change.")  # fmt: skip
 
 
 def sdxl_controlnet(g: Graph) -> None:
@@ -186,7 +186,7 @@ def sd3_text_to_image(g: Graph) -> None:
     note(g, "SD3 in four steps", [
         "**lora_name**. The name says the shift it was trained with, and the model is set to that: shift 3 here.",
         "**cfg** auto is 1.2, as the authors test it. 1 is faster and softer.",
-        "**strength** 1. A file of your own training without alpha keys is scaled as its authors intend.",
+        "**strength** 1. A LoRA without alpha keys, trained with the authors' script, is scaled as they intend.",
     ], "The checkpoint is behind a licence page: log in there to download it.")  # fmt: skip
 
 
@@ -211,9 +211,9 @@ def building_blocks(g: Graph) -> None:
     note(g, "The parts of the PCM Sampler", [
         "**cfg** of the PCM Guider: one value per phase. `3, 1, 1, 1` uses the negative prompt in the noisiest phase "
         "only and costs five evaluations.",
-        "**SIGMAS** can be cut with SplitSigmas and continued with another sampler; every part reads the model itself.",
+        "**SIGMAS** can be split with SplitSigmas and continued with another sampler; each part reads the model.",
         "**spacing** (advanced): trailing, aligned or tcd. The plot shows where the steps lie.",
-    ], "For your own chains with SamplerCustomAdvanced. Otherwise take the PCM Sampler.")  # fmt: skip
+    ], "For your own graphs with SamplerCustomAdvanced. Otherwise use the PCM Sampler.")  # fmt: skip
 
 
 def compare_steps(g: Graph) -> None:
@@ -236,8 +236,8 @@ def compare_steps(g: Graph) -> None:
         "`cfg 7` and `= name` may follow.",
         "**models** takes up to seven: other LoRAs (LCM, TCD, Turbo, Lightning) or none. **prompts** and **seeds** "
         "make rows.",
-        "**The last column** is what the others are measured against. Connect a CLIP vision model for the measure of "
-        "the PCM paper.",
+        "**The last column** is the reference that the others are measured against. Connect a CLIP vision model for "
+        "the measure of the PCM paper.",
     ])  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def compare_systems(g: Graph) -> None:
         "takes a stock sampler.",
         "**models**. A TCD or LCM LoRA, or the MODEL of an SDXL-Turbo checkpoint, goes on model_f, with a line "
         "`f: auto` or `f: euler_ancestral/sgm_uniform@1`.",
-        "**seeds** 2 makes two rows. Columns that follow each other on every seed are the consistent ones.",
+        "**seeds** 2 makes two rows. Columns that look alike on every seed are the consistent ones.",
     ], "All LoRAs share one base model in memory.")  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def fast_hunyuan(g: Graph) -> None:
     video(g, 2, model[0], texts, latent[0], vae[0], "hunyuan", preset="FastHunyuan")
     note(g, "HunyuanVideo in six steps (FastHunyuan)", [
         "**preset** FastHunyuan: six steps, shift 17, embedded guidance 6, cfg 1. The checkpoint has the distilled "
-        "weights merged in, so no LoRA says this.",
+        "weights merged in, so there is no LoRA that sets these.",
         "**length** is a multiple of 4 plus 1. 125 frames of 1280 x 720 is what it was trained for.",
         "**embedded_guidance** (advanced) above 6 makes faster motion.",
     ])  # fmt: skip
@@ -297,7 +297,7 @@ def wan_two_experts(g: Graph) -> None:
     video(g, 3, experts[0][0], texts, latent[0], vae[0], "wan", second_model=experts[1][0])
     note(g, "Wan 2.2 with two experts, four steps", [
         "**second_model** is the low noise expert, with its own LoRA. Both get the same shift.",
-        "**boundary** 875 is moved to the nearest step; the report says where the experts change.",
+        "**boundary** 875 is moved to the nearest phase edge; the report says where the experts change.",
         "**length** is a multiple of 4 plus 1. 81 frames is five seconds at 16 per second.",
     ])  # fmt: skip
 
@@ -310,10 +310,10 @@ def animatediff_style(g: Graph) -> None:
     video(g, 2, model[0], texts, latent[0], base[2], "animatediff", frame_noise="mixed", frame_correlation=0.5)
     note(g, "AnimateDiff-style video", [
         "**Motion module**. ComfyUI has none of its own: put the loader of AnimateDiff-Evolved between the checkpoint "
-        "and Load PCM LoRA. Without it the frames are a set of related pictures.",
+        "and Load PCM LoRA. Without it the frames are independent images.",
         "**batch_size** counts the frames.",
         "**frame_noise, frame_correlation** (advanced): how much of the noise the frames share. 0 is independent.",
-    ], "Motion modules that want the linear beta schedule do not fit a LoRA that was trained on SD's own; the report "
+    ], "Motion modules for the linear beta schedule do not fit a LoRA that was trained with SD's own; the report "
        "says so.")  # fmt: skip
 
 
