@@ -1,8 +1,7 @@
 """The command ``pcm``: a table of commands, each a module with ``main(arguments)``, imported when it is asked for.
 
-A new command is one more row of ``COMMANDS``. Its ``main`` takes the words that follow its name, prints to stdout, and
-returns an exit code, or ``None`` for 0. What it cannot do it says in one sentence, by
-``sys.exit``.
+A new command is one more row of ``COMMANDS``. Its ``main`` takes the arguments after its name, prints to stdout, and
+returns an exit code, or ``None`` for 0. It refuses with one sentence, by ``sys.exit``.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ class Command:
 
     Attributes:
         module: absolute, or relative to this package; it has ``main(arguments: Sequence[str]) -> int | None``.
-        help: what it does, in one line.
-        needs: the modules that must be installed before it is imported, and the package each comes in.
+        help: its description, one line.
+        needs: the modules that it imports, and the package of each.
         extra: the optional extra of this project that installs ``needs``.
     """
 
@@ -50,13 +49,13 @@ COMMANDS = {
     ),
     "generate": Command(
         module=".generate.command",
-        help="make a folder of pictures or clips from a file of prompts (needs ComfyUI)",
+        help="make a folder of images or clips from a file of prompts (needs ComfyUI)",
         needs=(TQDM, PILLOW),
         extra="distill",
     ),
     "metrics": Command(
         module=".metrics.command",
-        help="measure a folder of pictures or clips, alone or against another",
+        help="measure a folder of images or clips, alone or against another",
         needs=(TQDM, PILLOW),
         extra="metrics",
     ),
@@ -70,14 +69,14 @@ COMMANDS = {
 
 
 def overview() -> str:
-    """What ``pcm --help`` prints."""
+    """The output of ``pcm --help``."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: pcm COMMAND ...", "", *rows, "", "pcm COMMAND --help has the options of each."])
 
 
 def missing_packages(command: Command) -> list[str]:
-    """The packages a command needs and this Python lacks."""
+    """The packages that a command needs and that are not installed."""
     return [package for module, package in command.needs if importlib.util.find_spec(module) is None]
 
 

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=12)
 
 
 class Workers:
-    """This process among its peers; one alone without Accelerate."""
+    """This process and its peers; a single process without Accelerate."""
 
     def __init__(self, accelerator: Any = None) -> None:
         self.accelerator = accelerator
@@ -65,9 +65,9 @@ class Workers:
             tensor.copy_(self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="mean"))
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part of a list that is the same in all of them; every item is in exactly one part."""
+        """This process's part of a list that is the same in all processes; every item is in exactly one part."""
         if self.rank >= len(items):
-            return []  # Accelerate would give the last item to every process too many
+            return []  # Accelerate would give the last item to every surplus process
         if self.accelerator is None:
             return list(items)
         with self.accelerator.split_between_processes(list(items)) as mine:
@@ -99,7 +99,7 @@ class Workers:
 
 
 def pack_root(comfyui: Path) -> Path:
-    """The folder of the pack: this clone, or, for commands that pip installed, the copy in ComfyUI's custom_nodes."""
+    """The folder of the pack: this clone, or for commands installed by pip the copy in ComfyUI's custom_nodes."""
     if _is_pack(ROOT):
         return ROOT
     found = [folder for folder in sorted((comfyui / "custom_nodes").glob("*")) if _is_pack(folder)]
@@ -135,7 +135,7 @@ def see_demo() -> None:
 
 
 def load_pack(comfyui: str | None = None) -> Pack:
-    """Import the pack as the host would, and give its modules by name.
+    """Import the pack like the host, and return its modules by name.
 
     Args:
         comfyui: a ComfyUI checkout; default: COMFYUI_PATH.

@@ -1,4 +1,4 @@
-"""``--images`` of ``pcm distill``: pictures and captions to latents and texts, once."""
+"""``--images`` of ``pcm distill``: encode images and captions once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .files import reason, refuse, save_state
 
 
 def cache_path(options: argparse.Namespace) -> Path:
-    """Where the latents and texts are: given, or kept."""
+    """The file of latents and texts: given by the user, or the cache."""
     return options.latents or options.cache or options.out.with_suffix(".latents.pt")
 
 
 def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
-    """Encode every picture and caption, and the empty caption, unless the cache holds the same ones already."""
+    """Encode every image and caption, and the empty caption, unless the cache already has the same ones."""
     if options.vae is None or not options.clip:
         sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
     # Hidden files are no pictures: macOS writes ._a.jpg beside a.jpg.
@@ -41,7 +41,7 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
 
 
 def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Sequence[Path]) -> dict[str, Any]:
-    """What a cache was made from. Names, not folders: the data set may be moved."""
+    """The sources of a cache: names without folders, because the data set may be moved."""
 
     def dated(path: Path) -> list[str | int]:
         return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
@@ -56,7 +56,7 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
 
 
 def stale(cache: Path, source: dict[str, Any]) -> str:
-    """Why a cache cannot be used again; empty if it can."""
+    """The reason why a cache cannot be used again; empty if it can."""
     if not cache.exists():
         return "is not there yet"
     try:
@@ -96,12 +96,12 @@ def _caption(path: Path) -> str:
 
 
 def cause(error: Exception) -> str:
-    """``reason``, but a lookup that fails in an encoder says nothing of a file."""
+    """``reason``, except for a failed lookup in an encoder, which says nothing about a file."""
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else reason(error)
 
 
 def _broken(pictures: Sequence[Path]) -> Path | None:
-    """The first picture that cannot be opened."""
+    """The first image that cannot be opened."""
     for path in pictures:
         try:
             with Image.open(path) as picture:

@@ -1,1 +1,1 @@
-"""``pcm generate``: a folder of pictures or clips from a file of prompts, on one process or many."""
+"""``pcm generate``: make a folder of images or clips from a file of prompts, in one process or many."""

@@ -1,15 +1,15 @@
-"""Make a folder of pictures or clips from a file of prompts, for ``pcm metrics``; on one process or many.
+"""Make a folder of images or clips from a file of prompts, for ``pcm metrics``, in one process or many.
 
     pcm generate prompts.txt out --comfyui ComfyUI --checkpoint sd_xl_base_1.0.safetensors \\
         --lora pcm_sdxl_smallcfg_4step_converted.safetensors
-    accelerate launch -m scripts.generate prompts.txt out ...                   the same pictures, on every GPU
-    torchrun --nproc_per_node=2 -m scripts.generate prompts.txt out ...         or on two processes of the CPU
+    accelerate launch -m scripts.generate prompts.txt out ...                   the same images, on every GPU
+    torchrun --nproc_per_node=2 -m scripts.generate prompts.txt out ...         or in two CPU processes
     pcm generate prompts.txt out --comfyui ComfyUI --demo picture \\
         --lora demo/weights/demo_pcm_4phase.safetensors                          the demo world
 
-A prompt a line. Picture n has the seed ``--seed`` + n and the name ``n_seed``, so two folders of one prompt file pair
-by name. ``manifest.jsonl`` says of every picture, made or yet to be made, its prompt, seed and settings. Start the
-command again after it was stopped or killed: what is there stays, what is missing is made, by any number of processes.
+The file has one prompt per line. Image n has the seed ``--seed`` + n and the name ``n_seed``, so two folders of one
+prompt file are paired by name. ``manifest.jsonl`` has the prompt, seed and settings of every image, made or not. After
+an interruption start the command again: it makes the missing images, with any number of processes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ..workers import Pack, Workers, load_pack
 from .maker import DEMOS, ImageMaker, Loaded, SayOnce
 
 MANIFEST = "manifest.jsonl"
-PART = ".part"  # the end of the name of a file that is being written
+PART = ".part"  # suffix of a file that is being written
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture or clip to make."""
+    """One image or clip to make."""
 
     file: str
     prompt: str
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pcm generate", description="Make a folder of pictures or clips from a file of prompts."
     )
-    parser.add_argument("prompts", type=Path, help="a text file, one prompt a line")
+    parser.add_argument("prompts", type=Path, help="a text file, one prompt per line")
     parser.add_argument("out", type=Path, help="the folder; an interrupted one is completed")
     parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout; default: COMFYUI_PATH")
     files = parser.add_argument_group("model")
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Fill in what ``--demo`` stands for, and refuse what cannot be."""
+    """Fill in the options of ``--demo``, and refuse invalid options."""
     for name, value in (DEMOS[options.demo] if options.demo else {}).items():
         if not getattr(options, name):
             setattr(options, name, value)
@@ -107,7 +107,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def tasks_for(options: argparse.Namespace) -> list[Task]:
-    """Every picture of the prompt file, in its order; blank lines are not prompts."""
+    """Every image of the prompt file, in order; blank lines are skipped."""
     lines = [line.strip() for line in options.prompts.read_text("utf-8").splitlines()]
     prompts = [line for line in lines if line for _ in range(options.per_prompt)]
     if not prompts:
@@ -121,9 +121,9 @@ def tasks_for(options: argparse.Namespace) -> list[Task]:
 
 
 def prepare(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> None:
-    """Write the manifest, once it is sure that what lies in the folder belongs to it.
+    """Write the manifest, after checking that the files in the folder belong to it.
 
-    The whole of it is written before the first picture, so no kill can part a picture from its line.
+    It is written completely before the first image, so that no image is ever without its line.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = [{"file": task.file, "prompt": task.prompt, "seed": task.seed, **settings} for task in tasks]
@@ -144,7 +144,7 @@ def prepare(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> None:
 
 
 def _conflict(manifest: Path, before: dict[str, Any], now: dict[str, Any] | None) -> str:
-    """What is not as it was when the folder was begun."""
+    """The first difference from the settings that the folder was started with."""
     if now is None:
         return f"{manifest} has {before['file']}, and the prompt file does not. Give a new folder, or that prompt file."
     name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
@@ -158,8 +158,8 @@ def missing(out: Path, tasks: Sequence[Task]) -> list[Task]:
 
 
 def save(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
-    """Write a picture or clip, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # a process left over by a kill may write it too
+    """Write an image or clip atomically."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # a leftover process may write the same file
     if path.suffix == ".webp":
         options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps)}
         frames[0].save(partial, "WEBP", lossless=True, loop=0, **options)
@@ -169,14 +169,14 @@ def save(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
 
 
 def generate(options: argparse.Namespace, pack: Pack, workers: Workers, loaded: Loaded | None = None) -> int:
-    """Make this process's share of what is missing; returns how many it made."""
+    """Make this process's part of the missing images; returns how many it made."""
     with workers.together():
         tasks = tasks_for(options)
         maker = ImageMaker(options, pack, [task.prompt for task in tasks], loaded)
         if workers.first:
             prepare(options.out, tasks, maker.settings)
     mine = missing(options.out, tasks)
-    workers.wait()  # nobody writes before everybody has looked: the shares are cut from one list
+    workers.wait()  # all processes must list the folder before any writes: the parts are cut from one list
     mine = workers.share(mine)
     with bar(len(mine), options.out.name, unit="images", show=workers.first) as shown:
         for task in mine:

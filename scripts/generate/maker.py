@@ -1,7 +1,7 @@
-"""One model made ready on the host, and a picture or clip for every prompt and seed: the work of ``pcm generate``.
+"""Load a model in the host, and make an image or clip for a prompt and seed: the work of ``pcm generate``.
 
-The sampling is that of the nodes: PCM Sampler and PCM Compare for pictures, PCM Video Sampler for clips. A picture is
-made alone, so its bits depend on its own prompt, seed and settings and on nothing made before or beside it.
+Sampling is that of the nodes: PCM Sampler and PCM Compare for images, PCM Video Sampler for clips. Every image is made
+alone, so its bits depend only on its own prompt, seed and settings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..workers import ROOT, Pack
 from .motion import with_motion
 
 WEIGHTS = ROOT / "demo" / "weights"
-# What --demo stands for: the files, and the size of what they make.
+# The files of --demo, and the size of its images.
 DEMOS: dict[str, dict[str, Any]] = {
     "picture": {
         "model": WEIGHTS / "demo_sd3.safetensors",
@@ -44,7 +44,7 @@ Loaded = dict[tuple[Any, ...], tuple[Any, Any, Any]]  # MODEL, CLIP and VAE by t
 
 
 class SayOnce(logging.Filter):
-    """Drops what the log said before: a warning about the settings comes with every picture."""
+    """Drops repeated log messages: a warning about the settings would come with every image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ImageMaker:
 
     @torch.inference_mode()
     def make(self, prompt: str, seed: int) -> list[Image.Image]:
-        """One picture, or the frames of one clip."""
+        """Make one image, or the frames of one clip."""
         samples = self.sample(self.texts(prompt), self.negative, seed)
         return self.files.decode(self.vae, samples)
 
@@ -147,7 +147,7 @@ def with_method(model: Any, options: argparse.Namespace, pack: Pack) -> Any:
 
 
 def _demo_texts(kind: str, texts: Sequence[str]) -> Callable[[str], Any]:
-    """The demo world's own text encoder, after a look at every text."""
+    """The demo world's own text encoder, after checking every text."""
     world, video = (importlib.import_module(f"demo.{name}") for name in ("world", "video_world"))
 
     def encode(text: str) -> Any:

@@ -1,1 +1,1 @@
-"""``pcm metrics``: measure a folder of pictures or clips, alone or against another."""
+"""``pcm metrics``: measure a folder of images or clips, alone or against another."""

@@ -1,4 +1,4 @@
-"""Features of a folder by a network, kept beside the folder and used again while its files are what they were."""
+"""Features of a folder from a network, cached beside the folder as long as its files do not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..progress import bar
 from .networks import BATCH, Network, in_batches
 from .sources import Item, SourceError
 
-_AHEAD = 64  # items that are read while the network is busy
+_AHEAD = 64  # items read ahead of the network
 _READERS = 4
 
 
@@ -89,12 +89,12 @@ class Features:
             flush()
 
     def stacked(self) -> Tensor:
-        """All frames of all items [N, F], in the order of their names: sums of floats depend on it."""
+        """All frames of all items [N, F], in the order of their names, because float sums depend on the order."""
         return torch.cat([self.rows[name] for name in sorted(self.rows)])
 
 
 def read_ahead(items: Sequence[Item]) -> Iterator[tuple[Item, Tensor]]:
-    """Items and their frames in order, read by a few threads: decoding leaves the interpreter to the others."""
+    """Items and their frames in order, read by a few threads: decoding releases the interpreter lock."""
     with ThreadPoolExecutor(_READERS) as pool:
         waiting = iter(items)
         queue: list[tuple[Item, Future[Tensor]]] = []
