@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import inputs
-from .sampling.plan import log, make_plan
+from .sampling.plan import draw, log, make_plan
 from .validation import checked
 
 
@@ -42,4 +42,5 @@ class PCMPhaseScheduler(io.ComfyNode):
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
         plan = make_plan(model, **settings)
         log("PCM Phase Scheduler", *plan.notes)
+        draw(plan)
         return io.NodeOutput(plan.sigmas)

@@ -18,6 +18,14 @@ from .host_nodes import ROOT, describe, is_ours, load
 LOCALES = ROOT / "locales"
 MEMORY = Path(__file__).parent / "zh.json"
 Tree = dict[str, Any]
+# What web/js/pcm.js registers, under the keys that the frontend makes of the ids.
+COMMANDS: Tree = {"PhasedConsistency_CheckFewStepSettings": {"label": "Check few-step settings"}}
+SETTINGS: Tree = {
+    "PhasedConsistency_CheckOnOpen": {
+        "name": "Check few-step settings when a workflow opens",
+        "tooltip": "Shows a badge where a sampler does not do what the few-step file on its model is made for.",
+    }
+}
 
 
 def english(nodes: dict[str, Any]) -> dict[str, Tree]:
@@ -26,6 +34,8 @@ def english(nodes: dict[str, Any]) -> dict[str, Tree]:
     parts = {part for info in infos.values() for part in info["category"].split("/")}
     return {
         "nodeDefs.json": {name: _node(info) for name, info in infos.items()},
+        "commands.json": COMMANDS,
+        "settings.json": SETTINGS,
         "main.json": {"nodeCategories": {part: part for part in sorted(parts)}},
     }
 

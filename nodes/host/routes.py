@@ -25,6 +25,7 @@ def add_routes() -> None:
     routes: Any = getattr(instance, "routes", None)
     if routes is not None:  # not every program that embeds the host has them
         routes.post("/pcm/check")(_answer(instance, _check))
+        routes.post("/pcm/bar")(_answer(instance, _bar))
 
 
 def _check(asked: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +34,13 @@ def _check(asked: dict[str, Any]) -> dict[str, Any]:
     from .schedules import HostSchedules
 
     return answer(asked, HostSchedules(), _profile)
+
+
+def _bar(asked: dict[str, Any]) -> dict[str, Any]:
+    from ...pcm_core.workflow_check.panel import bar_answer
+    from .schedules import HostSchedules
+
+    return bar_answer(asked, HostSchedules(), _profile)
 
 
 def _profile(name: str, kind: Kind) -> PCMProfile | None:

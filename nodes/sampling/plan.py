@@ -16,7 +16,7 @@ from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.profiles.advice import sampling_mistakes, schedule_mistakes
 from ...pcm_core.sampling import check_sigmas
 from .. import host
-from ..host.status import show_on_node
+from ..host.status import show_bar, show_on_node
 
 # What a number's widget says where the profile decides.
 UNSET = -1.0
@@ -116,7 +116,15 @@ def say(node: str, made: Plan, determinism: float = UNSET) -> tuple[str, ...]:
     log(node, *notes)
     counts = f"{_count(made.steps, 'step')}, {_count(made.phases, 'phase')}"
     show_on_node("\n".join(notes) or counts)
+    draw(made)
     return notes
+
+
+def draw(made: Plan) -> None:
+    """The steps of a plan in the bar of the running node."""
+    from ...pcm_core.workflow_check.bars import plan_bar  # nothing the host waits for at its start
+
+    show_bar(plan_bar(made).as_json())
 
 
 def _count(number: int, thing: str) -> str:

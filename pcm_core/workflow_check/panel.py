@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .bars import file_bar
+from ..errors import PCMError
+from .bars import file_bar, node_bar
 from .check import check_graph
 from .describe import as_json
 from .files import Lookup
 from .pcm_nodes import pcm_nodes
 from .read import read_workflow
 from .schedules import Schedules
+from .shapes import items
+
+_MOST_BARS = 100
 
 
 def answer(asked: dict[str, Any], schedules: Schedules, lookup: Lookup | None = None) -> dict[str, Any]:
@@ -34,3 +38,27 @@ def answer(asked: dict[str, Any], schedules: Schedules, lookup: Lookup | None = 
         shown["bar"] = None if bar is None else bar.as_json()
         shown["pcm_nodes"] = [{"kind": type(step).__name__, **dataclasses.asdict(step)} for step in steps]
     return found
+
+
+def bar_answer(asked: dict[str, Any], schedules: Schedules, lookup: Lookup | None = None) -> dict[str, Any]:
+    """The bars of our nodes in the workflow of a request, by node id: a bar, or why there is none.
+
+    Args:
+        asked: ``workflow``, and ``nodes``, a list of ids.
+        schedules: of the host.
+        lookup: what a file on the host's disk says of itself.
+
+    Raises:
+        PCMError: if it is no workflow.
+    """
+    graph = read_workflow(asked.get("workflow"))
+    found: dict[str, Any] = {}
+    for name in items(asked.get("nodes"))[:_MOST_BARS]:
+        node = graph.nodes.get(str(name))
+        if node is None:
+            continue
+        try:
+            found[node.id] = node_bar(graph, node, schedules, lookup).as_json()
+        except PCMError as error:
+            found[node.id] = {"error": error.found}
+    return {"bars": found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +200,53 @@ def test_in_chinese_the_panel_speaks_chinese(page: Page) -> None:
         expect(panel).to_contain_text("运行 20 步")
     finally:
         page.evaluate("() => window.app.extensionManager.setting.set('Comfy.Locale', 'en')")
+
+
+BAR = "canvas.pcm-bar"
+SET = """([name, value]) => {
+    const node = window.app.graph._nodes.find(node => node.type === "PCMSampler");
+    node.widgets.find(widget => widget.name === name).value = value;
+}"""
+# Types steps one after the other and measures until the bar shows each, in milliseconds.
+TYPE_STEPS = """async values => {
+    const node = window.app.graph._nodes.find(node => node.type === "PCMSampler");
+    const widget = node.widgets.find(widget => widget.name === "steps"), times = [];
+    const shown = () => document.querySelector("canvas.pcm-bar").dataset.steps;
+    for (const value of values) {
+        const start = performance.now();
+        widget.value = value;
+        while (shown() !== String(value) && performance.now() - start < 5000) await new Promise(requestAnimationFrame);
+        times.push(performance.now() - start);
+    }
+    return times;
+}"""
+
+
+def test_the_bar_follows_typing_and_is_not_stored(page: Page) -> None:
+    workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    load(page, workflow)
+    bar = page.locator(BAR)
+    expect(bar).to_have_attribute("data-steps", "4")
+    times = page.evaluate(TYPE_STEPS, [2, 3, 1, 4, 2, 3])
+    assert sorted(times)[len(times) // 2] < 100, times
+    page.evaluate(SET, ["steps", 8])
+    expect(bar).to_have_attribute("title", "8 steps were asked of a 4-phase model; ran its 4 phase jumps.")
+    page.evaluate(SET, ["cfg", "1, 2, nonsense"])
+    expect(bar).to_have_attribute("data-steps", "")
+    before = next(node for node in workflow["nodes"] if node["type"] == "PCMSampler")["widgets_values"]
+    stored = page.evaluate("() => window.app.graph.serialize().nodes.find(n => n.type === 'PCMSampler').widgets_values")
+    assert len(stored) == len(before)
+    sent = page.evaluate("async () => Object.values((await window.app.graphToPrompt()).output)"
+                         ".find(node => node.class_type === 'PCMSampler').inputs")  # fmt: skip
+    assert "pcm_bar" not in sent
+    assert bar.evaluate("canvas => canvas.clientHeight") == 38
+
+
+def test_after_a_run_the_bar_is_what_ran(page: Page) -> None:
+    load(page, json.loads(WORKFLOW.read_text("utf-8")))
+    expect(page.locator(BAR)).to_have_attribute("data-steps", "4")
+    page.evaluate("() => window.app.api.addEventListener('pcm.bar', event => { window.ran = event.detail })")
+    page.evaluate(SET, ["seed", random.randrange(2**32)])  # or the host keeps what an earlier test made
+    picture(page)
+    ran = page.evaluate("() => window.ran")
+    assert ran["node"] == str(SAMPLER) and ran["bar"]["levels"] == [1, 0.9, 0.75, 0.5, 0]
