@@ -92,7 +92,7 @@ def node_bar(graph: Graph, node: Node, schedules: Schedules, lookup: Lookup | No
     """
     models = model_path(graph, node, "model")
     above = {entry.id for entry in models}
-    files = [file for file in few_step_files(graph, lookup) if file.active and file.node.id in above]
+    files = [file for file in few_step_files(graph, lookup) if file.active and not file.mixed and file.node.id in above]
     profile = files[0].profile if files else PCMProfile()
     preset = value_of(graph, node, "preset").text
     if preset not in ("", AUTO):

@@ -58,6 +58,11 @@ class FewStepFile:
         return self.node.type == "PCMLoraLoader"
 
     @property
+    def mixed(self) -> bool:
+        """Whether Load PCM LoRA was told to leave the settings to the model: another file says them."""
+        return self.ours and str(self.node.values.get("settings", "")).startswith("keep")
+
+    @property
     def wanted_strength(self) -> float:
         """What the strength widget should say."""
         return 1.0 if self.ours else self.profile.strength

@@ -184,7 +184,7 @@ def judge_unused(graph: Graph, files: Sequence[FewStepFile], runs: Sequence[Run]
     consumers = graph.consumers()
     for file in files:
         chain = None if file.node.id in used else _dead_end(graph, consumers, file.node)
-        if file.kind != "lora" or not file.active or chain is None:
+        if file.kind != "lora" or not file.active or file.mixed or chain is None:
             continue
         around = _around(graph, consumers, chain)
         if not around:

@@ -80,7 +80,7 @@ def sampler_runs(graph: Graph, files: list[FewStepFile]) -> list[Run]:
     """Every active sampler whose model passes a few-step file, in the order of the nodes."""
     by_node: dict[str, list[FewStepFile]] = {}
     for file in files:
-        if file.active:
+        if file.active and not file.mixed:
             by_node.setdefault(file.node.id, []).append(file)
     runs = [run for node in graph.nodes.values() for run in _of_node(graph, node, by_node)]
     return [run for run in runs if run.files or run.second]
