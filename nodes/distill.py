@@ -13,7 +13,14 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pcm_core.distill import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, usual_warmup
+from ..pcm_core.distill import (
+    ADVERSARIAL_LR,
+    ADVERSARIAL_SPAN,
+    DistillConfig,
+    MatchingConfig,
+    matching_after,
+    usual_warmup,
+)
 from ..pcm_core.phases import MAX_COUNT
 from .host import lora as host_lora
 from .host import training as host_training
@@ -98,6 +105,16 @@ class PCMDistillLora(io.ComfyNode):
                                tooltip=f"{what} of what the model draws where no latents are connected.")
                   for name, default, what in (("width", 512, "Width"), ("height", 512, "Height"),
                                               ("length", 1, "Frames"))),
+                io.Combo.Input("stage", options=["consistency", "matching", "both"], default="consistency",
+                               optional=True, tooltip="consistency: the phased consistency loss. matching: goes on "
+                               "from existing_lora and makes its images look like the teacher's; it learns from the "
+                               "texts, not from the latents. both: one after the other."),
+                io.Float.Input("matching_cfg", default=6.0, min=0.01, max=100.0, step=0.1, optional=True,
+                               advanced=True, tooltip="Guidance that the matching stage pulls towards, a little above "
+                               "the teacher's own. Higher is crisper and less varied."),
+                io.Int.Input("matching_steps", default=450, min=1, max=1_000_000, optional=True, advanced=True,
+                             tooltip="Updates of the matching stage, after as many short ones (600 at most) that only "
+                             "prepare it. Each costs about three of the consistency stage."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
@@ -119,10 +136,12 @@ class PCMDistillLora(io.ComfyNode):
         if latents is None:
             size = Size(values.get("width", 512), values.get("height", 512), values.get("length", 1))
             empty = [{"samples": samples} for samples in placeholders(values["model"], positive, size)]
-            job = with_drawn_latents(_job(empty, positive, negative, values), host_lora.states_folder())
+            job = _job(empty, positive, negative, values)
+            if job.stage != "matching":  # which needs no latents at all
+                job = with_drawn_latents(job, host_lora.states_folder())
         else:
             job = _job(latents, positive, negative, values)
-        outcome = run(job, metadata_for(job.model, job.config, job.existing))
+        outcome = run(job, metadata_for(job.model, job.config, job.existing, job.matching))
         assert outcome.lora is not None
         logging.info("Distill PCM LoRA: %d steps, loss %.5g", len(outcome.losses), outcome.losses[-1])
         return io.NodeOutput(outcome.lora, {"loss": outcome.losses}, len(outcome.losses), ui=_show(cls, outcome))
@@ -150,19 +169,28 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         logging.warning("Distill PCM LoRA: the masks of the latents are not used.")
     if negative and len(negative) > 1:
         logging.warning("Distill PCM LoRA: %d negatives came, the first is used for all.", len(negative))
-    return Job(
+    config = with_matching_grid(config, values["solver_grid"])
+    return Job.checked(
         model=values["model"],
         latents=[latent["samples"] for latent in latents],
         texts=positive,
         negative=negative[0] if negative else None,
-        config=with_matching_grid(config, values["solver_grid"]),
+        config=config,
         rank=values["rank"],
         targets=tuple(part.strip() for part in values["targets"].split(",") if part.strip()),
         existing=None if values["existing_lora"] == _NONE else values["existing_lora"],
         checkpointing=values["gradient_checkpointing"],
         preview_every=values["preview_every"],
         fit_memory=values.get("fit_memory", "auto"),
+        stage=values.get("stage", "consistency"),
+        matching=_matching(config, values),
     )
+
+
+def _matching(config: DistillConfig, values: dict[str, Any]) -> MatchingConfig | None:
+    if values.get("stage", "consistency") == "consistency":
+        return None
+    return matching_after(config, steps=values.get("matching_steps", 450), cfg=values.get("matching_cfg", 6.0))
 
 
 def _show(cls: type[io.ComfyNode], outcome: Outcome) -> ui.PreviewImage:

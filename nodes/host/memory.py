@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ...pcm_core import distill
 from ...pcm_core.distill import memory, streaming
+from .backbone import Conditioning, OutOfPlaceOps, can_checkpoint
 from .model import sigma_table
-from .training import Conditioning, WritingElsewhere, can_checkpoint
 
 
 def plan(model: Any, text: Conditioning, load: memory.Workload) -> memory.MemoryPlan:
@@ -52,7 +52,7 @@ def _forward(model: Any, text: Conditioning, shape: tuple[int, ...]) -> memory.F
         sigma = level.to(x.dtype).expand(len(x))
         rows = {name: cond.process_cond(batch_size=len(x), device=x.device, area=None).cond
                 for name, cond in conds.items()}  # fmt: skip
-        with WritingElsewhere(), exact_layers(network):
+        with OutOfPlaceOps(), exact_layers(network):
             return base.apply_model(x, sigma, transformer_options={**options, "sigmas": sigma}, **rows)
 
     return forward

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import comfy.model_management
 import comfy.patcher_extension
-import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import folder_paths
@@ -18,19 +16,15 @@ import latent_preview
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ...pcm_core import distill
 from ...pcm_core.errors import PCMError
-from .model import family_of, is_flow
+from .backbone import Conditioning
+from .model import is_flow
 from .sampling import CFGGuider
 
-Conditioning = list[list[Any]]
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
-_CACHED_TEXTS = 16
-# Families that write over what autograd keeps, and whose gradients with copies of it a test compares.
-_COPIED = ("ltxv",)
 _WHOLE = (
     "all of the model there: through layers that come one after the other no gradient is right.",
     "Use a smaller or quantised model, or start ComfyUI without --novram.",
@@ -80,7 +74,7 @@ def with_model(
         if whole.model is not model.model:  # read again for this run
             _forget(whole)
         del whole
-        gc.collect()  # a session's parts refer to each other, to the optimiser and to the model
+        gc.collect()  # a session's parts refer to each other, to the optimizer and to the model
 
 
 def _run(
@@ -167,105 +161,6 @@ def check_conditioning(conditioning: Conditioning, name: str) -> Conditioning:
     return conditioning
 
 
-class WritingElsewhere(TorchFunctionMode):
-    """``a += b`` makes a new tensor inside: blocks of Flux and Hunyuan Video write over what their gradient needs.
-
-    It is for code that uses the result, as ``+=`` does, and not for a bare ``a.add_(b)``; ``Backbone`` compares once.
-    """
-
-    _NEW: ClassVar[dict[Any, Any]] = {Tensor.add_: Tensor.add, Tensor.mul_: Tensor.mul, Tensor.sub_: Tensor.sub}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self._NEW:
-            return func(*args, **(kwargs or {}))
-        return self._NEW[func](*args, **(kwargs or {})).to(args[0].dtype)  # in place, the dtype stays
-
-
-class Backbone:
-    """The loaded model as ``(x, sigma [B], captions [B]) -> x0`` under numbered texts; -1 is the negative.
-
-    Texts are encoded when a batch needs them and the last few are kept, so memory does not grow with their number.
-    """
-
-    def __init__(
-        self, guider: Any, extra_args: dict[str, Any], texts: list[Conditioning], negative: Conditioning | None
-    ) -> None:
-        self.guider, self.extra_args, self.texts, self.negative = guider, extra_args, texts, negative
-        self._encoded: dict[tuple[int, torch.Size], dict[str, Any]] = {}
-        self.checkpointable = True
-        # Around every call, and around every step with its backward pass.
-        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.around_step: Callable[[], AbstractContextManager[Any]] = nullcontext
-        guider.cfg = 1.0
-
-    @torch.no_grad()
-    def write_elsewhere(self, x: Tensor, sigma: Tensor) -> None:
-        """Run inside ``WritingElsewhere`` from now on, if one try gives the same as without.
-
-        Of LTXV that leaves a bare ``addcmul_``: what autograd keeps is copied before it is written over. Torch looks at
-        every operation for that and would miss a write to a part of a tensor, so only where gradients were compared.
-        """
-        captions = torch.zeros(len(x), dtype=torch.int64)
-        plain = self(x, sigma, captions)
-        self.around = WritingElsewhere
-        if not torch.allclose(self(x, sigma, captions), plain, rtol=1e-3, atol=1e-5, equal_nan=True):
-            self.around, self.checkpointable = nullcontext, False
-        if not can_checkpoint(self.guider.model_patcher):
-            self.around_step, self.checkpointable = torch.autograd.graph.allow_mutation_on_saved_tensors, False
-
-    def __call__(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
-        numbers = [int(number) for number in captions]
-        texts = [self._text(number, x) for number in numbers]
-        if (joined := _join(texts) if len(set(numbers)) > 1 else texts[0]) is not None:
-            return self._predict(joined, x, sigma)
-        rows = zip(texts, x.split(1), sigma.split(1), strict=True)
-        return torch.cat([self._predict(text, row, level) for text, row, level in rows])
-
-    def _predict(self, text: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
-        self.guider.conds = {"positive": [text]}
-        with self.around():
-            return self.guider(x, sigma, **self.extra_args)
-
-    @torch.no_grad()
-    def _text(self, number: int, x: Tensor) -> dict[str, Any]:
-        key = (number, x.shape[1:])
-        if key not in self._encoded:
-            if len(self._encoded) >= _CACHED_TEXTS:
-                self._encoded.clear()
-            kind = "negative" if number < 0 else "positive"
-            source = self.negative if number < 0 else self.texts[number]
-            assert source is not None, "the trainer draws null captions only where there is a negative"
-            ((text, values),) = source
-            # Clones: what earlier nodes made in inference mode cannot enter autograd.
-            values = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-            conds = comfy.sampler_helpers.convert_cond([[text if text is None else text.clone(), values]])
-            empty = torch.zeros_like(x[:1])
-            encoded = comfy.samplers.process_conds(
-                self.guider.inner_model, empty, {kind: conds}, x.device, empty, None, 0
-            )
-            self._encoded[key] = encoded[kind][0]
-        return self._encoded[key]
-
-
-def can_checkpoint(model: Any) -> bool:
-    """Whether blocks can be recomputed: not where what autograd keeps is copied before it is written over."""
-    return family_of(model) not in _COPIED
-
-
-def _join(texts: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """One conditioning whose row i is text i; ``None`` where the host cannot put them in one batch."""
-    first, *others = (text["model_conds"] for text in texts)
-    if any(other.keys() != first.keys() for other in others):
-        return None
-    joined: dict[str, Any] = {}
-    for name, cond in first.items():
-        rest = [other[name] for other in others]
-        if not all(cond.can_concat(other) for other in rest):
-            return None
-        joined[name] = cond._copy_with(cond.concat(rest))
-    return {**texts[0], "model_conds": joined}
-
-
 def prediction_of(model: Any) -> str:
     """``eps``, ``v``, ``flow`` or the host's own name for the parametrisation in lower case."""
     if is_flow(model):
@@ -307,6 +202,11 @@ class Progress:
 
     def show(self, step: int, picture: Image.Image | None = None) -> None:
         self._bar.update_absolute(step, preview=None if picture is None else ("JPEG", picture, 1024))
+
+
+def temporary_folder(name: str) -> Path:
+    """A folder among what the host throws away when it starts; not made."""
+    return Path(folder_paths.get_temp_directory()) / name
 
 
 def new_lora_path(prefix: str) -> tuple[Path, str]:

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from ...pcm_core.distill.memory import MemoryPlan, Workload, gigabytes
 from ...pcm_core.errors import PCMError
 from ..host import memory as host_memory
-from ..host import training as host_training
-from ..host.training import Conditioning
+from ..host.backbone import Conditioning, can_checkpoint
 
 How = Literal["auto", "off", "stream"]
 # A run whose rough estimate is below this part of what is free is not traced: it costs seconds and decides nothing.
@@ -84,7 +83,7 @@ def out_of_memory_explained(fit: Fit) -> Iterator[None]:
 
 def _savings(model: Any, load: Workload) -> Iterator[tuple[str, Workload]]:
     """What needs less, in words and as a workload, the cheapest in time first."""
-    if host_training.can_checkpoint(model):
+    if can_checkpoint(model):
         if not load.checkpointing:
             yield "gradient checkpointing", replace(load, checkpointing=True)
         if not load.streaming and load.device != "cpu":

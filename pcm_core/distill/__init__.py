@@ -26,7 +26,7 @@ from .file import write_lora
 from .loop import Backbone, Processes, StepReport, TrainingLoop
 from .low_rank import LowRankPair, LowRankSet, adaptable
 from .matching import fake_loss, matching_gradient, matching_loss, stratified_levels, subinterval_target, unroll
-from .matching_config import MatchingConfig
+from .matching_config import MatchingConfig, matching_after, matching_metadata
 from .matching_trainer import MatchingReport, MatchingTrainer
 from .objective import (
     Denoiser,
@@ -89,9 +89,11 @@ __all__ = [
     "hinge_discriminator",
     "hinge_generator",
     "jump_batch",
+    "matching_after",
     "matching_gradient",
     "matching_grid",
     "matching_loss",
+    "matching_metadata",
     "phased_loss",
     "phased_pair",
     "pseudo_huber",

@@ -173,6 +173,12 @@ class Adapters(nn.Module):
         ema.requires_grad_(False)
         return ema
 
+    def adopt_ema(self) -> None:
+        """Make the moving average the student, where there is one, and forget it."""
+        if self.ema is not None:
+            self.student.load(self.ema.state())
+            del self.sets["ema"]
+
     def lora(self, prefix: str = "diffusion_model.", *, ema: bool = False) -> dict[str, Tensor]:
         """The student's LoRA as ``LowRankSet.lora`` spells it; ``ema`` takes the moving average where there is one."""
         average = self.ema if ema else None

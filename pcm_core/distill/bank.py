@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ..errors import PCMError
 from ..safetensors_file import read_tensors
+from ..sigma_table import SigmaTable
 from .adapters import Adapters
+from .loop import Processes
 from .objective import Denoiser, SolverGrid, jump_batch
 
 Progress = Callable[[int, int], None]
@@ -85,7 +87,7 @@ class BankPlan:
     held_samples: int = 8
 
     @classmethod
-    def of(cls, table: Tensor, phases: int, grid: int, terminal: Any, **more: Any) -> BankPlan:
+    def of(cls, table: SigmaTable | Tensor, phases: int, grid: int, terminal: Any, **more: Any) -> BankPlan:
         """The levels of a model's ``table`` for phases on a solver grid; the rest as the attributes say."""
         points = SolverGrid.from_table(table, phases, grid, terminal)
         edges = [*sorted({float(edge) for edge in points.edge}), float(points.sigma[-1])]
@@ -189,7 +191,7 @@ class BankStore:
 
     def make(
         self, models: Callable[[Tensor], tuple[Denoiser, Denoiser]], device: torch.device | str,
-        progress: Progress | None = None,
+        progress: Progress | None = None, processes: Processes | None = None,
     ) -> Bank:  # fmt: skip
         """Make what is missing and return all of it, the held-out pairs first.
 
@@ -197,22 +199,31 @@ class BankStore:
             models: from captions [B] to the student and the guided teacher under them.
             progress: called after every chunk with the pairs that are there and those there will be; whatever it
                 raises ends the making, and what is stored stays.
+            processes: that share a folder: each makes every n-th chunk, then all read them all.
         """
-        sizes, done = self.plan.chunks(), 0
-        parts: list[Bank] = []
+        sizes, done, place = self.plan.chunks(), 0, processes or Processes()
+        parts: dict[int, Bank] = {}
         for number, size in enumerate(sizes):
-            path = None if self.folder is None else self.folder / f"{number:05}.safetensors"
-            if path is not None and path.exists():
-                parts.append(self._read(path))
-            else:
-                _, captions = self.plan.draw(number, size)
-                parts.append(make_chunk(self.plan, number, size, *models(captions), device))
-                if path is not None:
-                    self._write(path, parts[-1])
+            if self.folder is None or number % place.count == place.rank:
+                parts[number] = self._chunk(number, size, models, device)
             done += size
             if progress is not None:
                 progress(done, sum(sizes))
-        return Bank.joined(parts)
+        place.average([torch.zeros(1)])  # waits until every process has stored its chunks
+        return Bank.joined([parts.get(n) or self._chunk(n, size, models, device) for n, size in enumerate(sizes)])
+
+    def _chunk(
+        self, number: int, size: int, models: Callable[[Tensor], tuple[Denoiser, Denoiser]], device: torch.device | str
+    ) -> Bank:
+        """Read, or made and stored."""
+        path = None if self.folder is None else self.folder / f"{number:05}.safetensors"
+        if path is not None and path.exists():
+            return self._read(path)
+        _, captions = self.plan.draw(number, size)
+        made = make_chunk(self.plan, number, size, *models(captions), device)
+        if path is not None:
+            self._write(path, made)
+        return made
 
     def _read(self, path: Path) -> Bank:
         try:

@@ -114,6 +114,18 @@ class TrainingLoop(ABC):
     def step(self) -> StepReport:
         """One optimizer step."""
 
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on to the same bits: tensors, numbers and lists only (``torch.save``)."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any]) -> None:
+        """Resume from ``state``.
+
+        Raises:
+            PCMError: if it was made with other settings.
+        """
+
     def _count_update(self, loss: float) -> None:
         """After an update of the student: move its average, count the step."""
         if self.ema:

@@ -23,25 +23,26 @@ import torch
 from torch import Tensor
 from torch.utils import checkpoint
 
+from ..sigma_table import SigmaTable
 from .adversarial import renoise, renoise_std
 from .objective import Denoiser, jump_batch
 
 
 def stratified_levels(
-    table: Tensor, low: float, high: float, count: int, generator: torch.Generator,
+    table: SigmaTable | Tensor, low: float, high: float, count: int, generator: torch.Generator,
     span: tuple[float, float] = (0.02, 0.98), *, flow: bool,
 ) -> Tensor:  # fmt: skip
     """Noise levels [count] on the CPU, one from each of ``count`` equal stretches of a part of ``low`` to ``high``.
 
     ``span`` is that part, 0 at ``low`` and 1 at ``high``. Uniform in sigma for flow models, in timesteps otherwise,
-    where ``table`` [n] is the model's ascending sigma table.
+    where ``table`` is the model's sigma table.
     """
     place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     place = span[0] + (span[1] - span[0]) * place
     if flow:
         return low + (high - low) * place
     # Timesteps, between the entries of the table; sigma 0 lies below its first entry.
-    levels = torch.cat([torch.zeros(1), table.detach().flatten().float().cpu()])
+    levels = torch.tensor([0.0, *SigmaTable.of(table).sigmas])
     bottom, top = (torch.searchsorted(levels, torch.tensor([edge])).clamp(max=len(levels) - 1) for edge in (low, high))
     index = bottom + (top - bottom) * place
     floor = index.long().clamp(max=len(levels) - 2)

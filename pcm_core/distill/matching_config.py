@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ..phases import Spacing, Terminal
-from .config import cosine, require
+from .config import DistillConfig, cosine, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +100,33 @@ class MatchingConfig:
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to 2 %."""
         return cosine(self.lr, step, self.warmup, self.steps)
+
+
+def matching_metadata(config: MatchingConfig) -> dict[str, str]:
+    """What a file says of its matching stage."""
+    return {"pcm_matching_steps": str(config.steps), "pcm_matching_cfg": str(config.cfg)}
+
+
+def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more: Any) -> MatchingConfig:
+    """The usual matching stage after a consistency stage: same phases, batch and precision, rates that follow its.
+
+    The student's rate is a fifth of that of the consistency stage, the fake's a half, as on the demo world; the bank's
+    teacher is guided as the middle of the consistency stage's range. The fake warms up as long as the student trains,
+    at most 600 updates, which cost a third.
+    """
+    usual: dict[str, Any] = {
+        "phases": consistency.phases,
+        "grid": consistency.grid,
+        "spacing": consistency.spacing,
+        "terminal": consistency.terminal,
+        "steps": steps,
+        "batch": consistency.batch,
+        "lr": consistency.lr / 5,
+        "fake_lr": consistency.lr / 2,
+        "cfg": cfg,
+        "teacher_cfg": sum(consistency.cfg) / 2,
+        "fake_warmup": min(600, steps),
+        "autocast": consistency.autocast,
+        "seed": consistency.seed,
+    }
+    return MatchingConfig(**usual | more)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PCMError
+from ..sigma_table import SigmaTable
 from .adapters import Adapters
 from .adversarial import renoise
 from .bank import Bank, BankPlan
@@ -74,7 +75,7 @@ class MatchingTrainer(TrainingLoop):
     """
 
     def __init__(
-        self, backbone: Backbone, adapters: Adapters, bank: Bank, plan: BankPlan, table: Tensor,
+        self, backbone: Backbone, adapters: Adapters, bank: Bank, plan: BankPlan, table: SigmaTable | Tensor,
         config: MatchingConfig, *, flow: bool, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if len(plan.edges) != config.phases + 1:

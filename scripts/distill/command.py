@@ -79,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
                      "streaming of the weights, where it would not fit; stream: always")  # fmt: skip
     run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
     run.add_argument("--seed", type=int, default=0)
+    match = parser.add_argument_group("matching stage")
+    match.add_argument("--stage", choices=("consistency", "matching", "both"), default="consistency",
+                       help="matching goes on from --start; both: after a consistency stage")  # fmt: skip
+    match.add_argument("--start", type=Path, help="LoRA to go on from: same rank, targets and phases")
+    match.add_argument("--matching-cfg", type=float, default=6.0, help="guidance, a little above the teacher's own")
+    match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
+    match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
+    match.add_argument("--new-bank", action="store_true", help="make the pairs anew")
     keep = parser.add_argument_group("progress")
     keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write; also written "
                       "when the run is interrupted")  # fmt: skip
@@ -95,9 +103,11 @@ def check(options: argparse.Namespace) -> None:
         sys.exit("Give one of --images, --latents and --prompts.")
     if options.alpha is not None and not 0 < options.alpha < math.inf:
         refuse(f"--alpha is {options.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
-    for path in (options.model, options.latents, options.prompts, options.vae, *(options.clip or [])):
+    for path in (options.model, options.latents, options.prompts, options.vae, options.start, *(options.clip or [])):
         if path is not None and not path.is_file():
             refuse(f"{path} does not exist or is not a file.", "a file.", "Correct the name.")
+    if options.stage == "matching" and options.start is None:
+        refuse("--stage matching has no LoRA to start from.", "a --start.", "Give one, or take --stage both.")
     if options.images is not None and not options.images.is_dir():
         refuse(f"{options.images} does not exist or is not a folder.", "a folder of images.", "Correct the name.")
     for path in (options.out, options.state, options.cache):
@@ -168,7 +178,11 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
     if latents is None:
         states = pack("nodes.training.states")
         latents = states.placeholders(model, cached["texts"], states.Size(options.size, options.size, options.length))
-    return training.Job(
+    matching = None
+    if options.stage != "consistency":
+        usual = pack("pcm_core.distill").matching_after
+        matching = usual(config, steps=options.matching_steps, cfg=options.matching_cfg)
+    return training.Job.checked(
         model=model,
         latents=latents,
         texts=cached["texts"],
@@ -178,34 +192,55 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
         alpha=options.alpha,
         targets=tuple(part.strip() for part in options.targets.split(",") if part.strip()),
         checkpointing=options.checkpointing,
+        existing=options.start,
+        stage=options.stage,
+        matching=matching,
+        bank=options.bank or options.out.with_suffix(".bank"),
+        new_bank=options.new_bank,
         fit_memory=options.memory,
     )
 
 
+def bank_bar(show: bool) -> Callable[[int, int], None]:
+    """Show how much of the bank is there."""
+    bars: list[Any] = []
+
+    def on_bank(done: int, of: int) -> None:
+        if not bars:
+            bars.append(bar(of, "bank", unit="pairs", show=show))
+        bars[0].update(done - bars[0].n)
+        if done == of:
+            bars[0].close()
+
+    return on_bank
+
+
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
-    metadata = pack("nodes.training.job").metadata_for(job.model, job.config, None)
+    metadata = pack("nodes.training.job").metadata_for(job.model, job.config, job.existing, job.matching)
     processes = pack("pcm_core.distill").Processes(workers.rank, workers.count, workers.average)
     sessions: list[Any] = []
 
     def watch(session: Any) -> Callable[[Any], None]:
-        trainer = session.trainer
         sessions.append(session)
         if options.state is not None and options.state.exists():
-            trainer.load(read_state(options.state))
-        first = trainer.step_number
+            session.resume(read_state(options.state))
+        first = session.step_number
         log = StepLog(options.csv if workers.first else None, done=first)
-        shown = bar(job.config.steps, "distill", done=first, unit="steps", show=workers.first, delay=0)
+        session.on_bank = bank_bar(workers.first)
+        shown = bar(job.steps, "distill", done=first, unit="steps", show=workers.first, delay=0)
 
         def after_step(report: Any) -> None:
             if workers.first:
                 log(report)
                 shown.set_postfix_str(f"loss {report.loss:.5f}", refresh=False)
                 shown.update()
-                due = report.step == job.config.steps or (options.save_every and report.step % options.save_every == 0)
+                due = report.step in (job.steps, job.config.steps) or (
+                    options.save_every and report.step % options.save_every == 0
+                )
                 if options.state and due:
-                    save_state(trainer.state(), options.state)
-            if report.step < job.config.steps:
+                    save_state(session.state(), options.state)
+            if report.step < job.steps:
                 stop.check()
 
         return after_step
@@ -217,8 +252,8 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
         )
     except KeyboardInterrupt:
         if options.state and workers.first and stop.between_steps:
-            save_state(sessions[0].trainer.state(), options.state)
-            sys.exit(f"\nInterrupted at step {sessions[0].trainer.step_number}; the same command continues from there.")
+            save_state(sessions[0].state(), options.state)
+            sys.exit(f"\nInterrupted at step {sessions[0].step_number}; the same command goes on from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
         pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)

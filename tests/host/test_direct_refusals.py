@@ -74,14 +74,14 @@ def job(host, given, **settings):
 
 def test_distillation_needs_a_text(host, zoo, error):
     with pytest.raises(error, match="no positive conditioning"):
-        training_job.Job(**job(host, zoo["sd3"]) | {"texts": []})
+        training_job.Job.checked(**job(host, zoo["sd3"]) | {"texts": []})
 
 
 def test_a_model_without_blocks_has_no_adversary(host, zoo, error, monkeypatch):
     """No model of the host is without: this one hides them."""
     training = training_job
     monkeypatch.setattr(training.distill, "blocks", lambda root: [])
-    asked = training.Job(**job(host, zoo["sd3"], steps=1, batch=1, adversarial=0.1))
+    asked = training.Job.checked(**job(host, zoo["sd3"], steps=1, batch=1, adversarial=0.1))
     with pytest.raises(error, match="no list of blocks"):
         training_session.run(asked, lambda steps: {})
 

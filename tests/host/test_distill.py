@@ -20,10 +20,11 @@ from pcm_core.distill import trainer as core_distill_trainer
 from pcm_core.errors import PCMError
 from phased_consistency.nodes import host as nodes_host
 from phased_consistency.nodes.drawing import loss_curve
+from phased_consistency.nodes.host import backbone as host_backbone
 from phased_consistency.nodes.host import lora as host_lora
 from phased_consistency.nodes.host import training as host_training
 from phased_consistency.nodes.training import job as training_job
-from phased_consistency.nodes.training import lora_file
+from phased_consistency.nodes.training import lora_file, preview
 from phased_consistency.nodes.training import session as training_session
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
@@ -90,7 +91,7 @@ def loss_on_fixed_batches(distill, session) -> tuple[float, float]:
         session.trainer.generator.manual_seed(99)
         return sum(float(session.trainer._pass()[0]) for _ in range(4))
 
-    around = session.backbone.around_step()
+    around = session.autograd.around_step()
     with distill.differentiable_weights(session.base), session.adapters.attached(), around:
         after = measure()
         with torch.no_grad():
@@ -278,7 +279,7 @@ def test_a_diverging_run_says_where_and_saves_the_last_good(host, zoo, distil):
     errors = core_errors
     predict(host, given.model, given)  # takes off what an earlier test's LoRA left patched
     weights = tiny.fingerprint(given.model.model.state_dict())
-    backbone = host_training.Backbone
+    backbone = host_backbone.Backbone
     original, calls = backbone.__call__, []
 
     def poisoned(self, x, sigma, captions):
@@ -333,19 +334,24 @@ def test_every_option_trains(zoo, distil, settings):
 
 @pytest.mark.parametrize("family", ["sd3", "wan"])
 def test_a_sample_grid_is_drawn_every_k_steps(host, zoo, distil, monkeypatch, family):
-    session, shown = training_session.Session, []
-    sample, show = session._sample_grid, host_training.Progress.show
+    shown, taken = [], []
+    sample, show, tell = preview.Preview.draw, host_training.Progress.show, training_session.Session._tell
     drawn = {}
 
+    def telling(self, report):
+        taken.append(report.step)
+        tell(self, report)
+
     def sampling(self):
-        drawn[self.trainer.step_number] = sample(self)
-        return drawn[self.trainer.step_number]
+        drawn[taken[-1]] = sample(self)
+        return drawn[taken[-1]]
 
     def showing(self, step, picture):
         shown.append((step, picture))
         show(self, step, picture)
 
-    monkeypatch.setattr(session, "_sample_grid", sampling)
+    monkeypatch.setattr(training_session.Session, "_tell", telling)
+    monkeypatch.setattr(preview.Preview, "draw", sampling)
     monkeypatch.setattr(host_training.Progress, "show", showing)
     result = distil(zoo[family], steps=7, preview_every=3)
     assert list(drawn) == [3, 6]
@@ -567,7 +573,7 @@ def test_latents_of_another_rank(host, zoo, distil):
 
 
 def test_a_family_that_autograd_cannot_go_through_is_refused(host, zoo, distil, monkeypatch):
-    monkeypatch.setattr(host_training, "_COPIED", ())
+    monkeypatch.setattr(host_backbone, "_COPIED", ())
     with pytest.raises(ValueError, match="writes over what its own gradient needs"):
         distil(zoo["ltxv"], steps=1)
 
@@ -806,12 +812,12 @@ def test_a_network_with_a_bare_in_place_call_runs_as_it_is(host, zoo, distil, ba
     finally:
         training_session.Session.run = original
         hook.remove()
-    assert (seen == [host_training.WritingElsewhere]) is not bare
+    assert (seen == [host_backbone.OutOfPlaceOps]) is not bare
 
 
 def test_writing_elsewhere_keeps_the_dtype(host):
     half, full = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
-    with host_training.WritingElsewhere():
+    with host_backbone.OutOfPlaceOps():
         before = half
         half += full
     assert half.dtype == torch.bfloat16 and half is not before and float(before[0]) == 1

@@ -1,0 +1,137 @@
+"""The matching stage on the real host: in one graph with the consistency stage, by itself, cancelled, resumed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from test_distill import distil  # noqa: F401  (a fixture)
+
+from pcm_core import distill as core_distill
+from pcm_core.errors import PCMError
+from phased_consistency.nodes.host import lora as host_lora
+from phased_consistency.nodes.host import training as host_training
+from phased_consistency.nodes.training import job as training_job
+from phased_consistency.nodes.training import session as training_session
+
+SHORT = {"steps": 2, "matching_steps": 3, "batch_size": 2}  # and three updates of the fake alone
+
+
+@pytest.mark.parametrize("family", ["eps", "v", "sd3", "wan"])
+def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):  # noqa: F811
+    """Train, save, load and sample; the base stays, the file says what was done."""
+    given = zoo[family]
+    weights = tiny.fingerprint(given.model.model.state_dict())
+    with caplog.at_level(logging.INFO):
+        lora, losses, steps = distil(given, stage="both", matching_cfg=2.0, **SHORT).args
+    assert steps == len(losses["loss"]) == 2 + 3 + 3
+    assert "The bank takes" in caplog.text
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+    assert any(bool(tensor.any()) for key, tensor in lora.items() if key.endswith("lora_up.weight"))
+    assert lora.metadata["pcm_matching_steps"] == "3" and lora.metadata["pcm_matching_cfg"] == "2.0"
+    assert lora.metadata["pcm_train_steps"] == "8"
+    assert not host_training.temporary_folder("pcm_bank").exists(), "the bank of this run only is thrown away"
+    (name,) = host.call("PCMSaveLora", lora=lora, prefix=f"test/matched_{family}")
+    model, _ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
+    assert model.model_options  # it loads
+    only = distil(given, stage="consistency", **SHORT).args[0]
+    assert any(not torch.equal(lora[key], only[key]) for key in only)
+
+
+def test_matching_by_itself_goes_on_from_a_lora_of_its_phases(host, zoo, distil):  # noqa: F811
+    given = zoo["sd3"]
+    first = distil(given, **SHORT).args[0]
+    (name,) = host.call("PCMSaveLora", lora=first, prefix="test/start")
+    lora, losses, steps = distil(given, stage="matching", existing_lora=name, **SHORT).args
+    assert steps == len(losses["loss"]) == 6 and lora.metadata["pcm_train_steps"] == "8"
+    moved = [key for key in first if not torch.equal(lora[key], first[key])]
+    assert moved and lora.keys() == first.keys()
+    with pytest.raises(PCMError, match=r"The LoRA to start from has 2 phases\. Expected: 4"):
+        distil(given, stage="matching", existing_lora=name, **SHORT | {"phases": 4})
+
+
+def test_what_a_matching_stage_cannot_do_is_refused(zoo, distil):  # noqa: F811
+    with pytest.raises(PCMError, match=r"The matching stage has no LoRA to start from\."):
+        distil(zoo["sd3"], stage="matching", **SHORT)
+    with pytest.raises(PCMError, match=r"Expected: one, for the guidance of the matching stage\."):
+        distil(zoo["sd3"], stage="both", negative=None, cfg_min=1.0, cfg_max=1.0, **SHORT)
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, at):  # noqa: F811
+    """In the first stage, while the fake warms up, and in the second."""
+    import comfy.model_management
+
+    known, original = set(host_lora.lora_names()), training_session.Session._after_step
+
+    def cancel(self, report):
+        original(self, report)
+        if report.step == at:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(training_session.Session, "_after_step", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil(zoo["sd3"], stage="both", **SHORT)
+    (saved,) = set(host_lora.lora_names()) - known
+    assert "pcm_interrupted" in saved
+
+
+def test_a_session_goes_on_in_the_stage_it_was_in(host, zoo, tmp_path: Path):
+    given = zoo["sd3"]
+    config = core_distill.DistillConfig(phases=2, grid=4, steps=2, batch=2, lr=3e-3, cfg=(2.0, 2.0))
+
+    def job(**more):
+        matching = core_distill.matching_after(config, steps=3, cfg=3.0)
+        settings = {"stage": "both", "matching": matching, "bank": tmp_path / "bank", **more}
+        return training_job.Job.checked(
+            model=given.model, latents=[given.latent(2, seed=5)["samples"]], texts=[given.positive],
+            negative=given.negative, config=config, rank=4, **settings,
+        )  # fmt: skip
+
+    def trained(asked, *, start: dict | None = None, keep: dict[int, dict] | None = None):
+        def watch(session):
+            if start is not None:
+                session.resume(start)
+
+            def after(report):
+                if keep is not None:  # written at once: an optimizer's state is the one it works with
+                    torch.save(session.state(), tmp_path / f"{report.step}.pt")
+                    keep[report.step] = torch.load(tmp_path / f"{report.step}.pt", weights_only=True)
+
+            return after
+
+        return training_session.run(asked, lambda steps: {"steps": str(steps)}, watch=watch)
+
+    kept: dict[int, dict] = {}
+    whole = trained(job(), keep=kept)
+    assert list(kept) == list(range(1, 9)) and (tmp_path / "bank").is_dir()
+    for step in (1, 2, 4, 7):
+        again = trained(job(), start=kept[step])
+        assert again.losses == whole.losses and again.lora.metadata == whole.lora.metadata
+        assert all(torch.equal(again.lora[key], whole.lora[key]) for key in whole.lora)
+
+    with pytest.raises(PCMError, match="The checkpoint is that of a matching stage"):
+        trained(job(stage="consistency", matching=None), start=kept[7])
+    host.call("PCMSaveLora", lora=whole.lora, prefix="test/resumed")
+    (name,) = [name for name in host_lora.lora_names() if "resumed" in name]
+    with pytest.raises(PCMError, match="The checkpoint is that of a consistency stage"):
+        trained(job(stage="matching", existing=name), start=kept[1])
+
+
+def test_a_start_may_be_a_file(host, zoo, distil, tmp_path: Path):  # noqa: F811
+    given = zoo["sd3"]
+    (name,) = host.call("PCMSaveLora", lora=distil(given, **SHORT).args[0], prefix="test/file")
+    path = training_job.existing_path(name)
+    config = core_distill.DistillConfig(phases=2, grid=4, steps=2, batch=2, lr=3e-3, cfg=(2.0, 2.0))
+    outcome = training_session.run(
+        training_job.Job.checked(
+            model=given.model, latents=[given.latent(2, seed=5)["samples"]], texts=[given.positive],
+            negative=given.negative, config=config, rank=4, existing=path,
+        ),
+        lambda steps: {},
+    )  # fmt: skip
+    assert outcome.lora is not None and load_file(path).keys() == outcome.lora.keys()
