@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("table", type=Path, nargs="?", help="a table file, .toml; see benchmarks/demo.toml")
     parser.add_argument("--comfyui", metavar="PATH", type=Path, help="a ComfyUI checkout; default: COMFYUI_PATH")
     parser.add_argument("--out", type=Path, help="folder of images and tables; default: output/tables/NAME")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the Markdown there too")
     parser.add_argument("--commands", action="store_true", help="print the commands of pcm generate, and do nothing")
     parser.add_argument("--measure", action="store_true", help="measure what is there, and generate nothing")
     parser.add_argument("--device", help="where the measures' networks run; default: the GPU if there is one")
@@ -83,6 +84,8 @@ def carry_out(options: argparse.Namespace) -> None:
         run.make()
     text = write(out, run)
     if workers.first:
+        if options.report:
+            options.report.write_text(text, "utf-8")
         print(text)
         print(f"Written: {out / 'table.md'}, table.csv, table.json and plots", file=sys.stderr)
 

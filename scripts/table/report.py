@@ -15,6 +15,7 @@ from pcm_core.errors import PCMError
 from .plan import Plan, Table
 from .run import Result
 
+_CALLS = "calls of the network for one image"
 Results = Mapping[str, Mapping[tuple[str, int], Result]]
 
 
@@ -62,6 +63,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]
         for column in table["columns"]:
             lines += ["", *_matrix(table, column)]
+        lines += ["", *_matrix(table, {"label": _CALLS, "digits": 0, "better": ""})]
         lines += _left_out(table)
     return "\n".join(lines) + "\n"
 
@@ -69,16 +71,24 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _matrix(table: Mapping[str, Any], column: Mapping[str, Any]) -> list[str]:
     label, digits = column["label"], column["digits"]
     better = f", {column['better']} is better" if column["better"] else ""
-    lines = [f"**{label}**{better}", "", "| system | " + " | ".join(f"{n} steps" for n in table["steps"]) + " |"]
+    lines = [
+        f"**{label}**{better}",
+        "",
+        "| system | " + " | ".join(f"{n} {'step' if n == 1 else 'steps'}" for n in table["steps"]) + " |",
+    ]
     lines.append("|---|" + "---|" * len(table["steps"]))
     for system in dict.fromkeys(row["system"] for row in table["rows"]):
-        ours = {row["steps"]: row["figures"].get(label) for row in table["rows"] if row["system"] == system}
+        ours = {row["steps"]: _value(row, label) for row in table["rows"] if row["system"] == system}
         lines.append(_line(system, ours, table["steps"], digits))
         for one in table["published"]:
             if (one["system"], one["label"]) == (system, label):
                 values = {int(n): value for n, value in one["values"].items()}
                 lines.append(_line(f"*{system}, published ({one['source']})*", values, table["steps"], digits))
     return lines
+
+
+def _value(row: Mapping[str, Any], label: str) -> float | None:
+    return (row["evaluations"] or None) if label == _CALLS else row["figures"].get(label)
 
 
 def _line(name: str, values: Mapping[int, float | None], steps: Sequence[int], digits: int) -> str:

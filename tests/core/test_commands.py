@@ -140,3 +140,23 @@ def test_the_pack_in_custom_nodes_serves_the_installed_commands(monkeypatch, tmp
     (pack / "pyproject.toml").write_text('[project]\nname = "another"\n', "utf-8")
     with pytest.raises(SystemExit, match="Clone the pack there, or install from a clone with pip install -e"):
         workers.pack_root(tmp_path)
+
+
+def test_processes_stop_together():
+    """Where one cannot go on, the others do not wait for it forever."""
+
+    def peers(failed: float) -> workers.Workers:
+        def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+            assert reduction == "mean"
+            return (tensor + failed) / 2
+
+        cpu = torch.device("cpu")
+        return workers.Workers(SimpleNamespace(process_index=0, num_processes=2, device=cpu, reduce=reduce))
+
+    with peers(0.0).together():
+        pass
+    with pytest.raises(SystemExit, match=r"Another process could not go on; it says why\."), peers(1.0).together():
+        pass
+    for one in (peers(0.0), peers(1.0), workers.Workers()):
+        with pytest.raises(KeyError, match="mine"), one.together():
+            raise KeyError("mine")

@@ -222,6 +222,8 @@ FOUND = {
 def test_the_markdown_has_every_row_and_every_reason():
     text = report.markdown(FOUND)
     assert "| PCM | 9.00 | 6.00 |\n| *PCM, published (Table 1)* | 8.27 | 5.81 |\n| LCM | - | 7.00 |" in text
+    assert "| system | 1 step | 4 steps |" in text
+    assert "**calls of the network for one image**" in text and "| LCM | - | 8 |" in text
     assert "**AES**, higher is better" in text and "| PCM | 5.100 | 5.250 |" in text
     assert "- LCM (1): lcm.pt does not exist" in text and "- AES (LCM 4): no aes" in text
 

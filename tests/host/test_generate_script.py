@@ -309,3 +309,23 @@ def test_a_checkpoint_brings_its_own_text_encoder_and_vae(host, zoo, prompts, tm
     (pixels,) = host.call("VAEDecode", samples=latents[0], vae=vae)
     made = np.asarray(Image.open(tmp_path / "out" / "000001_1.png"))
     assert np.array_equal(made, (255.0 * pixels[0].numpy()).clip(0, 255).astype(np.uint8))
+
+
+def test_a_method_and_its_noise_can_be_named(host, prompts, tmp_path):
+    """TCD's settings for a LoRA whose own name says something else, by the method's name or a file's."""
+    words = ("--demo", "picture", "--lora", WEIGHTS / "demo_lcm.safetensors", "--sampling", "2")
+    run(host, prompts, tmp_path / "plain", *words)
+    run(host, prompts, tmp_path / "gamma", *words, "--gamma", "0.3")
+    run(host, prompts, tmp_path / "method", *words, "--method", "TCD-SDXL-LoRA", "--gamma", "0.3")
+    one, two, three = (manifest(tmp_path / name)[0] for name in ("plain", "gamma", "method"))
+    assert "gamma" not in one and two["gamma"] == 0.3 and three["method"] == "TCD-SDXL-LoRA"
+    assert three["sigmas"] == two["sigmas"]
+    images = [(tmp_path / name / "000000_0.png").read_bytes() for name in ("plain", "gamma", "method")]
+    assert images[0] != images[1]
+    for more, said in (
+        (("--method", "Nothing"), 'is "Nothing", which is no few-step method'),
+        (("--gamma", "2"), "--gamma is 2. It goes from 0 to 1."),
+        (("--gamma", "0.5", "--determinism", "1"), "say the same in two ways"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            run(host, prompts, tmp_path / "bad", *words, *more)
