@@ -212,7 +212,11 @@ def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pac
         model, frames = setup.model, setup.video_model.latent_frames(options.length, "length")
     elif options.shift:
         model = _with_shift(host, model, options.shift)
-    latent = host.fix_latent(model, {"samples": maker.files.empty_latent(maker.vae, *options.size, frames)})
+    batch = (
+        frames if setup and setup.video_model.frames_axis == 0 else None
+    )  # AnimateDiff: a frame is an image of the batch
+    samples = maker.files.empty_latent(maker.vae, *options.size, None if batch else frames)
+    latent = host.fix_latent(model, {"samples": samples.repeat(batch or 1, *[1] * (samples.ndim - 1))})
     sampling = pack("nodes.sampling.comparison").Sampling(column, model, latent, name="generate")
     maker.settings |= {
         "sampler": f"{column.sampler}/{column.scheduler}" if column.sampler else "PCM",

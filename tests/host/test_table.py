@@ -206,3 +206,131 @@ def test_killed_twice_and_resumed_nothing_is_made_twice_and_two_processes_give_t
     assert all(images(out)[name] == at for name, at in there.items())
     one, two = ((tmp_path / name / "table.json").read_text("utf-8") for name in ("one", "two"))
     assert one == two
+
+
+class Words:
+    """A text encoder that gives every text a conditioning of its own: CLIP's cannot be tiny."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> Any:
+        return self.given.cond(sum(text.encode()) % 1000)
+
+
+@pytest.fixture
+def paper(host, zoo, tmp_path, monkeypatch) -> Path:
+    """``benchmarks/paper.toml`` for tiny models under the real file names, two prompts and few teacher steps."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "core")
+    import tiny
+    from test_lora_node import put
+    from test_metrics import save as save_image
+    from test_metrics import texture, tiny_clip
+
+    text = (ROOT / "benchmarks" / "paper.toml").read_text("utf-8")
+    for old, new in (
+        ("[512, 512]", "[64, 64]"),
+        ("[1024, 1024]", "[64, 64]"),
+        ("@50 ", "@3 "),
+        ("length = 16", "length = 2"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "paper.toml").write_text(text, "utf-8")
+    files = tmp_path / "paper"
+    files.mkdir()
+    for name in ("coco_30k", "cc12m_30k", "ucf101"):
+        (files / f"{name}.txt").write_text("a cat\nthe sea\n", "utf-8")
+    for n in range(2):
+        save_image(texture(n, 64), files / "coco_30k" / f"{n}.png")
+    tiny_clip(files / "clip-vit-large-patch14")
+    kinds = {"sd15": ("v1-5-pruned-emaonly", "sd_turbo", "instaflow_0_9B"),
+             "sdxl": ("sd_xl_base_1.0", "sd_xl_turbo_1.0_fp16", "nitrosd-realism_comfyui")}  # fmt: skip
+    for kind, names in kinds.items():
+        for name in names:
+            (files / f"{name}.safetensors").write_bytes(zoo[kind].path.read_bytes())
+    loras = {
+        "sd15": ["lcm-lora-sdv1-5", "TCD-SD15-LoRA", "AnimateLCM_sd15_t2v_lora"],
+        "sdxl": ["lcm-lora-sdxl", *(f"sdxl_lightning_{n}step_lora" for n in (2, 4, 8))],
+    }
+    for kind, names in loras.items():
+        names += [f"pcm_{kind}_smallcfg_{n}step_converted" for n in (2, 4, 8, 16)]
+        names += [f"pcm_{kind}_normalcfg_{n}step_converted" for n in (4, 8, 16)]
+    for kind, names in loras.items():
+        for name in names:
+            made = host.base / "models" / "loras" / put(host, zoo[kind].model, name, value=0.02)
+            (files / made.name).write_bytes(made.read_bytes())
+    (files / "AnimateLCM_sd15_t2v.ckpt").write_bytes(b"motion")
+
+    loaders = host.pack("nodes.host.loaders")
+
+    def load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
+        kind = "sdxl" if path.stem in kinds["sdxl"] else "sd15"
+        return loaders.load_model(path), Words(zoo[kind]), tiny.make_vae(4)
+
+    monkeypatch.setattr(loaders, "load_checkpoint", load_checkpoint)
+
+    class Motion:
+        FUNCTION = "put_on"
+
+        def put_on(self, model: Any, model_name: str, beta_schedule: str) -> tuple[Any]:
+            assert (model_name, beta_schedule) == ("AnimateLCM_sd15_t2v.ckpt", "autoselect")
+            return (model,)
+
+    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "ADE_AnimateDiffLoaderGen1", Motion)
+    return tmp_path / "paper.toml"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_tables_of_the_paper_on_stand_ins(host, paper, tmp_path, monkeypatch):
+    """Every row is there, InstaFlow and NitroFusion among them; absent files are named, and numbers beside ours."""
+    monkeypatch.setattr(command, "load_pack", lambda _: host.pack)
+    command.main([str(paper), "--out", str(tmp_path / "out"), "--comfyui", os.environ["COMFYUI_PATH"], "--single"])
+    found = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))
+    rows = {(table["name"], row["system"], row["steps"]): row for table in found["tables"] for row in table["rows"]}
+    unreleased = ("PCM SD1.5", "PCM SDXL")
+    for (table, system, steps), row in rows.items():
+        where = (table, system, steps, row["why"])
+        if system in ("PCM SDXL, no adversarial loss", "PCM video", "DDIM video", "DPM video"):
+            assert row["why"].endswith("does not exist"), where
+        elif (system in unreleased and steps == 1) or (system == "SDXL-Lightning" and steps in (1, 16)):
+            assert row["why"].endswith("does not exist"), where
+        elif row["why"] != "not asked for":
+            assert not row["why"] and "CLIP score" in row["figures"], where
+    assert rows["sd15-coco", "InstaFlow", 4]["evaluations"] == 4 and rows["sd15-coco", "InstaFlow", 1]["figures"]
+    assert rows["sdxl-coco", "NitroFusion", 1]["figures"]["consistency"] < 1
+    assert {"FID-CLIP", "CLIP score", "consistency"} <= set(rows["sd15-coco", "LCM SD1.5", 2]["figures"])
+    assert "CLIP consistency" in rows["video", "AnimateLCM", 4]["figures"]
+    assert (
+        rows["sd15-coco", "LCM SD1.5", 2]["absent"]["FID-SD"] == "give its Inception weights with [networks] inception"
+    )
+    assert rows["sd15-cc12m", "TCD SD1.5", 2]["absent"]["FID-CLIP"].endswith("cc12m_30k does not exist")
+    text = (tmp_path / "out" / "table.md").read_text("utf-8")
+    for row in ("| PCM SD1.5 | -", "| *PCM SD1.5, published (Table 1)* | 8.27 | 9.79 | 5.81 | 5.00 | 4.70 |"):
+        assert row in text
+    assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
+        "sd15-coco.svg", "sd15-cc12m.svg", "sdxl-coco.svg", "sdxl-cc12m.svg", "video.svg"}  # fmt: skip
+
+
+def test_clips_whose_frames_are_the_batch(host, paper, tmp_path, monkeypatch):
+    """The table of clips alone, AnimateDiff's way."""
+    text = paper.read_text("utf-8")
+    first, last = text.index("[[tables]]"), text.rindex("[[tables]]")
+    paper.write_text(text[:first] + text[last:].replace("steps = [1, 2, 4]", "steps = [1, 2]", 1), "utf-8")
+    monkeypatch.setattr(command, "load_pack", lambda _: host.pack)
+    command.main([str(paper), "--out", str(tmp_path / "out"), "--comfyui", os.environ["COMFYUI_PATH"], "--single"])
+    (table,) = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))["tables"]
+    made = {row["steps"]: row for row in table["rows"] if row["system"] == "AnimateLCM"}
+    assert all(not row["why"] and 0 < row["figures"]["CLIP consistency"] < 1 for row in made.values())
+    assert "flow magnitude" in made[1]["absent"] and len(table["published"]) == 12
+
+
+def test_motion_modules_need_the_pack_that_loads_them(host, zoo, tmp_path):
+    from scripts.generate.motion import with_motion
+
+    with pytest.raises(SystemExit, match="needs ComfyUI-AnimateDiff-Evolved"):
+        with_motion(zoo["sd15"].model, tmp_path / "mm.ckpt", tmp_path)
