@@ -1,4 +1,4 @@
-"""Load PCM LoRA: applied completely, and everything downstream configured, or one sentence that says why not."""
+"""Load PCM LoRA: apply a LoRA completely and attach its settings, or refuse with one sentence."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The host declares execute(**kwargs); a node names its inputs.
@@ -35,8 +35,8 @@ class PCMLoraLoader(io.ComfyNode):
             node_id="PCMLoraLoader",
             display_name="Load PCM LoRA",
             category="PCM/loaders",
-            description="Applies a PCM or other few-step LoRA in any key format and hands its steps, cfg, schedule and "
-            "noise to the PCM nodes with the MODEL. Says what it found, and refuses a LoRA that does not fit.",
+            description="Applies a PCM or other few-step LoRA in any key format and attaches its steps, cfg, schedule "
+            "and noise to the MODEL for the PCM nodes. Reports what it found, and refuses a LoRA that does not fit.",
             search_aliases=["phased consistency", "pcm", "lora", "load lora", "lcm", "tcd", "hyper", "lightning",
                             "few step", "4 step"],
             inputs=[
@@ -44,17 +44,17 @@ class PCMLoraLoader(io.ComfyNode):
                 io.Combo.Input("lora_name", options=host_lora.lora_names(),
                                tooltip="A .safetensors file in models/loras."),
                 io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.01,
-                               tooltip="1 is what its authors intend, also for files that others load at 0.125."),
+                               tooltip="1 is the authors' own strength, also for files that others load at 0.125."),
                 io.Boolean.Input("allow_partial", default=False, advanced=True,
-                                 tooltip="Apply what fits where some tensors do not, instead of refusing the file."),
+                                 tooltip="Apply the tensors that fit, instead of refusing a file where some do not."),
                 io.Combo.Input("settings", options=[FROM_LORA, KEEP], default=FROM_LORA, advanced=True,
                                optional=True,  # prompts of 0.1.0 do not name it
                                tooltip="Keep the model's steps, cfg, schedule and shift, for a second few-step LoRA "
-                               "that its authors advise to mix in."),
+                               "that its authors recommend to combine."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA and its settings."),
-                io.String.Output(display_name="report", tooltip="What was found in the file and what became of it."),
+                io.String.Output(display_name="report", tooltip="What was found in the file, and how it was applied."),
             ],
         )  # fmt: skip
 
@@ -77,17 +77,17 @@ class PCMLoraLoader(io.ComfyNode):
 def load_lora(
     model: Any, path: Path, strength: float, *, allow_partial: bool = False, keep_settings: bool = False
 ) -> tuple[Any, LoraReport]:
-    """What the node does with a file: the model with the LoRA and its settings, and what was found.
+    """Apply a file: returns the model with the LoRA and its settings, and the report.
 
     Args:
         model: a ModelPatcher.
         path: the file.
-        strength: what the user typed; at 0 the model comes back as it is.
-        allow_partial: apply what fits where some tensors do not.
-        keep_settings: leave steps, cfg, schedule and shift to the model.
+        strength: the user's strength; at 0 the model is returned unchanged.
+        allow_partial: apply the tensors that fit if others do not.
+        keep_settings: keep the model's steps, cfg, schedule and shift.
 
     Raises:
-        PCMError: if the strength is no number, or the file or a part of it does not fit the model.
+        PCMError: if the strength is not a number, or the file or a part of it does not fit the model.
     """
     if not math.isfinite(strength):
         raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
@@ -109,7 +109,7 @@ def load_lora(
 def _applied(
     model: Any, updates: list[Update], report: LoraReport, strength: float, *, keep_settings: bool
 ) -> tuple[Any, LoraReport]:
-    """The model with the updates and, where the LoRA has settings that are wanted, its settings."""
+    """The model with the updates and, unless they are kept out, the LoRA's settings."""
     profile, present = report.profile, host.profile_of(model)
     factor, notes = _strength(profile, report, strength)
     warnings: list[str] = []
@@ -134,10 +134,10 @@ def _applied(
 def _only_what_works(
     updates: list[Update], report: LoraReport, weights: ModelWeights, allow_partial: bool
 ) -> tuple[list[Update], LoraReport]:
-    """Without the updates that this host cannot compute; a report that counts them as not applied.
+    """Drop the updates that this host cannot compute; the report counts them as not applied.
 
     Raises:
-        PCMError: if there are any and ``allow_partial`` is off, or nothing is left.
+        PCMError: if there are any and ``allow_partial`` is off, or no update is left.
     """
     failing = host_adapters.failing(updates, weights.shapes)
     if not failing:
@@ -155,7 +155,7 @@ def _only_what_works(
 
 
 def _refuse(model: Any, name: str, profile: PCMProfile, *, keep_settings: bool) -> None:
-    """A method no sigma list can serve, or a second few-step LoRA on one model."""
+    """Refuse a method that has no list of sigmas, and a second few-step LoRA on one model."""
     if profile.sampling_class == "unsupported":
         raise PCMError(f"{name} is {profile.method}.", "a method that a list of sigmas can sample.", profile.note)
     present = host.profile_of(model)
@@ -170,7 +170,7 @@ def _refuse(model: Any, name: str, profile: PCMProfile, *, keep_settings: bool) 
 
 
 def _kept(profile: PCMProfile, present: PCMProfile | None) -> list[str]:
-    """Whose settings are in force where this LoRA sets none."""
+    """A note on whose settings are used if this LoRA sets none."""
     what = f"The settings of {profile.method} are not used" if profile.known else "No few-step LoRA known to this pack"
     if present is not None:
         return [f"{what}; the settings of {present.method} stay in force."]
@@ -178,7 +178,7 @@ def _kept(profile: PCMProfile, present: PCMProfile | None) -> list[str]:
 
 
 def _strength(profile: PCMProfile, report: LoraReport, strength: float) -> tuple[float, list[str]]:
-    """What the user's 1.0 means for this file."""
+    """The factor on the user's strength for this file, and notes."""
     factor = profile.strength
     if report.alpha_missing and profile.strength_no_alpha is not None:
         factor = profile.strength_no_alpha

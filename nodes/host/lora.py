@@ -1,4 +1,4 @@
-"""What Load PCM LoRA asks of ComfyUI: the files, what a model's weights are called, and the patching itself."""
+"""ComfyUI for Load PCM LoRA: LoRA files, names of a model's weights, and patching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lora_path(name: str) -> Path:
     """The file behind a name of ``lora_names``.
 
     Raises:
-        PCMError: if the name leaves the loras folders or there is no such file.
+        PCMError: if the name points outside the loras folders or there is no such file.
     """
     found = folder_paths.get_full_path("loras", name)
     inside = not Path(name).is_absolute() and ".." not in Path(name.replace("\\", "/")).parts
@@ -41,19 +41,19 @@ def lora_path(name: str) -> Path:
 
 
 def file_state(name: str) -> tuple[str, int, int]:
-    """What tells the host that a file was replaced under its name.
+    """A value that changes when a file is replaced by another with the same name.
 
     Raises:
-        PCMError: as ``lora_path``.
+        PCMError: see ``lora_path``.
     """
     stat = lora_path(name).stat()
     return name, stat.st_mtime_ns, stat.st_size
 
 
 def model_weights(model: Any) -> ModelWeights:
-    """Every LoRA name the host knows for this model with the weight it means, and the shape of every weight.
+    """Every LoRA name that the host knows for this model with its weight, and the shape of every weight.
 
-    Shapes are those of the parameters: a state dict may hold packed numbers (two of fp4 in a byte, blocks of a GGUF).
+    Shapes are those of the parameters: a state dict may contain packed values (two fp4 numbers per byte, GGUF blocks).
     """
     shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
     shapes |= {key: tuple(value.shape) for key, value in model.model.named_parameters()}
@@ -67,7 +67,7 @@ def model_weights(model: Any) -> ModelWeights:
 
 
 def host_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as the host's own loader renames them: control LoRAs of Black Forest Labs, XLabs' names."""
+    """The tensors with the names that the host's own loader gives Black Forest Labs' control LoRAs and XLabs' LoRAs."""
     return comfy.lora_convert.convert_lora(tensors)
 
 
@@ -76,11 +76,11 @@ def patch_lora(model: Any, updates: Sequence[Update], strength: float) -> Any:
 
     Args:
         model: a ModelPatcher.
-        updates: as ``lora.fit`` returns them.
-        strength: of the updates.
+        updates: the updates from ``lora.fit``.
+        strength: their strength.
 
     Raises:
-        PCMError: if the host did not take every patch.
+        PCMError: if the host did not accept every patch.
     """
     patched = model.clone()
     for update in updates:
@@ -96,7 +96,7 @@ def patch_lora(model: Any, updates: Sequence[Update], strength: float) -> Any:
 
 
 def carries(model: Any, updates: Sequence[Update]) -> bool:
-    """Whether the model has these very updates already, put there by any loader that patches weights."""
+    """Whether the model already has exactly these updates, from any loader that patches weights."""
     probes = updates[:: max(1, len(updates) // 3)]
     return bool(probes) and all(
         any(
@@ -109,7 +109,7 @@ def carries(model: Any, updates: Sequence[Update]) -> bool:
 
 
 def model_facts(model: Any) -> ModelFacts:
-    """What gives away that a LoRA is on the wrong model."""
+    """The facts about a model that show whether a LoRA is on the wrong one."""
     return ModelFacts(
         base_model=family_of(model),
         file=model_file(model),
@@ -120,16 +120,16 @@ def model_facts(model: Any) -> ModelFacts:
 
 
 def model_file(model: Any) -> str:
-    """Name of the file a model was loaded from; empty if the host does not know."""
+    """Name of the file that a model was loaded from; empty if not known."""
     loader = getattr(model, "cached_patcher_init", None)
     source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
     return Path(source).name
 
 
 def _image_input(family: str, unet: Mapping[str, Any]) -> bool | None:
-    """Whether a model reads a start image beside its noise; ``None`` where it may, or its channels do not tell.
+    """Whether a model takes a start image in addition to its noise; ``None`` if optional or not known.
 
-    The host calls Wan 2.2 image-to-video ``t2v``, so only the channels that go in and come out say it.
+    The host calls Wan 2.2 image-to-video ``t2v``, so only the numbers of input and output channels show it.
     """
     if family not in ("wan", "hunyuan-video"):
         return None

@@ -1,8 +1,8 @@
-"""What a distillation will need on its device, found without running it.
+"""Predict the device memory of a distillation without running it.
 
-One update goes through the real network on torch's fake tensors, which have shapes and no memory, while a ledger adds
-up what is alive. A model of 14 billion parameters is planned in seconds on a laptop. What kernels allocate for
-themselves while they run is not seen.
+One update runs through the real network on torch's fake tensors, which have shapes but no memory, while a ledger counts
+the live tensors. A model of 14 billion parameters is planned in seconds on a laptop. Memory that kernels allocate
+internally is not counted.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
@@ -38,18 +38,18 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What an update does, as far as memory goes.
+    """The properties of an update that determine its memory.
 
     Attributes:
-        shape: one latent, without the batch.
-        rank, targets: of the adapters.
-        batch, accumulate: rows of a pass, passes of an update.
-        guided: whether the teacher sees the texts and the null text, twice the rows.
+        shape: shape of one latent, without the batch.
+        rank, targets: those of the adapters.
+        batch, accumulate: rows per pass, passes per update.
+        guided: whether the teacher also evaluates the null caption, which doubles its rows.
         ema, adversarial: whether there is a moving average, a discriminator (its heads are too small to count).
-        checkpointing: blocks are recomputed in the backward pass.
-        streaming: frozen weights of blocks come and go; implies ``checkpointing``.
+        checkpointing: whether blocks are recomputed in the backward pass.
+        streaming: whether frozen weights are on the device only while their block is used; implies ``checkpointing``.
         autocast: compute dtype of the passes.
-        device: ``cpu`` counts the copy that a run falls back on, which is off the device elsewhere.
+        device: on ``cpu`` the rollback copy of the adapters counts too; elsewhere it is off the device.
     """
 
     shape: tuple[int, ...]
@@ -68,12 +68,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the moment when most are alive, by part; ``PARTS`` names them.
+    """Peak memory in bytes, by part; ``PARTS`` names them.
 
     Attributes:
-        parts: ``weights`` frozen, ``adapters`` with their averages and copies, ``gradients``, ``optimizer`` moments,
-            ``activations`` kept or made for the backward pass, ``teacher`` what the passes without gradient add.
-        estimated: not traced but estimated, and why; empty if it was traced.
+        parts: frozen ``weights``, ``adapters`` with averages and copies, ``gradients``, ``optimizer`` moments,
+            ``activations`` of the backward pass, and ``teacher``: the passes without gradient.
+        estimated: the reason, if it was estimated instead of traced; else empty.
     """
 
     parts: dict[str, int]
@@ -92,15 +92,15 @@ class MemoryPlan:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes in GB of 2^30, with two significant places below 1 and one decimal above."""
+    """Bytes in GB of 2^30, with two significant digits below 1 and one decimal above."""
     value = size / GIB
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of the tensors that are alive, by the label under which each was made, and the most there were at once.
+    """Bytes of live tensors by the label under which they were created, and their peak.
 
-    Works for real and for fake tensors. A storage counts once, until the last tensor on it is gone.
+    Works for real and fake tensors. A storage counts once, until its last tensor is freed.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def labeled(self, label: str) -> Iterator[None]:
-        """What is made inside belongs to that part."""
+        """Tensors created in this context get this label."""
         before, self.label = self.label, label
         try:
             yield
@@ -121,7 +121,7 @@ class Ledger(TorchDispatchMode):
             self.label = before
 
     def hold(self, label: str, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that are there already; one that was counted under another label moves to this one."""
+        """Count existing tensors; a tensor with another label gets this one."""
         for tensor in _tensors(list(tensors)):
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -135,7 +135,7 @@ class Ledger(TorchDispatchMode):
         self._look()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):  # a view of these is no new memory
+        for tensor in _tensors((args, kwargs)):  # a view of these takes no new memory
             storage = tensor.untyped_storage()
             if storage._cdata not in self._labels:
                 self._add(storage, self.label, 0)
@@ -170,7 +170,7 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 
 def _scratch(arguments: Any, result: Any) -> int:
-    """Bytes of the batches, of rank 4 or 5, that go into and come out of a convolution; its weights not among them."""
+    """Bytes of the input and output batches of a convolution (rank 4 or 5), without its weights."""
     weight = arguments[2] if len(tuple(_tensors(result))) > 1 else arguments[1]
     return sum(t.nbytes for t in _tensors((arguments, result)) if t.ndim == weight.ndim and t.shape != weight.shape)
 
@@ -182,14 +182,14 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def plan(network: nn.Module, forward: Forward, load: Workload) -> MemoryPlan:
-    """What one update of ``load`` needs, traced.
+    """The memory of one update of ``load``, by tracing.
 
     Args:
-        network: real or on the meta device; it is copied without its memory and stays as it is.
-        forward: ``(copy of the network, x [B, ...] float32) -> output [B, ...]``, as the trainer calls the model.
+        network: real or on the meta device; it is copied without its memory and does not change.
+        forward: ``(copy of the network, x [B, ...] float32) -> output [B, ...]``, like the trainer's call.
 
     Raises:
-        Exception: what the network raises where it cannot be run on fake tensors.
+        Exception: any error of a network that cannot run on fake tensors.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode(False), torch.enable_grad():
         traced, ledger = fake_copy(network, mode), Ledger()
@@ -219,7 +219,7 @@ def estimated(network: nn.Module, load: Workload, sampling: int, why: str) -> Me
 
 
 def fake_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The module with fake tensors on the CPU in place of all its tensors, frozen; the original is not touched."""
+    """A frozen copy of the module in which all tensors are fake and on the CPU; the original does not change."""
     memo: dict[int, Any] = {}
     with mode, torch.inference_mode(False):
         for tensor in (*network.parameters(), *network.buffers()):
@@ -262,7 +262,7 @@ class _Update:
             elif self.load.checkpointing:
                 stack.enter_context(self.adapters.checkpointed(self.network))
             stack.enter_context(self.ledger)
-            for _ in range(min(self.load.accumulate, 2)):  # from the second on, gradients are there from the start
+            for _ in range(min(self.load.accumulate, 2)):  # from the second pass on, gradients exist already
                 self._pass()
 
     def _bring(self, tensor: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class _Update:
             return torch.empty_like(tensor)
 
     def _lay_out(self) -> None:
-        """What lies on the device between two updates."""
+        """Count what is on the device between updates."""
         load, ledger, trained = self.load, self.ledger, list(self.adapters.student.parameters())
         if load.ema:
             self.adapters.update_ema(0)

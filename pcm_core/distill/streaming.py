@@ -1,13 +1,13 @@
-"""Train through a model that is larger than its device: the frozen weights of a block are there while it is at work.
+"""Train a model that is larger than its device: frozen weights are on the device only while their block is used.
 
-With every block recomputed in the backward pass, a block's weights are needed in its forward pass, in its recomputation
-and until its own backward pass is over, for the gradient of its input. Autograd works through blocks from the last to
-the first, so the one before is over when a block is recomputed; its weights go then, and those of the next come while
-this one computes. At most two blocks are there, the one at work and the one that comes, and their copies are equal to
-the bit, so gradients are too.
+Every block is recomputed in the backward pass, so its weights are needed in its forward pass, in its recomputation, and
+until its own backward pass ends, for the gradient of its input. Autograd runs from the last block to the first, so the
+previous block is finished when a block is recomputed; its weights are then released, and those of the next are copied
+while this one computes. At most two blocks are on the device, the current and the next. Their copies are equal to the
+bit, so gradients are too.
 
-torch's ``fully_shard`` with ``CPUOffloadPolicy`` does the same for plain tensors in a process group; the host's weights
-may be quantized subclasses, and there is no process group inside ComfyUI.
+torch's ``fully_shard`` with ``CPUOffloadPolicy`` does the same for plain tensors in a process group, but the host's
+weights may be quantized subclasses, and ComfyUI has no process group.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Store = dict[str, Any]
 
 
 class Carrier(Protocol):
-    """Brings weights to the device."""
+    """Copies weights to the device."""
 
     def begin(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Start to copy; the results may not be there yet."""
+        """Start copying; the results may not be ready yet."""
         ...
 
     def finish(self, tensors: list[Tensor]) -> None:
-        """Make what follows on the device wait for those copies."""
+        """Make later work on the device wait for these copies."""
         ...
 
     def release(self, tensors: list[Tensor]) -> None:
-        """Those copies are not used any more, whether they were finished or not."""
+        """These copies are no longer used, whether they were finished or not."""
         ...
 
 
 class DirectCarrier:
-    """Copies when asked, by ``copy``."""
+    """Copies synchronously, with ``copy``."""
 
     def __init__(self, copy: Callable[[Tensor], Tensor]) -> None:
         self.copy = copy
@@ -59,7 +59,7 @@ class DirectCarrier:
 
 
 class StreamCarrier:
-    """Copies to a CUDA device on a stream of its own, beside the computation; from pinned memory without a stop."""
+    """Copies to a CUDA device on its own stream, in parallel to computation; asynchronous from pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -92,7 +92,7 @@ def carrier_for(device: torch.device) -> Carrier:
 
 
 def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that hold memory: of a wrapper subclass (a quantized weight) those inside it."""
+    """The tensors that own memory: the inner tensors of a wrapper subclass (a quantized weight)."""
     if torch.utils._python_dispatch.is_traceable_wrapper_subclass(tensor):  # pyright: ignore
         names, _ = cast(Any, tensor).__tensor_flatten__()
         for name in names:
@@ -117,7 +117,7 @@ def _in_place_of(home: Tensor, copy: Tensor) -> Tensor:
 
 
 class _Block:
-    """One block's tensors at home and, between ``begin`` and ``leave``, on the device."""
+    """One block's tensors off the device and, between ``begin`` and ``leave``, on it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.places = list(_places(module))
@@ -148,13 +148,13 @@ class _Block:
 
 
 class _Stage:
-    """The blocks in their order, and which are on the device."""
+    """The blocks in order, and which of them are on the device."""
 
     def __init__(self, modules: list[nn.Module], carrier: Carrier) -> None:
         self.blocks, self.carrier = [_Block(module) for module in modules], carrier
 
     def enter(self, index: int, step: int) -> None:
-        """Bring one block and start to bring the next in that direction; every other one leaves."""
+        """Copy one block to the device, start copying the next in that direction, and release all others."""
         coming = index + step
         for i, block in enumerate(self.blocks):
             if i not in (index, coming):
@@ -175,10 +175,10 @@ def streamed(
     carrier: Carrier,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[int]:
-    """Checkpoint every block of ``root`` and keep its frozen weights off the device while it is idle.
+    """Checkpoint every block of ``root`` and keep its frozen weights off the device while it is not used.
 
-    Used where ``Adapters.checkpointed`` is, with what is not in a block already on the device. Yields how many blocks
-    there are. The module's own tensors are back in their places when it ends.
+    Replaces ``Adapters.checkpointed``; everything outside the blocks must already be on the device. Yields the number
+    of blocks. The module's own tensors are restored at the end.
     """
     found = list(blocks(root))
     stage = _Stage(found, carrier)
@@ -191,7 +191,7 @@ def streamed(
 
 
 def _put_back(block: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """A forward that somebody had set on this one module; none is the class's own."""
+    """Restore a ``forward`` that was set on this module, or else the class's own."""
     if forward is None:
         del block.forward
     else:
