@@ -44,82 +44,82 @@ class PCMDistillLora(io.ComfyNode):
             node_id="PCMDistillLora",
             display_name="Distill PCM LoRA",
             category="PCM/training",
-            description="Trains a LoRA that lets this model sample in as many steps as it has phases. The model is its "
-            "own teacher: one copy in memory. Cancel at any time; what was trained so far is saved.",
+            description="Trains a LoRA that lets this model sample in as many steps as the LoRA has phases. The model "
+            "is its own teacher: one copy in memory. Cancel at any time: the LoRA trained so far is saved.",
             search_aliases=_ALIASES,
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="The teacher, without a few-step LoRA. It is left as it was."),
-                io.Latent.Input("latents", optional=True, tooltip="Encoded pictures or clips, as the dataset nodes "
-                                "deliver them: a list, a batch or both, of any sizes. Without them the model draws "
-                                "its own from positive."),
-                io.Conditioning.Input("positive", tooltip="One text per latent, or one for all."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The empty text: what guidance pushes away "
-                                      "from, and what dropped captions become."),
+                io.Model.Input("model", tooltip="The teacher, without a few-step LoRA. It does not change."),
+                io.Latent.Input("latents", optional=True, tooltip="Encoded images or clips from the dataset nodes: a "
+                                "list, a batch or both, of any sizes. Without them the model generates its own from "
+                                "positive."),
+                io.Conditioning.Input("positive", tooltip="One caption per latent, or one for all."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The empty caption, for the teacher's "
+                                      "guidance and for dropped captions."),
                 io.Int.Input("phases", default=4, min=1, max=MAX_COUNT,
                              tooltip="Phases, and so sampling steps, of the LoRA. 2 to 8 is usual."),
                 io.Int.Input("steps", default=1000, min=1, max=1_000_000,
-                             tooltip="Optimiser steps. Each costs about four evaluations of the model."),
+                             tooltip="Optimizer steps. Each costs about four evaluations of the model."),
                 io.Int.Input("batch_size", default=4, min=1, max=1024, tooltip="Latents per evaluation."),
                 io.Int.Input("grad_accumulation", default=1, min=1, max=1024, advanced=True,
-                             tooltip="Batches per optimiser step."),
+                             tooltip="Batches per optimizer step."),
                 io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=1.0, step=1e-8,
-                               tooltip="The peak, after a short warm-up; a cosine follows. 1e-4 for large models and "
-                               "few steps, 5e-6 in the paper for thousands of steps at batch 160."),
+                               tooltip="Peak learning rate: a short warm-up before it, a cosine after it. 1e-4 for "
+                               "large models and few steps; 5e-6 in the paper, for thousands of steps at batch 160."),
                 io.Int.Input("rank", default=32, min=1, max=512, tooltip="Rank of the LoRA. 64 in the paper."),
                 io.Float.Input("cfg_min", default=4.0, min=0.01, max=100.0, step=0.1,
                                tooltip="Lowest guidance of the teacher, ComfyUI's cfg. Set both to 1 to distil without "
-                               "guidance: the LoRA then keeps a usable cfg of its own, and needs 4 phases or more."),
+                               "guidance: the LoRA can then be sampled with cfg, and needs 4 phases or more."),
                 io.Float.Input("cfg_max", default=6.0, min=0.01, max=100.0, step=0.1,
-                               tooltip="Highest guidance of the teacher. Drawn anew for every sample."),
+                               tooltip="Highest guidance of the teacher. It is drawn for every sample."),
                 io.Float.Input("caption_dropout", default=0.0, min=0.0, max=0.99, step=0.01, advanced=True,
-                               tooltip="Share of captions replaced by the negative. 0.1 with both cfg at 1."),
+                               tooltip="Fraction of captions replaced by the negative. Use 0.1 with both cfg at 1."),
                 io.Float.Input("adversarial", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True,
                                tooltip="Weight of the adversarial consistency loss; 0.1 in the paper, 0 for none. "
                                "Costs two more evaluations per step."),
                 io.Combo.Input("loss", options=["huber", "l2"], default="huber", advanced=True,
                                tooltip="Pseudo-Huber (official) or squared error."),
                 io.Float.Input("ema", default=0.0, min=0.0, max=0.9999, step=0.0001, advanced=True,
-                               tooltip="Decay of a moving average of the LoRA, which is then the result. 0 for none."),
+                               tooltip="Decay of the moving average of the LoRA, which is then the result. 0: none."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Of everything that is drawn: the same seed trains the same LoRA."),
+                             tooltip="Seed of all random draws: the same seed trains the same LoRA."),
                 io.Combo.Input("existing_lora", options=[_NONE, *host_lora.lora_names()], default=_NONE, advanced=True,
-                               tooltip="Go on from this LoRA: same rank and targets."),
+                               tooltip="Continue training this LoRA, with the same rank and targets."),
                 io.String.Input("targets", default="", advanced=True,
                                 tooltip="Parts of module names, separated by commas. Empty: every matrix."),
                 io.Int.Input("solver_grid", default=0, min=0, max=1000, advanced=True,
-                             tooltip="Points of the teacher's solver; must divide 1000. 0: the one whose edges are the "
-                             "steps that will be sampled."),
+                             tooltip="Number of points of the teacher's solver grid; must divide 1000. 0: the grid "
+                             "whose phase edges are the timesteps that will be sampled."),
                 io.Boolean.Input("gradient_checkpointing", default=False, advanced=True,
                                  tooltip="Less memory, about a third more time."),
                 io.Combo.Input("compute", options=["model", "bf16"], default="model", advanced=True,
-                               tooltip="model: the dtype the model is loaded in. bf16: autocast. The LoRA is trained "
-                               "in fp32 either way."),
+                               tooltip="model: the dtype of the loaded model. bf16: autocast. The LoRA is trained in "
+                               "fp32 in both cases."),
                 io.Int.Input("preview_every", default=100, min=0, max=1_000_000,
-                             tooltip="Steps between sample grids in the preview. 0 for none."),
+                             tooltip="Steps between preview grids. 0: none."),
                 io.Combo.Input("fit_memory", options=["auto", "off", "stream"], default="auto", optional=True,
-                               advanced=True, tooltip="auto: gradient checkpointing where the run would not fit, then "
-                               "streaming of the weights. stream: the model may be larger than the device. off: as the "
-                               "switches say. What it needs is said before the first step."),
+                               advanced=True, tooltip="auto: gradient checkpointing if the run does not fit, then "
+                               "streaming of the weights. stream: the model may be larger than the device. off: only "
+                               "the settings above. The memory plan is shown before the first step."),
                 *(io.Int.Input(name, default=default, min=1, max=16384, optional=True, advanced=True,
-                               tooltip=f"{what} of what the model draws where no latents are connected.")
+                               tooltip=f"{what} of the training images that the model generates without latents.")
                   for name, default, what in (("width", 512, "Width"), ("height", 512, "Height"),
                                               ("length", 1, "Frames"))),
                 io.Combo.Input("stage", options=["consistency", "matching", "both"], default="consistency",
-                               optional=True, tooltip="consistency: the phased consistency loss. matching: goes on "
-                               "from existing_lora and makes its images look like the teacher's; it learns from the "
-                               "texts, not from the latents. both: one after the other."),
+                               optional=True, tooltip="consistency: the phased consistency loss. matching: continues "
+                               "from existing_lora and matches its images to the teacher's; it uses the captions, not "
+                               "the latents. both: one after the other."),
                 io.Float.Input("matching_cfg", default=6.0, min=0.01, max=100.0, step=0.1, optional=True,
-                               advanced=True, tooltip="Guidance that the matching stage pulls towards, a little above "
-                               "the teacher's own. Higher is crisper and less varied."),
+                               advanced=True, tooltip="Guidance of the matching stage, a little above the teacher's "
+                               "own. Higher values give sharper but less varied images."),
                 io.Int.Input("matching_steps", default=450, min=1, max=1_000_000, optional=True, advanced=True,
-                             tooltip="Updates of the matching stage, after as many short ones (600 at most) that only "
-                             "prepare it. Each costs about three of the consistency stage."),
+                             tooltip="Updates of the matching stage, after the same number (at most 600) of short "
+                             "warm-up updates. Each costs about three updates of the consistency stage."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
                 LossMap.Output(display_name="loss_map", tooltip="The loss of every step."),
-                io.Int.Output(display_name="steps", tooltip="Steps that were trained."),
+                io.Int.Output(display_name="steps", tooltip="Number of trained steps."),
             ],
         )  # fmt: skip
 
@@ -209,19 +209,21 @@ class PCMSaveLora(io.ComfyNode):
             node_id="PCMSaveLora",
             display_name="Save PCM LoRA",
             category="PCM/training",
-            description="Writes a distilled LoRA with its settings into output/loras, where Load PCM LoRA finds it and "
-            "configures itself.",
+            description="Writes a distilled LoRA and its settings to output/loras, where Load PCM LoRA finds it and "
+            "reads its settings.",
             search_aliases=[*_ALIASES, "save lora", "export lora"],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="From Distill PCM LoRA. Those of other trainers are saved too, without "
+                LoraModel.Input("lora", tooltip="From Distill PCM LoRA. LoRAs of other trainers are saved without "
                                 "settings."),
-                io.String.Input("prefix", default="pcm/lora", tooltip="Folder and start of the name in output/loras."),
+                io.String.Input("prefix", default="pcm/lora",
+                                tooltip="Folder and beginning of the file name in output/loras."),
                 io.Combo.Input("dtype", options=list(_DTYPES), default="fp32", advanced=True,
-                               tooltip="fp32 keeps every bit of the student; fp16 halves the file."),
+                               tooltip="fp32 keeps full precision; fp16 halves the file size."),
             ],
             outputs=[
-                io.Combo.Output(display_name="lora_name", tooltip="The file, for Load PCM LoRA in the same graph."),
+                io.Combo.Output(display_name="lora_name", tooltip="The file name, for Load PCM LoRA in the same "
+                                                                  "graph."),
             ],
         )  # fmt: skip
 
