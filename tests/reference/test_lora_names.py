@@ -100,7 +100,44 @@ def ltxv():
     return shapes | {"transformer_blocks.0.ff.net.0.proj": (4 * w, w), "transformer_blocks.0.ff.net.2": (w, 4 * w)}
 
 
+def flux2():
+    w, shapes = WIDTH, {"img_in": (WIDTH, 4), "txt_in": (WIDTH, 5), "final_layer.linear": (8, WIDTH)}
+    shapes |= {f"{n}.{side}_layer": (w, w) for n in ("time_in", "guidance_in") for side in ("in", "out")}
+    shapes |= {f"double_stream_modulation_{n}.lin": (6 * w, w) for n in ("img", "txt")}
+    shapes |= {"single_stream_modulation.lin": (3 * w, w), "final_layer.adaLN_modulation.1": (2 * w, w)}
+    for side in ("img", "txt"):
+        block = f"double_blocks.0.{side}"
+        shapes |= {f"{block}_attn.qkv": (3 * w, w), f"{block}_attn.proj": (w, w)}
+        shapes |= {f"{block}_mlp.0": (6 * w, w), f"{block}_mlp.2": (w, 3 * w)}
+    return shapes | {"single_blocks.0.linear1": (9 * w, w), "single_blocks.0.linear2": (w, 4 * w)}
+
+
+def minimax():
+    w, shapes = WIDTH, {"video_patch_proj": (WIDTH, 4), "audio_patch_proj": (WIDTH, 5), "condition_proj": (WIDTH, 7)}
+    shapes |= {f"time_embedder.proj_{side}": (w, w) for side in ("in", "out")}
+    for block in ("blocks.0", "token_refiner.blocks.1"):
+        shapes |= {f"{block}.attn.qkv_proj": (3 * w, w), f"{block}.attn.out_proj": (w, w)}
+        shapes |= {f"{block}.mlp.fc1": (4 * w, w), f"{block}.mlp.fc2": (w, 2 * w)}
+    shapes |= {"blocks.0.adaln_proj.linear": (12 * w, w), "final_layer.adaln_proj.linear": (4 * w, w)}
+    return shapes | {"final_layer.video_out": (8, w), "final_layer.audio_out": (9, w)}
+
+
+def ltx2():
+    w, shapes = WIDTH, {}
+    for side in ("", "audio_"):
+        shapes |= {f"{side}patchify_proj": (w, 8), f"{side}proj_out": (8, w), f"{side}adaln_single.linear": (6 * w, w)}
+        shapes |= {f"{side}caption_projection.linear_{i}": (w, w) for i in (1, 2)}
+        shapes |= {f"transformer_blocks.0.{side}attn{i}.{n}": (w, w) for i in (1, 2) for n in ("to_q", "to_out.0")}
+        shapes[f"transformer_blocks.0.{side}ff.net.0.proj"] = (4 * w, w)
+    shapes |= {f"av_ca_{n}_adaln_single.linear": (4 * w, w)
+               for n in ("video_scale_shift", "audio_scale_shift", "a2v_gate", "v2a_gate")}  # fmt: skip
+    return shapes | {f"transformer_blocks.0.{n}.to_k": (w, w) for n in ("audio_to_video_attn", "video_to_audio_attn")}
+
+
 FAMILIES = {
+    "flux2": (flux2, "convert_flux2_transformer_checkpoint_to_diffusers", str),
+    "minimax-h3": (minimax, "convert_minimax_h3_transformer_checkpoint_to_diffusers", str),
+    "ltx-2": (ltx2, "convert_ltx2_transformer_to_diffusers", str),
     "wan": (wan, "convert_wan_transformer_to_diffusers", str),
     "hunyuan-video": (hunyuan, "convert_hunyuan_video_transformer_to_diffusers", original_hunyuan),
     "mochi": (mochi, "convert_mochi_transformer_checkpoint_to_diffusers", str),
@@ -124,7 +161,8 @@ def test_every_weight_lands_where_diffusers_takes_it_from(family):
     for key in list(original):
         if key.endswith("weight") and original[key].ndim > 1:
             extra[key.removesuffix("weight") + "bias"] = torch.zeros(original[key].shape[0])
-    converted = getattr(utils, converter)({**original, **extra})
+    options = {"config": {}} if family == "minimax-h3" else {}
+    converted = getattr(utils, converter)({**original, **extra}, **options)
     targets = extra_targets(family, {f"diffusion_model.{n}.weight": tuple(w.shape) for n, w in weights.items()})
     checked = 0
     for key, theirs in converted.items():
