@@ -83,14 +83,20 @@ def patch_lora(model: Any, updates: Sequence[Update], strength: float) -> Any:
         PCMError: if the host did not accept every patch.
     """
     patched = model.clone()
-    for update in updates:
-        for place, patch in patches_of(update):
-            if not patched.add_patches({place: patch}, strength):
-                raise PCMError(
-                    f"The host left {place} out, which {update.keys[0]} changes.",
-                    "every update applied.",
-                    "Please report this with the name of the LoRA and the model.",
-                )
+    # The host looks through all weights at each call: one for everything, and more only where a place has two patches.
+    rounds: list[dict[Any, Any]] = []
+    for place, patch in (item for update in updates for item in patches_of(update)):
+        free = next((patches for patches in rounds if place not in patches), None)
+        if free is None:
+            rounds.append(free := {})
+        free[place] = patch
+    for patches in rounds:
+        if missed := set(patches) - set(patched.add_patches(patches, strength)):
+            raise PCMError(
+                f"The host left {len(missed)} of {len(patches)} updates out, {min(map(str, missed))} first.",
+                "every update applied.",
+                "Please report this with the name of the LoRA and the model.",
+            )
     sample_unmerged(patched)
     return patched
 

@@ -6,7 +6,6 @@
 ``python -m pcm_core.lora FILE`` prints the report; ``--convert OUT`` writes a file that other tools load.
 """
 
-from ..safetensors_file import read_tensors
 from .command import main as main
 from .convert import convert as convert
 from .convert import portable as portable
@@ -14,8 +13,8 @@ from .join import join as join
 from .normalize import ModelWeights as ModelWeights
 from .normalize import fit as fit
 from .normalize import normalize as normalize
+from .read import read_lora as read_lora
 from .report import LoraReport as LoraReport
 from .tensors import Update as Update
 
-read_lora = read_tensors
 normalise = normalize  # the name in 0.1.0

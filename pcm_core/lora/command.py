@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..errors import PCMError
 from ..profiles import profile_for
-from ..safetensors_file import read_tensors
 from .convert import convert, portable
+from .read import read_lora
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.convert:
             report = convert(options.file, options.convert)
         else:
-            tensors, metadata = read_tensors(options.file)
+            tensors, metadata = read_lora(options.file)
             profile = profile_for(options.file, metadata)
             _, report = portable(tensors, metadata=metadata, name=Path(options.file).name, profile=profile)
     except PCMError as error:

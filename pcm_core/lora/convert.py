@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import PCMError
 from ..profiles import PCMProfile, profile_for, profile_to_metadata
-from ..safetensors_file import read_tensors
 from .contents import LoraFile, open_lora
 from .diffusers_names import native_name
 from .join import plain
 from .keys import Module, Target, dotted, wrapper
+from .read import read_lora
 from .report import LoraReport
 from .scales import PEFT_METADATA
 
@@ -28,13 +28,13 @@ def convert(path: str | Path, out: str | Path) -> LoraReport:
     Text encoder tensors and keys that are not part of the LoRA are copied unchanged.
 
     Raises:
-        PCMError: see ``read_tensors`` and ``portable``; also if ``out`` is not a new .safetensors file.
+        PCMError: see ``read_lora`` and ``portable``; also if ``out`` is not a new .safetensors file.
     """
     path, out = Path(path), Path(out)
     if out.suffix.lower() not in (".safetensors", ".sft") or out.exists():
         state = "exists already" if out.exists() else "is not a .safetensors file"
         raise PCMError(f"{out.name} {state}.", "a new .safetensors file to write.", "Choose another name.")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_lora(path)
     profile = profile_for(path, metadata)
     written, report = portable(tensors, metadata=metadata, name=path.name, profile=profile)
     metadata = {key: value for key, value in metadata.items() if key != PEFT_METADATA}

@@ -213,6 +213,16 @@ def test_alpha_from_peft_metadata():
     assert report.scales == {0.5: 2}
 
 
+def test_alpha_from_the_configuration_beside_pefts_file(tmp_path):
+    save_file(raw_unet("base_model.model.", rank=16), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16, "lora_alpha": 8, "use_rslora": True}))
+    tensors, metadata = lora.read_lora(tmp_path / "adapter_model.safetensors")
+    assert portable(tensors, metadata=metadata)[1].scales == {2.0: 1}
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff{")
+    tensors, metadata = lora.read_lora(tmp_path / "adapter_model.safetensors")
+    assert portable(tensors, metadata=metadata)[1].scales == {0.5: 1}  # as a raw file of the training scripts
+
+
 # Accounting
 
 
