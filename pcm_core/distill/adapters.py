@@ -1,9 +1,8 @@
-"""One network in memory as teacher, student and more: low-rank sets that can be switched.
+"""One network in memory as teacher, student and more: switchable low-rank sets.
 
-``use`` says which network the modules are: ``off`` (the frozen teacher), or one of the named sets: ``student`` (always
-there), ``ema`` (its moving average) and whatever ``add_set`` brings. The sets are forward hooks, ``y + scale
-up(down(x))``, never a merged copy of the weights: what autograd keeps is the rank-r activation, and the base tensors
-are not touched.
+``use`` selects the active network: ``off`` (the frozen teacher), or one of the named sets: ``student`` (always there),
+``ema`` (its moving average) and those of ``add_set``. The sets are forward hooks, ``y + scale up(down(x))``, and are
+not merged into a copy of the weights: autograd saves only the rank-r activation, and the base tensors do not change.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class Adapters(nn.Module):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hook the sets to their modules within the block; the modules are as before when it ends, however it ends."""
+        """Hook the sets to their modules within the block; the modules are always restored at its end."""
         with ExitStack() as stack:
             for name, module in self.targets.items():
                 stack.callback(module.register_forward_hook(self._hook(name)).remove)
@@ -189,7 +188,7 @@ class Adapters(nn.Module):
         self.student.load_lora(state, prefix)
 
     def state(self) -> dict[str, SetState]:
-        """Everything needed to go on, on the CPU: set to module to ``down`` and ``up``."""
+        """Everything needed to resume, on the CPU: set to module to ``down`` and ``up``."""
         return {name: self[name].state() for name in self.sets}
 
     def differences(self, state: Mapping[str, SetState], alpha: float) -> list[str]:
@@ -205,7 +204,7 @@ class Adapters(nn.Module):
         return found
 
     def load(self, state: Mapping[str, SetState]) -> None:
-        """Restore ``state``, the moving average included; without one in it there is none afterwards."""
+        """Restore ``state`` with its moving average, if it has one."""
         if "ema" not in state and "ema" in self.sets:
             del self.sets["ema"]
         for name, weights in state.items():
@@ -214,7 +213,7 @@ class Adapters(nn.Module):
 
 
 def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Undo ``module.forward = ...``; ``forward`` is what somebody had set on this one module before, if anything."""
+    """Undo ``module.forward = ...``; ``forward`` is the value set on this module before, if any."""
     if forward is None:
         del module.forward
     else:

@@ -1,8 +1,8 @@
-"""The bank of a matching stage: where the student stands on every edge, and where the teacher goes from the last one.
+"""The bank of a matching stage: the student's states at every phase edge, and the teacher's result from the last one.
 
-It holds (noise, caption) pairs, so no pictures are needed. For every pair the student's own jumps give its states on
-the upper edges, and the guided teacher walks its solver grid through the lowest phase. Made once, in chunks that are
-files: a bank that was cut short goes on where it stopped.
+It holds (noise, caption) pairs, so no images are needed. For every pair the student's own jumps give its states on
+the upper edges, and the guided teacher runs over its solver grid through the lowest phase. It is made once, in chunks
+that are files: an interrupted bank continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Bank:
     Attributes:
         states: the student at the top of every phase, descending noise; each [N, ...].
         ends: where the teacher ends from the last of them, [N, ...].
-        captions: caption numbers [N], int64.
+        captions: caption indices [N], int64.
     """
 
     states: tuple[Tensor, ...]
@@ -49,7 +49,7 @@ class Bank:
         return len(self.ends)
 
     def rows(self, start: int, end: int | None = None) -> Bank:
-        """A part of the pairs."""
+        """The pairs from ``start`` to ``end``."""
         part = slice(start, end)
         return Bank(tuple(state[part] for state in self.states), self.ends[part], self.captions[part])
 
@@ -61,7 +61,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class BankPlan:
-    """What a bank is to hold.
+    """The settings of a bank.
 
     Attributes:
         edges: descending noise levels, the top of every phase and the end of the last: M + 1 numbers.
@@ -100,7 +100,7 @@ class BankPlan:
 
     @property
     def evaluations(self) -> int:
-        """Of the model, counted by the sample."""
+        """Number of model evaluations, one per sample."""
         guided = 1 if self.cfg == 1 else 2
         return (self.pairs + self.held) * (len(self.edges) - 2 + guided * (len(self.walk) - 1))
 
@@ -109,14 +109,14 @@ class BankPlan:
         return (self.pairs + self.held) * len(self.edges) * 4 * torch.Size(self.shape).numel()
 
     def announcement(self) -> str:
-        """Size and cost, in words, before it is made."""
+        """Size and cost in words, for the log before it is made."""
         return (
             f"The bank takes {self.pairs + self.held} pairs, {self.evaluations} evaluations of one sample each, "
             f"{self.bytes / 2**20:.0f} MB in memory and on disk."
         )
 
     def chunks(self) -> list[int]:
-        """Pairs of every chunk; the first one is held out."""
+        """Number of pairs in every chunk; the first chunk is held out."""
         full, rest = divmod(self.pairs, self.chunk)
         return [self.held, *[self.chunk] * full, *([rest] if rest else [])]
 
@@ -135,7 +135,7 @@ class BankPlan:
 
 
 def fingerprint(adapters: Adapters) -> str:
-    """What tells one model and one start from another: some of the frozen weights and all of the student's."""
+    """A digest of the model and the student's start: some of the frozen weights and all of the student's."""
     digest = hashlib.sha256()
     for name, module in adapters.targets.items():
         weight = cast(Tensor, module.weight).detach().flatten()[:64]
@@ -168,9 +168,9 @@ class BankStore:
     """Chunks of a bank as files of a folder; ``None`` keeps them in memory only.
 
     Args:
-        folder: made if it is missing.
-        key: what the bank was made with; a folder with another is refused.
-        refresh: throw away what is there.
+        folder: created if it is missing.
+        key: the settings of the bank; a folder with another key is refused.
+        refresh: delete the stored chunks.
 
     Raises:
         PCMError: if the folder holds the bank of another model, or cannot be made.

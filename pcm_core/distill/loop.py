@@ -1,4 +1,4 @@
-"""What every training run shares: counting steps, undoing one that is not finite, refusing to train nothing."""
+"""The training loop of every stage: it counts steps, undoes non-finite ones, and refuses to train nothing."""
 # pyright: reportUnknownMemberType=false
 # (Optimizer.step is untyped in torch.)
 
@@ -23,7 +23,7 @@ Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _alone(tensors: Sequence[Tensor]) -> None:
-    """One process: its gradients are the average already."""
+    """Averaging for a single process: nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Processes:
     average: Callable[[Sequence[Tensor]], None] = _alone
 
     def part(self, batch: int) -> slice:
-        """The rows of a global batch that are this process's.
+        """This process's rows of a global batch.
 
         Raises:
             PCMError: if the batch cannot be divided evenly.
@@ -63,7 +63,7 @@ class StepReport:
 
 
 class TrainingLoop(ABC):
-    """Steps of one stage on attached adapters; a stage says what a step is.
+    """The steps of one stage on attached adapters; a subclass defines the step.
 
     Args:
         adapters: attached by the caller (``with adapters.attached():``) around every step.
@@ -127,7 +127,7 @@ class TrainingLoop(ABC):
         """
 
     def _count_update(self, loss: float) -> None:
-        """After an update of the student: move its average, count the step."""
+        """After an update of the student: update its moving average and count the step."""
         if self.ema:
             step = self.step_number
             self.adapters.update_ema(min(self.ema, (step + 1) / (step + 10)))
@@ -139,7 +139,7 @@ class TrainingLoop(ABC):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Keep the adapters as they are before an update, to come back to; on the CPU, wherever they are."""
+        """Keep a copy of the adapters on the CPU before an update, to roll back to."""
         tensors = self._tensors()
         if len(tensors) != len(self._good):
             self._good = [torch.empty_like(tensor, device="cpu") for tensor in tensors]
@@ -149,7 +149,7 @@ class TrainingLoop(ABC):
 
     @torch.no_grad()
     def _restore(self) -> None:
-        """Back to the adapters that last gave a finite loss and gradient, and to their step."""
+        """Roll back to the last adapters with a finite loss and gradient, and to their step."""
         for good, tensor in zip(self._good, self._tensors(), strict=True):
             tensor.copy_(good)
             tensor.grad = None
@@ -195,7 +195,7 @@ class TrainingLoop(ABC):
         return torch.amp.autocast(x.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _as(self, mode: str, captions: Tensor) -> Denoiser:
-        """The backbone as one of its networks, under these captions."""
+        """The backbone as one of its networks, for these captions."""
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             with self.adapters.use(mode), self._autocast(x):
@@ -221,7 +221,7 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
 def adamw(
     parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW, as one kernel over all parameters where the device has it."""
+    """AdamW, fused over all parameters if the device supports it."""
     parameters = list(parameters)
     try:
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

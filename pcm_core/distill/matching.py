@@ -1,4 +1,4 @@
-"""Distribution matching inside a phase: the student's landings must look like the guided teacher's.
+"""Distribution matching inside a phase: the student's results ("landings") must look like the guided teacher's.
 
 Where consistency says *this* noise must land *there*, matching says that all landings together must have the teacher's
 distribution. Its gradient is the difference of two scores (DMD, arXiv 2311.18828, Eq. 7; DMD2, arXiv 2405.14867): the
@@ -6,8 +6,7 @@ teacher's and that of the student's own landings, which a *fake* network learns 
 
 A phase may end above zero noise. The landings at level s are then renoised to a level t inside the phase, and the fake
 learns the score of that: the subinterval objective of Phased DMD (arXiv 2510.27684). The teacher is guided, and
-guidance is the engine of the method (Decoupled DMD, arXiv 2511.22677): the two parts may look at noise ranges of their
-own.
+guidance drives the method (Decoupled DMD, arXiv 2511.22677): the two parts may use their own noise ranges.
 
 Everything happens in sigma space on x0 predictions, so eps, v, x0 and flow models differ only in how x is noised.
 """
@@ -89,7 +88,7 @@ def fake_loss(
 
 @dataclass(frozen=True)
 class Scores:
-    """What the networks say of renoised landings, each an x0 [B, ...] without gradient.
+    """The networks' predictions for renoised landings, each an x0 [B, ...] without gradient.
 
     Attributes:
         fake: the score of the student's landings.
@@ -104,10 +103,10 @@ class Scores:
 
 
 def matching_gradient(scores: Scores, denoised: Tensor, floor: float = 0.05) -> Tensor:
-    """The direction that takes landings away from the teacher, ``fake - real``, at unit size per sample.
+    """The direction away from the teacher, ``fake - real``, normalized per sample.
 
-    Divided by ``mean |x0 - real|`` of each sample (DMD Eq. 8), so that every noise level counts alike; ``floor`` keeps
-    a sample that is right already from being blown up.
+    Divided by ``mean |x0 - real|`` of each sample (DMD Eq. 8), so that all noise levels have equal weight; ``floor``
+    limits the factor for samples that are already right.
 
     Args:
         denoised: the x0 [B, ...] of the student's last jump.

@@ -1,4 +1,4 @@
-"""What a matching stage is asked to do."""
+"""The settings of a matching stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import DistillConfig, cosine, require
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig:
-    """How landings are matched.
+    """Settings of the matching stage.
 
     Attributes:
         phases, grid, spacing, terminal: as in ``DistillConfig``; those of the LoRA to start from.

@@ -105,7 +105,7 @@ class MatchingTrainer(TrainingLoop):
         return max(0, self.step_number - self.config.fake_warmup)
 
     def step(self) -> MatchingReport:
-        """One update of the fake alone while it warms up; then one of the student and some of the fake."""
+        """One update of the fake alone during its warm-up; then one of the student and some of the fake."""
         self._check_attached()
         batch = self._draw()
         if self.step_number < self.config.fake_warmup:
@@ -194,13 +194,13 @@ class MatchingTrainer(TrainingLoop):
         return conditional, unconditional
 
     def _regression(self, batch: _Batch, landing: Tensor) -> Tensor:
-        """How far the ends are from the teacher's own walk."""
+        """Loss between the student's results and the teacher's own trajectory."""
         if not self.config.regression or batch.phase + 1 < self.config.phases:
             return landing.new_zeros(())
         return pseudo_huber(landing - self.bank.ends[batch.rows].to(landing), self.config.regression_c)
 
     def _hold(self, batch: _Batch) -> Tensor:
-        """How far jumps of the upper phases are from where they went when the bank was made."""
+        """Loss between jumps of the upper phases and their results stored in the bank."""
         count, upper = len(batch.held_rows), self.config.phases - 1
         if not self.config.hold or not upper:
             return torch.zeros((), device=self.device)
@@ -233,7 +233,7 @@ class MatchingTrainer(TrainingLoop):
         return float(figure), norm
 
     def _draw(self) -> _Batch:
-        """Draw the global batch, keep this process's part."""
+        """Draw the global batch and keep this process's part."""
         config, generator, mine = self.config, self.generator, self._part
         last = config.phases - 1
         phase = int(torch.randint(config.phases, (), generator=generator)) if config.phase == "random" else last
@@ -257,7 +257,7 @@ class MatchingTrainer(TrainingLoop):
         return torch.randn(self.config.batch, *like.shape[1:], generator=self.generator)[self._part]
 
     def diagnose(self) -> Diagnosis:
-        """The average, or the student where there is none, on the held-out pairs."""
+        """Diagnose the moving average, or the student if there is none, on the held-out pairs."""
         held = self.held
         with torch.no_grad():
             ends, _ = unroll(self._as("ema", held.captions), held.states[0].to(self.device), self.edges)
@@ -266,7 +266,7 @@ class MatchingTrainer(TrainingLoop):
         return found
 
     def _watch(self, report: MatchingReport) -> None:
-        """Stop a run whose samples collapse."""
+        """Stop the run if its samples collapse."""
         first = self.first_spread or self.diagnose().spread
         if report.diagnosis is not None and report.diagnosis.spread < self.config.collapse * first:
             raise Collapsed(first, report.diagnosis.spread)
