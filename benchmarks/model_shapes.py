@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.lora_load import SDXL
 from devtools.generate import host_nodes
@@ -94,25 +94,33 @@ MODELS = {
 }  # fmt: skip
 
 
-def start_host() -> Callable[[str], ModuleType]:
+def start_host(device: str = "cpu") -> Callable[[str], ModuleType]:
     """Boot ComfyUI with the pack; returns ``module name -> module`` of the pack as the host loaded it."""
     sys.path.insert(0, os.environ.get("COMFYUI_PATH", ""))
-    importlib.import_module("comfy.cli_args").args.use_pytorch_cross_attention = True  # what a GPU uses
+    arguments = importlib.import_module("comfy.cli_args").args
+    arguments.use_pytorch_cross_attention = True  # what a GPU uses
+    torch.set_num_threads(1 if device == "cpu" else os.cpu_count() or 1)
+    if device != "cpu":
+        # Imported before host_nodes asks for the CPU, which comes too late then.
+        arguments.disable_dynamic_vram = True
+        importlib.import_module("comfy.model_management")
     host_nodes.load()
     name = str(host_nodes.ROOT).replace(".", "_x_")
     return lambda module: importlib.import_module(f"{name}.{module}")
 
 
 def fill(network: nn.Module, seed: int = 0) -> None:
-    """Random weights of a trained scale: matrices by fan-in, norms one, biases zero."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random weights of a trained scale, of one stretch of noise that is repeated; norms one, biases zero."""
+    noise = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        for parameter in network.parameters():
+        for number, parameter in enumerate(network.parameters()):
             if parameter.ndim == 1:
-                parameter.fill_(0.0)
-            else:
-                noise: Tensor = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+                parameter.zero_()
+                continue
+            flat, scale = parameter.view(-1), parameter[0].numel() ** -0.5
+            part = (noise.roll(number) * scale).to(parameter.dtype)
+            for start in range(0, flat.numel(), len(part)):
+                flat[start : start + len(part)] = part[: flat.numel() - start]
         for module in network.modules():
             if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None:
-                module.weight.fill_(1.0)
+                cast(Any, module).weight.fill_(1.0)
