@@ -21,6 +21,7 @@ _MODELS = "bcdefgh"
 
 class PCMCompare(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("seed")
     def define_schema(cls) -> io.Schema:
         more_models = io.Autogrow.TemplateNames(
             io.Model.Input("model", tooltip="Another model, with its own LoRA or none."),
@@ -108,7 +109,7 @@ class PCMCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, columns: Any, models: Any = None, prompts: Any = None) -> bool | str:
+    def validate_inputs(cls, columns: Any = None, models: Any = None, prompts: Any = None) -> bool | str:
         """Inputs that grow always come; taking ``**kwargs`` would switch the host's own checks off.
 
         ``columns`` is None where it is linked, and a list where the host has refused it already.

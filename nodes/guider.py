@@ -18,6 +18,7 @@ from .validation import checked
 
 class PCMGuider(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("negative")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PCMGuider",

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pcm_core.phases import MAX_COUNT, SPACINGS, TERMINALS
 from .sampling.plan import AUTO
+
+Define = Callable[[Any], io.Schema]
+
+
+def optional_after(last: str) -> Callable[[Define], Define]:
+    """Decorate ``define_schema``, below ``@classmethod``: what comes after the input ``last`` is optional.
+
+    An API prompt may leave it out; ``checked`` fills in the defaults. The frontend lists required inputs before
+    optional ones and a workflow stores values by place, so no required input may follow. "" stands for all inputs.
+    """
+
+    def decorate(define: Define) -> Define:
+        @functools.wraps(define)
+        def defined(cls: Any) -> io.Schema:
+            schema = define(cls)
+            place = [entry.id for entry in schema.inputs].index(last) + 1 if last else 0
+            for entry in schema.inputs[place:]:
+                entry.optional = True
+            return schema
+
+        return defined
+
+    return decorate
 
 
 def model() -> io.Model.Input:
@@ -85,12 +112,15 @@ def spend_extra_steps() -> io.Boolean.Input:
     )
 
 
-def cfg() -> io.String.Input:
-    return io.String.Input(
-        "cfg",
-        default=AUTO,
-        tooltip='auto: the cfg that the LoRA was made for. One number, or one per phase: "3, 1, 1, 1". Phases at '
-        "exactly 1 ignore the negative prompt and take half the time.",
+def cfg() -> io.MultiType.Input:
+    return io.MultiType.Input(
+        io.String.Input(
+            "cfg",
+            default=AUTO,
+            tooltip='auto: the cfg that the LoRA was made for. One number, or one per phase: "3, 1, 1, 1". Phases at '
+            "exactly 1 ignore the negative prompt and take half the time.",
+        ),
+        types=[io.Float, io.Int],
     )
 
 

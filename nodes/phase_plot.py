@@ -134,6 +134,7 @@ def _subtitle(model: Any, plan: Plan, levels: list[float], own: bool) -> str:
 
 class PCMPhasePlot(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PCMPhasePlot",

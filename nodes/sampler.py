@@ -18,6 +18,7 @@ from .validation import checked
 
 class SamplerPCM(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SamplerPCM",
@@ -39,6 +40,7 @@ class SamplerPCM(io.ComfyNode):
 
 class PCMSampler(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("seed")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PCMSampler",

@@ -16,6 +16,7 @@ from .validation import checked
 
 class PCMPhaseScheduler(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("model")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PCMPhaseScheduler",

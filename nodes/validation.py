@@ -35,6 +35,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             raise PCMError(
                 f'There is no input "{unknown[0]}".', f"one of {', '.join(sorted(known))}.", "Disconnect it."
             )
+        inputs = _defaults(schema) | inputs
         for entry in schema.inputs:
             if entry.id in inputs:
                 for value in _values(entry, inputs[entry.id], listed=schema.is_input_list):
@@ -42,6 +43,13 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         return execute(cls, **inputs)
 
     return run
+
+
+def _defaults(schema: io.Schema) -> dict[str, Any]:
+    """What the optional inputs mean that a prompt leaves out."""
+    widgets = [entry.input_override if isinstance(entry, io.MultiType.Input) else entry for entry in schema.inputs]
+    values = {entry.id: getattr(widget, "default", None) for entry, widget in zip(schema.inputs, widgets, strict=True)}
+    return {entry.id: values[entry.id] for entry in schema.inputs if entry.optional and values[entry.id] is not None}
 
 
 def _values(entry: io.Input, value: Any, *, listed: bool) -> Iterable[Any]:
@@ -68,6 +76,8 @@ def _check(entry: io.Input, value: Any) -> None:
         options = [str(option) for option in entry.options or ()]
         fits = isinstance(value, str) and (entry.id in _FILES or value in options)
         expected = f"one of {', '.join(options)}."
+    elif isinstance(entry, io.MultiType.Input):
+        fits, expected = _is_text_or_number(value), "a number or a text."
     else:
         test, expected = _KINDS.get(kind, (_anything, ""))
         fits = test(value)
@@ -79,6 +89,10 @@ def _in_range(value: Any, entry: io.Int.Input | io.Float.Input) -> bool:
     assert entry.min is not None and entry.max is not None, "every number of this pack has its limits"
     number = isinstance(value, _NUMBERS[entry.get_io_type()][0]) and not isinstance(value, bool)
     return number and entry.min <= value <= entry.max  # never for NaN
+
+
+def _is_text_or_number(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
 def _shown(value: Any) -> str:

@@ -23,14 +23,14 @@ _NODE = "PCM Video Sampler"
 _FRAME_NOISES = ("independent", "mixed", "shared")
 
 
-def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
+def _describe(setup: Setup, plan: Plan) -> str:
     """The settings in force, in one line."""
     shift = plan.table.shift
     values = [
         f"{setup.video_model.name}, {setup.profile.method if setup.profile.known else 'no preset'}",
         f"{plan.steps} steps",
         "sigmas " + " ".join(f"{sigma:.6g}" for sigma in plan.sigmas.tolist()),
-        f"cfg {setup.profile.cfg:g}" if cfg.strip().lower() in (AUTO, "") else f"cfg {cfg.strip()}",
+        f"cfg {', '.join(f'{value:g}' for value in plan.cfg)}" if len(set(plan.cfg)) > 1 else f"cfg {plan.cfg[0]:g}",
     ]
     if shift is not None:
         values.append(f"shift {shift:g}")
@@ -41,6 +41,7 @@ def _describe(setup: Setup, plan: Plan, cfg: str) -> str:
 
 class PCMVideoSampler(io.ComfyNode):
     @classmethod
+    @inputs.optional_after("seed")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PCMVideoSampler",
@@ -125,4 +126,4 @@ class PCMVideoSampler(io.ComfyNode):
             arrangement=window_noise,
         )  # fmt: skip
         result = run(Clip(noise, seed), latent, stages, positive, negative, plan)
-        return io.NodeOutput(result, "\n".join([_describe(setup, plan, cfg), *said]))
+        return io.NodeOutput(result, "\n".join([_describe(setup, plan), *said]))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,27 @@ def prompt(**settings):
 def test_a_prompt_runs(host, give):
     executor = host.run_prompt(prompt())
     assert executor.success and len(give) == 1
+
+
+def test_a_prompt_names_what_it_must_and_the_rest_is_the_default(host, give):
+    """So that a new widget breaks no stored prompt."""
+    short = prompt()
+    kept = ("model", "positive", "negative", "latent_image", "seed")
+    short["s"]["inputs"] = {name: value for name, value in short["s"]["inputs"].items() if name in kept}
+    assert host.run_prompt(short).success and host.run_prompt(prompt(steps=0, cfg="auto")).success
+    assert torch.equal(*[latent["samples"] for latent in give])
+
+
+@pytest.mark.parametrize("cfg", ["2", 2.0, 2])
+def test_cfg_is_a_text_or_a_number(host, give, stand_ins, cfg):
+    """Also by a link: primitives and other packs' numbers are FLOAT (faults.md 31)."""
+    kind = {str: "STRING", float: "FLOAT", int: "INT"}[type(cfg)]
+    stand_ins(GiveCfg=(kind, cfg))
+    linked = prompt(cfg=["n", 0]) | {"n": {"class_type": "GiveCfg", "inputs": {}}}
+    assert host.run_prompt(linked).success and host.run_prompt(prompt(cfg=cfg)).success
+    assert host.run_prompt(prompt(cfg="2")).success
+    results = [latent["samples"] for latent in give]
+    assert len(results) == 3 and all(torch.equal(results[0], other) for other in results)
 
 
 @pytest.mark.parametrize(
