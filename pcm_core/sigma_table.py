@@ -114,10 +114,10 @@ class SigmaTable:
     def shift(self) -> float | None:
         """The linear shift of a flow table, read at its middle as ``sigma / (1 - sigma)``; ``None`` for other models.
 
-        Exact for every table ``s u / (1 + (s - 1) u)``.
+        Right for every table ``s u / (1 + (s - 1) u)``, to the seven digits that float32 holds.
         """
         middle = self.sigma_at(0.5)
-        return middle / (1 - middle) if self.flow and middle < 1 else None
+        return float(f"{middle / (1 - middle):.7g}") if self.flow and middle < 1 else None
 
     def sigma(self, timestep: int) -> float:
         """The sigma of a training timestep, 0 to T - 1."""

@@ -83,11 +83,13 @@ def family_of(model: Any) -> str:
 
 
 def flow_shift(model: Any) -> float | None:
-    """The linear timestep shift of a flow model, whichever way the host stores it; ``None`` for other models."""
-    sampling = model_sampling(model)
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
-        return math.exp(sampling.shift)
-    return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else None
+    """The linear timestep shift of a flow model that has one to set; ``None`` for other models.
+
+    Read from the sigmas: other packs put tables of their own into an object whose ``shift`` says something else
+    (RES4LYF's ModelSamplingAdvanced), and the host's classes mean the shift or its logarithm by it.
+    """
+    settable = (comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.ModelSamplingDiscreteFlow)
+    return sigma_table(model).shift if isinstance(model_sampling(model), settable) else None
 
 
 def has_shift(model: Any, shift: float, audio_shift: float | None = None) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 from test_sampler import close, pcm, stock
 
+from pcm_core.profiles import profile_from_name
 from phased_consistency.nodes import dropdowns
+from phased_consistency.nodes import host as nodes_host
 from phased_consistency.nodes.sampling import function as sampler_function
 
 
@@ -48,6 +51,37 @@ def test_loading_the_pack_changes_nothing_else_of_the_host(host):
     assert all("PCM" in node for node in books["nodes.NODE_CLASS_MAPPINGS"])
     assert books.keys() <= {f"nodes.{name}" for name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS",
                                                          "EXTENSION_WEB_DIRS", "LOADED_MODULE_DIRS")}  # fmt: skip
+
+
+@pytest.fixture
+def smallcfg(zoo):
+    """A model after Load PCM LoRA, as far as the samplers see."""
+    profile = profile_from_name("pcm_sd15_smallcfg_4step_converted")
+    return replace(zoo["eps"], model=nodes_host.attach_profile(zoo["eps"].model, profile))
+
+
+def test_a_name_shows_on_its_node_what_the_lora_wants(host, smallcfg, monkeypatch, caplog):
+    """faults.md 24: KSampler's own default of cfg 8 on a LoRA for cfg 1; the console alone said so."""
+    shown = []
+    monkeypatch.setattr(sampler_function, "show_on_node", shown.append)
+    stock(host, smallcfg, steps=4, cfg=8.0, sampler="pcm", scheduler="pcm")
+    stock(host, smallcfg, steps=6, cfg=1.0, sampler="pcm", scheduler="simple")
+    stock(host, smallcfg, steps=4, cfg=1.0, sampler="pcm", scheduler="simple")
+    assert ["cfg is 8" in shown[0], "6 steps, and PCM is made for exactly 4" in shown[1], shown[2]] == [True, True, ""]
+    assert len([record for record in caplog.records if "PCM Sampler" in record.message]) == 2
+
+
+@pytest.mark.parametrize(("start", "end", "leftover"), [(0, 2, "enable"), (0, 2, "disable"), (2, 10000, "disable")])
+def test_a_part_of_a_schedule_is_no_mistake(host, smallcfg, monkeypatch, start, end, leftover):
+    """faults.md 20: KSamplerAdvanced 0 to 2."""
+    shown = []
+    monkeypatch.setattr(sampler_function, "show_on_node", shown.append)
+    host.call(
+        "KSamplerAdvanced", model=smallcfg.model, positive=smallcfg.positive, negative=smallcfg.positive,
+        latent_image=smallcfg.latent(), steps=4, cfg=1.0, sampler_name="pcm", scheduler="pcm", start_at_step=start,
+        end_at_step=end, return_with_leftover_noise=leftover, add_noise="enable", noise_seed=1,
+    )  # fmt: skip
+    assert shown == [""]
 
 
 @pytest.mark.parametrize("name", ["eps", "v", "sd3", "wan"])
