@@ -525,3 +525,23 @@ def test_processes_wait_for_the_first_to_encode(monkeypatch):
 def test_a_folder_without_comfyui_is_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"is not a ComfyUI checkout\. Point --comfyui or COMFYUI_PATH at one"):
         processes.load_pack(str(tmp_path))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_both_stages_go_on_where_they_were_stopped(inputs, tmp_path):
+    """The bank lies beside the LoRA; a run stopped in the matching stage ends in the bits of one that was not."""
+    more = ("--stage", "both", "--steps", "3", "--matching-steps", "20", "--matching-cfg", "2", "--save-every", "1")
+    whole = command(inputs, tmp_path, "whole", *more)
+    assert whole.returncode == 0, whole.stderr
+    assert len(rows(tmp_path / "whole.csv")) == 3 + 20 + 20
+    assert list((tmp_path / "whole.bank").glob("*.safetensors"))
+    cut_short(inputs, tmp_path, "cut", *more, after=26, by=signal.SIGKILL)
+    assert torch.load(tmp_path / "cut.pt", weights_only=True)["stage"] == "matching"
+    assert command(inputs, tmp_path, "cut", *more).returncode == 0
+    assert same_lora(tmp_path / "cut.safetensors", tmp_path / "whole.safetensors")
+
+
+def test_a_matching_stage_without_a_start_is_refused(inputs, tmp_path):
+    said = command(inputs, tmp_path, "none", "--stage", "matching").stderr
+    assert "--stage matching has no LoRA to start from." in said
