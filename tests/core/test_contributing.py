@@ -76,4 +76,5 @@ def test_the_readme_shows_the_last_run_of_the_systems():
 
     written = table((ROOT / "benchmarks" / "results" / "demo_systems.md").read_text("utf-8"))
     shown = (ROOT / "README.md").read_text("utf-8").split("### Compared with other methods\n")[1].split("\n## ")[0]
-    assert len(written) > 5 and table(shown) == written
+    shown_rows = table(shown)
+    assert len(shown_rows) > 5 and shown_rows == written[: len(shown_rows)]
