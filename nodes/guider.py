@@ -12,7 +12,8 @@ from comfy_api.latest import io
 from ..pcm_core.guidance import guidance_entries
 from . import host, inputs
 from .sampling.guidance import phase_guider
-from .sampling.plan import make_plan
+from .sampling.plan import log, make_plan
+from .sampling.settings import AUTO, with_method, with_own_guidance
 from .validation import checked
 
 
@@ -42,6 +43,7 @@ class PCMGuider(io.ComfyNode):
                 inputs.phases(),
                 inputs.spacing(),
                 inputs.grid(),
+                inputs.method(),
             ],
             outputs=[io.Guider.Output(tooltip="A guider whose cfg depends on the phase.")],
         )
@@ -49,8 +51,19 @@ class PCMGuider(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, model: Any, positive: Any, negative: Any, cfg: str, phases: int, spacing: str, grid: int
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        cfg: str,
+        phases: int,
+        spacing: str,
+        grid: int,
+        method: str = AUTO,
     ) -> io.NodeOutput:
+        model, notes = with_method(model, method)
+        positive, negative, more = with_own_guidance(model, positive, negative)
+        log("PCM Guider", *notes, *more)
         profile = host.profile_of(model)
         if not phases and (profile is None or not (profile.phases or profile.sigmas or profile.timesteps)):
             phases = len(guidance_entries(cfg))  # nothing else says how many there are

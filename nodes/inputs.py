@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..pcm_core.phases import MAX_COUNT, SPACINGS, TERMINALS
 from .sampling.plan import AUTO
+from .sampling.settings import methods
 
 Define = Callable[[Any], io.Schema]
 
@@ -121,6 +122,18 @@ def cfg() -> io.MultiType.Input:
             "exactly 1 ignore the negative prompt and take half the time.",
         ),
         types=[io.Float, io.Int],
+    )
+
+
+def method() -> io.Combo.Input:
+    return io.Combo.Input(
+        "method",
+        options=methods(),
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip="The few-step method. auto: what the LoRA says, else the name of the checkpoint. none: no settings of "
+        "any. Or one of the table.",
     )
 
 

@@ -13,6 +13,7 @@ from . import host, inputs
 from .sampling.function import sample_phased, sample_planned
 from .sampling.guidance import phase_guider
 from .sampling.plan import make_plan, noise_settings, part_of, say
+from .sampling.settings import AUTO, with_method, with_own_guidance
 from .validation import checked
 
 
@@ -105,6 +106,7 @@ class PCMSampler(io.ComfyNode):
                     tooltip="On: stop at the noise level of end_step, so that another sampler can continue. Off: "
                     "denoise fully in the last step.",
                 ),
+                inputs.method(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The result."),
@@ -127,9 +129,12 @@ class PCMSampler(io.ComfyNode):
         start_step: int,
         end_step: int,
         return_with_leftover_noise: bool,
+        method: str = AUTO,
         **settings: Any,
     ) -> io.NodeOutput:
-        whole = make_plan(model, latent_image, **settings)
+        model, notes = with_method(model, method)
+        positive, negative, more = with_own_guidance(model, positive, negative)
+        whole = make_plan(model, latent_image, notes=(*notes, *more), **settings)
         plan = part_of(whole, start_step, end_step, leftover_noise=return_with_leftover_noise)
         say("PCM Sampler", plan, settings["determinism"])
         guider = phase_guider(model, positive, negative, plan)

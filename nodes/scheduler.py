@@ -9,8 +9,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import inputs
+from . import host, inputs
 from .sampling.plan import draw, log, make_plan
+from .sampling.settings import AUTO, with_method
 from .validation import checked
 
 
@@ -34,14 +35,23 @@ class PCMPhaseScheduler(io.ComfyNode):
                 inputs.terminal(),
                 inputs.grid(),
                 inputs.spend_extra_steps(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="What will be sampled, for methods whose shift follows the size of the image.",
+                ),
+                inputs.method(),
             ],
             outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty if denoise is 0.")],
         )
 
     @classmethod
     @checked
-    def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        plan = make_plan(model, **settings)
+    def execute(
+        cls, model: Any, method: str = AUTO, latent: host.Latent | None = None, **settings: Any
+    ) -> io.NodeOutput:
+        model, notes = with_method(model, method)
+        plan = make_plan(model, latent, notes=notes, **settings)
         log("PCM Phase Scheduler", *plan.notes)
         draw(plan)
         return io.NodeOutput(plan.sigmas)

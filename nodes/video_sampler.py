@@ -90,6 +90,7 @@ class PCMVideoSampler(io.ComfyNode):
                 inputs.determinism(),
                 io.Model.Input("second_model", optional=True,
                                tooltip="The low-noise expert of a pair (Wan 2.2), after its own Load PCM LoRA."),
+                inputs.method(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip."),
@@ -103,11 +104,11 @@ class PCMVideoSampler(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, latent_image: host.Latent, seed: int, preset: str, steps: int,
         cfg: str, denoise: float, shift: float, boundary: float, window: int, overlap: int, window_noise: Any,
         frame_noise: str, frame_correlation: float, embedded_guidance: float, determinism: float,
-        second_model: Any = None,
+        second_model: Any = None, method: str = AUTO,
     ) -> io.NodeOutput:  # fmt: skip
         noise_settings(determinism, UNSET)  # refused before anything is done
         parts = host.parts(latent_image["samples"])
-        setup = set_up(model, preset, steps, shift)
+        setup = set_up(model, preset, steps, shift, method)
         check_clip(setup.video_model, parts[0].shape)
         setup = with_windows(setup, window, overlap, nested=len(parts) > 1, noise=window_noise)
         twin = None if second_model is None else second_expert(setup, second_model)

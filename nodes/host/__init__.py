@@ -6,6 +6,8 @@ named here; ``lora``, ``loaders``, ``training`` and ``status`` are imported by t
 
 from .model import attach_profile as attach_profile
 from .model import family_of as family_of
+from .model import file_name as file_name
+from .model import file_of as file_of
 from .model import flow_shift as flow_shift
 from .model import has_shift as has_shift
 from .model import is_flow as is_flow

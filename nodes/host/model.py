@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import comfy.context_windows
@@ -77,9 +78,22 @@ def noise_scale(model: Any) -> float:
 def family_of(model: Any) -> str:
     """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
     names = [parent.__name__ for parent in type(model.model).__mro__]
+    if type(model.model.model_config).__name__ == "Lumina2":  # shares its class with Z-Image
+        return "lumina2"
     if names[0] == "BaseModel":
         return UNET_BASE_MODELS.get(model.model.model_config.unet_config.get("context_dim"), "unet")
     return next((CLASS_BASE_MODELS[name] for name in names if name in CLASS_BASE_MODELS), names[0].lower())
+
+
+def file_of(model: Any) -> str:
+    """Path of the checkpoint a model was loaded from; empty if its loader does not say."""
+    loader = getattr(model, "cached_patcher_init", None)
+    return loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
+
+
+def file_name(model: Any) -> str:
+    """Name of the checkpoint a model was loaded from; empty if its loader does not say."""
+    return Path(file_of(model)).name
 
 
 def flow_shift(model: Any) -> float | None:

@@ -22,6 +22,7 @@ from .. import host
 from .function import refuse_broken, walk
 from .guidance import phase_guider
 from .plan import UNSET
+from .settings import with_guidance
 from .video_setup import Setup
 
 
@@ -109,14 +110,6 @@ def split_experts(
     split = int((plan.sigmas[:-1] > edge * (1 + 1e-6)).sum())
     stages = [(first, 0, split), (second, split, total)]
     return [stage for stage in stages if stage[1] < stage[2]], (note, *second.notes)
-
-
-def with_guidance(conditioning: Any, value: float, *, override: bool) -> Any:
-    """Conditioning with an embedded guidance; one that is there already stays unless ``override``."""
-    return [
-        [text, values if "guidance" in values and not override else {**values, "guidance": value}]
-        for text, values in conditioning
-    ]
 
 
 def check_images(setup: Setup, conditioning: Any, clip: torch.Size) -> None:

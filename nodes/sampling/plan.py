@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -32,11 +33,18 @@ def advised(action: str) -> Iterator[None]:
 
 
 def make_plan(
-    model: Any, latent: host.Latent | None = None, *, determinism: float = UNSET, gamma: float = UNSET, **settings: Any
+    model: Any,
+    latent: host.Latent | None = None,
+    *,
+    determinism: float = UNSET,
+    gamma: float = UNSET,
+    notes: tuple[str, ...] = (),
+    **settings: Any,
 ) -> Plan:
     """``pcm_core.plan`` for the profile and the sigmas of a model; 0, -1 and "auto" ask the profile.
 
-    ``latent``: what will be sampled, where that is known; a dynamic shift follows its size.
+    ``latent``: what will be sampled, where that is known; a dynamic shift follows its size. ``notes``: what to report
+    before the plan's own.
 
     Raises:
         PCMError: if a value is out of range, or PCM cannot serve the model.
@@ -44,7 +52,8 @@ def make_plan(
     profile = host.profile_of(model) or PCMProfile()
     pixels = host.pixels_of(model, latent) if latent is not None and profile.dynamic_shift else 0
     noise = noise_settings(determinism, gamma)
-    return plan(profile, host.sigma_table(model), pixels=pixels, **noise, **settings)
+    made = plan(profile, host.sigma_table(model), pixels=pixels, **noise, **settings)
+    return replace(made, notes=(*notes, *made.notes))
 
 
 def noise_settings(determinism: float, gamma: float) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.video.noise import WINDOW_NOISES, Windows
 from .. import host
 from .plan import AUTO, advised
+from .settings import NONE, with_method
 
 # What two experts have in common, of the sizes that the host's detection finds.
 _TWINS = ("image_model", "model_type", "in_dim", "out_dim", "dim", "num_layers", "in_channels", "model_channels")
@@ -33,15 +34,23 @@ class Setup:
         return replace(self, notes=self.notes + notes)
 
 
-def set_up(model: Any, preset: str, steps: int, shift: float) -> Setup:
+def set_up(model: Any, preset: str, steps: int, shift: float, method: str = AUTO) -> Setup:
     """Find out what the model is and wants.
+
+    Args:
+        method: as in ``with_method``; ``none`` also leaves the default preset of the video model out.
 
     Raises:
         PCMError: if it is no video model, the preset is not for it, or the shift cannot be.
     """
     with advised("Use PCM Sampler, which serves every model."):
         video_model = video.video_model_of(host.family_of(model))
-    profile, notes = video.choose(video_model, host.profile_of(model), preset)
+    if method != AUTO and preset != AUTO:
+        raise PCMError(f"preset is {preset} and method is {method}.", "one of them.", "Set the other to auto.")
+    model, found = with_method(model, method) if preset == AUTO else (model, ())
+    bare = method == NONE
+    profile, notes = (PCMProfile(), ()) if bare else video.choose(video_model, host.profile_of(model), preset)
+    notes = (*found, *notes)
     model, shift_notes = _with_shift(model, profile, shift, keep_patch=preset == AUTO)
     table = host.sigma_table(model)
     listed = profile.sigmas is not None and profile.timesteps is None and profile.method not in video_model.uniform

@@ -26,6 +26,9 @@ BASE_MODEL_NAMES = {
 }  # fmt: skip
 # Model classes of the host.
 CLASS_BASE_MODELS = {
+    "Anima": "anima", "WAN21_CausalAR": "wan-ar", "HunyuanVideo15_SR_Distilled": "hunyuan-video-1.5-sr",
+    "HiDreamO1": "hidream-o1", "ACEStep15": "ace-step-1.5", "StableAudio3": "stable-audio-3", "PiD": "pid",
+    "SeedVR2": "seedvr2",
     "SDXL": "sdxl", "SD3": "sd3", "Flux2": "flux2", "Flux": "flux1", "WAN21": "wan",
     "HunyuanVideo15": "hunyuan-video-1.5", "HunyuanVideo": "hunyuan-video", "LTXV": "ltxv", "LTXAV": "ltx-2",
     "GenmoMochi": "mochi", "MageFlow": "mage-flow", "QwenImage": "qwen-image", "Lumina2": "z-image",

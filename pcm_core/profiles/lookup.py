@@ -209,6 +209,15 @@ def method_choices() -> dict[str, str]:
     return choices
 
 
+def base_models() -> frozenset[str]:
+    """The base models that the table has methods for."""
+    named: set[str] = set(_BASE_MODELS.values())
+    for row in table()["methods"]:
+        base = row["base_model"]
+        named |= set(cast(dict[str, str], base).values()) if isinstance(base, dict) else {base} if base else set()
+    return frozenset(named)
+
+
 def profile_of_method(choice: str) -> PCMProfile:
     """The settings of a method chosen by name.
 
