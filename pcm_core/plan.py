@@ -273,7 +273,8 @@ def _assumptions(profile: PCMProfile, steps: int, phases: int, spacing: str, gri
     notes: list[str] = []
     if not profile.known and not steps and not phases:
         notes.append(
-            f"The model carries no PCM settings; assumed {profile.steps} steps. Load a PCM LoRA, choose a method, or set steps."
+            f"The model carries no PCM settings; assumed {profile.steps} steps. Load a PCM LoRA, choose a method, "
+            "or set steps."
         )
     asked: tuple[tuple[str, Any, Any], ...] = (
         ("phases", phases, profile.phases),

@@ -78,8 +78,6 @@ def noise_scale(model: Any) -> float:
 def family_of(model: Any) -> str:
     """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
     names = [parent.__name__ for parent in type(model.model).__mro__]
-    if type(model.model.model_config).__name__ == "Lumina2":  # shares its class with Z-Image
-        return "lumina2"
     if names[0] == "BaseModel":
         return UNET_BASE_MODELS.get(model.model.model_config.unet_config.get("context_dim"), "unet")
     return next((CLASS_BASE_MODELS[name] for name in names if name in CLASS_BASE_MODELS), names[0].lower())

@@ -29,6 +29,9 @@ class VideoModel:
     bases: Sequence[str]
     frames_axis: int = 2
     stride: int = 1
+    first: int = 1
+    first_frames: int = 1
+    frames: int = 1
     embedded_guidance: bool = False
     whole_images: bool = False
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -56,11 +59,12 @@ class VideoModel:
         Raises:
             PCMError: if the model has no clips of that length.
         """
-        if frames < 1 or (frames - 1) % self.stride:
-            near = max(round((frames - 1) / self.stride), 0) * self.stride + 1
-            clips = f"{self.stride}n + 1 frames" if self.stride > 1 else "at least 1 frame"
+        more = frames - self.first
+        if more < 0 or more % self.stride:
+            near = max(round(more / self.stride), 0) * self.stride + self.first
+            clips = f"{self.stride}n + {self.first} frames" if self.stride > 1 else "at least 1 frame"
             raise PCMError(f"{what} is {frames}.", f"{self.name} has clips of {clips}.", f"Use {near}.")
-        return (frames - 1) // self.stride + 1
+        return more // self.stride * self.frames + self.first_frames
 
     def check_latent(self, shape: Sequence[int]) -> None:
         """Refuse a latent that is not a clip of this model.
