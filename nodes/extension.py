@@ -23,7 +23,6 @@ class PhasedConsistencyExtension(ComfyExtension):
         from .phase_plot import PCMPhasePlot
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
-        from .settings import PCMSettings
         from .video_sampler import PCMVideoSampler
 
         return [
@@ -35,7 +34,6 @@ class PhasedConsistencyExtension(ComfyExtension):
             PCMPhaseScheduler,
             PCMSampler,
             PCMSaveLora,
-            PCMSettings,
             PCMVideoSampler,
             SamplerPCM,
         ]

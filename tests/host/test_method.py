@@ -1,4 +1,4 @@
-"""The method of a model: by its checkpoint's name, by choice, by PCM Settings; two shifts and embedded guidance."""
+"""The method of a model: by its checkpoint's name, by choice; two shifts and embedded guidance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import tiny as tiny_models
 import torch
 
 from pcm_core.errors import PCMError
+from pcm_core.profiles import profile_from_name
 from phased_consistency.nodes import host as api
+from phased_consistency.nodes.sampling.settings import with_method, with_own_guidance, with_settings
 
 
 def named(model, name, folder="diffusion_models"):
@@ -80,26 +82,15 @@ def test_a_method_is_chosen_or_switched_off(host, zoo, caplog):
     assert len(sigmas(host, zoo["qwen_image"].model, method="Qwen-Image-Lightning 8 steps")) == 9
     with pytest.raises(PCMError, match="is a method for z-image, and the model is qwen-image"):
         sigmas(host, zoo["qwen_image"].model, method="Z-Image-Turbo")
-    carrying = api.attach_profile(
-        model, api.profile_of(host.call("PCMSettings", model=model, method="Z-Image-Turbo")[0])
-    )
+    carrying = with_method(model, "Z-Image-Turbo")[0]
     caplog.clear()
     sigmas(host, carrying, method="none")
     assert "the settings of Z-Image-Turbo are not used" in caplog.text
 
 
-def test_settings_without_weights(host, zoo):
-    model = zoo["qwen_image"].model
-    configured, report = host.call(
-        "PCMSettings", model=model, method="by file name", file_name="Qwen-Image-Lightning-4steps-V1.0.safetensors"
-    )
-    assert "profile: Qwen-Image-Lightning" in report and len(sigmas(host, configured)) == 5
-    assert api.flow_shift(configured) == pytest.approx(3.0) and not configured.patches
-    for name in ("my_style", ""):
-        with pytest.raises(PCMError, match="says nothing that this pack knows"):
-            host.call("PCMSettings", model=model, method="by file name", file_name=name)
+def test_causal_forcing_is_refused_by_name(host, zoo):
     with pytest.raises(PCMError, match="SamplerARVideo"):
-        host.call("PCMSettings", model=model, method="by file name", file_name="causal_forcing-framewise")
+        with_settings(zoo["wan"].model, profile_from_name("causal_forcing-framewise", None), "causal_forcing-framewise")
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (1408, 1408), (1536, 640)])
@@ -112,10 +103,8 @@ def test_klein_walks_the_sigmas_of_the_hosts_own_scheduler(host, zoo, size):
 
 
 def test_embedded_guidance_is_set_and_one_that_is_there_stays(host, zoo, caplog):
-    from phased_consistency.nodes.sampling.settings import with_own_guidance
-
     tiny = zoo["flux2"]
-    (model, _) = host.call("PCMSettings", model=tiny.model, method="FLUX.2-Turbo")
+    model, _ = with_method(tiny.model, "FLUX.2-Turbo")
     positive, negative, notes = with_own_guidance(model, tiny.positive, tiny.negative)
     assert positive[0][1]["guidance"] == negative[0][1]["guidance"] == 2.5 and notes == ()
     (guided,) = host.call("FluxGuidance", conditioning=tiny.positive, guidance=4.0)
@@ -130,7 +119,7 @@ def test_minimax_h3_is_told_both_shifts(host, zoo, first):
     tiny = video_and_audio()
     right = h3.MiniMaxH3SigmaShift.execute(tiny.model, 6.0, 3.0).args[0]
     before = h3.MiniMaxH3SigmaShift.execute(tiny.model, 12.0, 5.0).args[0] if first == "node" else tiny.model
-    ours, _ = host.call("PCMSettings", model=before, method="MiniMax-H3-Turbo 4 steps shift 6")
+    ours, _ = with_method(before, "MiniMax-H3-Turbo 4 steps shift 6")
     for name in ("minimax_h3_sigma_shift_video", "minimax_h3_sigma_shift_audio"):
         told = [model.model_options["transformer_options"][name] for model in (ours, right)]
         assert told[0] == pytest.approx(told[1], abs=1e-7)
