@@ -35,7 +35,8 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             raise PCMError(
                 f'There is no input "{unknown[0]}".', f"one of {', '.join(sorted(known))}.", "Disconnect it."
             )
-        inputs = _defaults(schema) | inputs
+        if not schema.is_input_list:  # a node that takes lists has lists for defaults, in its signature
+            inputs = _defaults(schema) | inputs
         for entry in schema.inputs:
             if entry.id in inputs:
                 for value in _values(entry, inputs[entry.id], listed=schema.is_input_list):
