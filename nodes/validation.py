@@ -50,7 +50,8 @@ def _defaults(schema: io.Schema) -> dict[str, Any]:
     """What the optional inputs mean that a prompt leaves out."""
     widgets = [entry.input_override if isinstance(entry, io.MultiType.Input) else entry for entry in schema.inputs]
     values = {entry.id: getattr(widget, "default", None) for entry, widget in zip(schema.inputs, widgets, strict=True)}
-    return {entry.id: values[entry.id] for entry in schema.inputs if entry.optional and values[entry.id] is not None}
+    left = {entry.id: values[entry.id] for entry in schema.inputs if entry.optional and values[entry.id] is not None}
+    return {name: [value] for name, value in left.items()} if schema.is_input_list else left
 
 
 def _values(entry: io.Input, value: Any, *, listed: bool) -> Iterable[Any]:
