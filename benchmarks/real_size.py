@@ -46,7 +46,7 @@ def boot(folder: Path, device: str) -> None:
 def make(name: str, folder: Path) -> None:
     """Write a checkpoint and a LoRA, in a process of its own."""
     boot(folder, "cpu")
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     model = MODELS[name].build(torch.float16, "cpu")
     fill(model.model.diffusion_model)
@@ -55,7 +55,10 @@ def make(name: str, folder: Path) -> None:
     save_file({key: value.contiguous() for key, value in model.model.diffusion_model.state_dict().items()}, path)
     lora = folder / "models" / "loras" / f"{NAMES[name]}.safetensors"
     lora.parent.mkdir(parents=True, exist_ok=True)
-    print(write_lora(model, lora, 64))
+    modules = write_lora(model, lora, 64)
+    # Its values are of unit scale, with which a model gives nothing but NaN: as small as a trained LoRA's.
+    save_file({key: value if key.endswith("alpha") else value * 0.02 for key, value in load_file(lora).items()}, lora)
+    print(modules)
 
 
 def one(name: str, side: str, folder: Path, size: int, device: str) -> None:
