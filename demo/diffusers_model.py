@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import (  # pyright: ignore[reportPrivateImportUsage]
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+)
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file
 from torch import Tensor
