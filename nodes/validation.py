@@ -48,10 +48,13 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
 def _defaults(schema: io.Schema) -> dict[str, Any]:
     """What the optional inputs mean that a prompt leaves out."""
-    widgets = [entry.input_override if isinstance(entry, io.MultiType.Input) else entry for entry in schema.inputs]
-    values = {entry.id: getattr(widget, "default", None) for entry, widget in zip(schema.inputs, widgets, strict=True)}
-    left = {entry.id: values[entry.id] for entry in schema.inputs if entry.optional and values[entry.id] is not None}
+    values = {entry.id: _default(entry) for entry in schema.inputs if entry.optional}
+    left = {name: value for name, value in values.items() if value is not None}
     return {name: [value] for name, value in left.items()} if schema.is_input_list else left
+
+
+def _default(entry: io.Input) -> Any:
+    return getattr(entry.input_override if isinstance(entry, io.MultiType.Input) else entry, "default", None)
 
 
 def _values(entry: io.Input, value: Any, *, listed: bool) -> Iterable[Any]:
@@ -67,7 +70,7 @@ def _check(entry: io.Input, value: Any) -> None:
     if isinstance(entry, io.Autogrow.Input):
         entry, optional = entry.template.input, True
     else:
-        optional = entry.optional
+        optional = entry.optional and _default(entry) is None  # a widget always has a value
     if value is None and optional:
         return
     kind = entry.get_io_type()

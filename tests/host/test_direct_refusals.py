@@ -137,7 +137,7 @@ def test_an_unknown_input_is_named(host, error):
         ("PCMPhaseScheduler", {"spend_extra_steps": "no"}, "Expected: true or false."),
         ("PCMGuider", {"positive": []}, "positive is a list. Expected: a CONDITIONING with at least one text."),
         ("PCMGuider", {"positive": [[1, {}]]}, "positive is a list"),
-        ("PCMGuider", {"cfg": 5.0}, "cfg is 5.0. Expected: a text."),
+        ("PCMGuider", {"cfg": [5.0]}, "cfg is a list. Expected: a number or a text."),
         ("PCMSampler", {"latent_image": {"samples": 1}}, "latent_image is a dict. Expected: a LATENT."),
         ("PCMSampler", {"seed": -1}, "seed is -1. Expected: a whole number from 0 to 18446744073709551615."),
         ("PCMPhasePlot", {"sigmas": [1.0, 0.0]}, "sigmas is a list. Expected: SIGMAS."),
