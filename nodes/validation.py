@@ -49,8 +49,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 def _defaults(schema: io.Schema) -> dict[str, Any]:
     """What the optional inputs mean that a prompt leaves out."""
     values = {entry.id: _default(entry) for entry in schema.inputs if entry.optional}
-    left = {name: value for name, value in values.items() if value is not None}
-    return {name: [value] for name, value in left.items()} if schema.is_input_list else left
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _default(entry: io.Input) -> Any:
