@@ -1,14 +1,13 @@
 """The demo world's teacher as a diffusers model, for the notebook: the same weights, the same numbers."""
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from diffusers import (  # pyright: ignore[reportPrivateImportUsage]
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file
 from torch import Tensor

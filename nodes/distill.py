@@ -21,11 +21,11 @@ from ..pcm_core.distill import (
     matching_after,
     usual_warmup,
 )
+from ..pcm_core.distill.file import write_lora
 from ..pcm_core.phases import MAX_COUNT
 from .host import lora as host_lora
 from .host import training as host_training
 from .training.job import Job, metadata_for, with_matching_grid
-from .training.lora_file import write_lora
 from .training.session import Outcome, run
 from .training.states import Size, placeholders, with_drawn_latents
 from .validation import checked

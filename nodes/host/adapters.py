@@ -13,7 +13,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
 from ...pcm_core.lora import Update
-from ...pcm_core.lora.join import plain, scaled_bias
+from ...pcm_core.lora.joining import plain, scaled_bias
 from ...pcm_core.lora.tensors import UNCHECKED, bias_of, magnitude
 
 # A weight, or a weight with its rows (dimension, offset, length) and a function applied to the update.

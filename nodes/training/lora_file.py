@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ...pcm_core.distill.file import write_lora
 from ...pcm_core.errors import PCMError
 from ..host import training as host_training
 
@@ -21,38 +18,6 @@ class TrainedLora(dict[str, Tensor]):
     def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         super().__init__(tensors)
         self.metadata = metadata
-
-
-def write_lora(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
-) -> None:
-    """Write a safetensors file, whole or not at all: it appears under its name when it is complete.
-
-    Raises:
-        PCMError: if it cannot be written, for example because the disk is full.
-    """
-    partial = path.with_suffix(".part")
-    try:
-        # Copies, for a file cannot hold two tensors that share memory.
-        state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        if dtype is not None:
-            state = {key: value.to(dtype) if value.ndim else value for key, value in state.items()}
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(state, partial, metadata=metadata)
-        with suppress(OSError):  # safetensors leaves a file that only its owner may read
-            partial.chmod(mode)
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, SafetensorError)):
-            raise
-        raise PCMError(
-            f"{path.name} cannot be written ({error}).",
-            "free space and write permission.",
-            "Free some space and save again.",
-        ) from error
 
 
 def write_or_rescue(path: Path, lora: TrainedLora) -> None:

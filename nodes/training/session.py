@@ -17,7 +17,7 @@ from torch import Tensor
 from ...pcm_core import distill, lora
 from ...pcm_core.distill.memory import Workload
 from ...pcm_core.errors import PCMError
-from ...pcm_core.lora.join import join
+from ...pcm_core.lora.joining import join
 from .. import host
 from ..drawing.loss_curve import draw_loss
 from ..host import lora as host_lora

@@ -9,7 +9,7 @@
 from .command import main as main
 from .convert import convert as convert
 from .convert import portable as portable
-from .join import join as join
+from .joining import join as join
 from .normalize import ModelWeights as ModelWeights
 from .normalize import fit as fit
 from .normalize import normalize as normalize

@@ -13,7 +13,7 @@ from ..errors import PCMError
 from ..profiles import PCMProfile, profile_for, profile_to_metadata
 from .contents import LoraFile, open_lora
 from .diffusers_names import native_name
-from .join import plain
+from .joining import plain
 from .keys import Module, Target, dotted, wrapper
 from .read import read_lora
 from .report import LoraReport

@@ -12,7 +12,7 @@ from ..profiles import PCMProfile
 from .base_models import BASE_MODEL_NAMES, base_model_name
 from .contents import LoraFile, open_lora
 from .diffusers_names import extra_targets
-from .join import join
+from .joining import join
 from .keys import Module, Target, canonical
 from .report import LoraReport, blocks
 from .tensors import Update, fits

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pcm_core import distill as core_distill
 from pcm_core import errors as core_errors
 from pcm_core import lora as core_lora
+from pcm_core.distill import file as core_file
 from pcm_core.distill import trainer as core_distill_trainer
 from pcm_core.errors import PCMError
 from phased_consistency.nodes import host as nodes_host
@@ -24,7 +25,7 @@ from phased_consistency.nodes.host import backbone as host_backbone
 from phased_consistency.nodes.host import lora as host_lora
 from phased_consistency.nodes.host import training as host_training
 from phased_consistency.nodes.training import job as training_job
-from phased_consistency.nodes.training import lora_file, preview
+from phased_consistency.nodes.training import preview
 from phased_consistency.nodes.training import session as training_session
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
@@ -476,13 +477,11 @@ def test_a_file_stays_in_its_folder(host, prefix):
 
 
 def test_a_full_disk_loses_nothing(host, monkeypatch):
-    files = lora_file
-
     def full(state, path, metadata=None):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(core_file, "save_file", full)
     with pytest.raises(PCMError, match="No space left"):
         host.call("PCMSaveLora", lora={"a.lora_up.weight": torch.zeros(2, 2)}, prefix="crowded/disk")
     assert not [name for name in host_lora.lora_names() if "crowded" in name]

@@ -15,6 +15,7 @@ import tiny
 import torch
 
 from pcm_core import lora as core_lora
+from pcm_core.distill import file as core_file
 from pcm_core.errors import PCMError
 from phased_consistency.nodes.host import lora as host_lora
 from phased_consistency.nodes.host import training as host_training
@@ -258,18 +259,17 @@ def test_a_disk_that_is_really_full(host, full_disk):
 
 def test_a_save_that_is_interrupted_leaves_no_half_of_a_file(host, tmp_path, monkeypatch):
     """And the interrupt goes on: it says nothing about the disk."""
-    training = lora_file
     path = tmp_path / "mine.safetensors"
-    training.write_lora(path, SMALL, {"format": "pt"})
+    core_file.write_lora(path, SMALL, {"format": "pt"})
     before = path.read_bytes()
 
     def half(state, file, metadata):
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "save_file", half)
+    monkeypatch.setattr(core_file, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
-        training.write_lora(path, BIG, {"format": "pt"})
+        core_file.write_lora(path, BIG, {"format": "pt"})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
