@@ -1,8 +1,8 @@
 """Film a wrong workflow being mended in the real frontend, and photograph the panel, for README.md.
 
-``COMFYUI_PATH=... python -m devtools.generate.mending`` writes ``docs/images/workflow-check.webp`` (the panel) and
-``docs/images/mending.webp`` (animated). The workflow is the quick start with the stock loader and sampler at 20 steps
-and cfg 7; every click is a click of the mouse.
+``COMFYUI_PATH=... python -m devtools.generate.mending`` writes ``workflow-check.webp`` (the panel) and ``mending.webp``
+(animated) into ``docs/images/check``. The workflow is the quick start with the stock loader and sampler at 20 steps and
+cfg 7; every click is a click of the mouse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from devtools.server import Server
 from .frontend import open_frontend, picture_of
 from .host_nodes import ROOT
 
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images" / "check"
 SIZE = (1280, 720)
 SHOWN = (960, 540)  # of the film
 LORA, SAMPLER = 2, 6

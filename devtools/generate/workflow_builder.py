@@ -258,7 +258,9 @@ def specs_of(info: Info) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def is_widget(type_: Any, options: dict[str, Any]) -> bool:
-    return (isinstance(type_, list) or type_ in _WIDGETS) and not options.get("forceInput")
+    """Whether the frontend makes a widget of it; of an input that takes several types it makes that of the first."""
+    first = "COMBO" if isinstance(type_, list) else str(type_).split(",")[0]
+    return first in _WIDGETS and not options.get("forceInput")
 
 
 def _sockets(node: Node) -> dict[str, tuple[Any, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from devtools.generate.workflow_builder import is_widget
 from pcm_core.workflow_check.host_names import SCHEDULERS, sampler_kind
 from pcm_core.workflow_check.schedules import ClosedForm, base_models
 from pcm_core.workflow_check.ui_json import widget_names
@@ -17,7 +18,6 @@ from phased_consistency.nodes.host.schedules import HostSchedules, own_shifts
 
 # Of newer hosts, or of packs; their widgets were read off official workflows.
 ELSEWHERE = ("LTXVDualCFGGuider", "MiniMaxH3SigmaShift")
-TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -25,8 +25,7 @@ def widgets(host, name):
     """Widgets of a registered node, in their order."""
     inputs = host.node(name).INPUT_TYPES()
     entries = [(key, entry) for part in ("required", "optional") for key, entry in inputs.get(part, {}).items()]
-    shown = [key for key, entry in entries if isinstance(entry[0], list) or entry[0] in TYPES]
-    return tuple(key for key in shown if not dict(entries)[key][1:] or not dict(entries)[key][1].get("forceInput"))
+    return tuple(key for key, (type_, *options) in entries if is_widget(type_, options[0] if options else {}))
 
 
 def test_the_widgets_of_stock_nodes_are_in_their_places(host):

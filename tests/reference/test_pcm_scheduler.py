@@ -258,7 +258,7 @@ def test_more_steps_than_phases_are_refused() -> None:
 
 def test_a_denoiser_without_a_negative_prompt(unet: Any) -> None:
     model = Denoiser.from_diffusers(unet, diffusers.DDIMScheduler(**BETAS), prompts()["prompt_embeds"])
-    with pytest.raises(PCMError, match="no negative prompt"):
+    with pytest.raises(PCMError, match="needs a negative prompt"):
         model(torch.zeros(1, 4, 8, 8), torch.ones(1), cfg=2.0)
 
 
