@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,18 @@ def carries(model: Any, updates: Sequence[Update]) -> bool:
         )
         for update in probes
     )
+
+
+def own_weights(model: Any) -> Iterator[tuple[str, Tensor, list[Any]]]:
+    """Name, unpatched weight and the model's own patches, for every weight of the network in order of names.
+
+    What is in memory may carry patches of this model or of a clone, whichever was sampled last.
+    """
+    prefix = "diffusion_model."
+    for name, weight in sorted(model.model.diffusion_model.named_parameters(prefix.removesuffix("."))):
+        before, hooked = model.backup.get(name), model.hook_backup.get(name)
+        stored = hooked[0] if hooked is not None else weight.data if before is None else before.weight
+        yield name.removeprefix(prefix), stored, model.patches.get(name, [])
 
 
 def model_facts(model: Any) -> ModelFacts:

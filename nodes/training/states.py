@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from ...pcm_core.errors import PCMError
+from ...pcm_core.safetensors_file import read_tensors
 from .. import host
 from ..host import training as host_training
+from ..host.adapters import tensors_in
+from ..host.lora import own_weights
 from ..host.status import show_on_node
 from ..host.training import Conditioning
 from .job import Job
@@ -70,14 +76,12 @@ def with_drawn_latents(job: Job, folder: Path) -> Job:
     try:
         place.mkdir(parents=True, exist_ok=True)
         for number, (index, start, size) in enumerate(_batches(len(job.texts), count)):
-            part = place / f"{number:06}.pt"
+            part = place / f"{number:06}.safetensors"
             if (kept := _kept(part)) is None:
                 kept = _draw(job, index, start, (size, *shape))
-                partial = part.with_suffix(".part")
-                torch.save(kept, partial)
-                partial.replace(part)
+                _keep(part, kept)
             drawn.append(kept)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise PCMError(f"{place} cannot be written ({error}).", "a writable folder.", "Free some space.") from error
     latents = torch.cat(drawn)
     return replace(job, latents=[latents[i * count : (i + 1) * count] for i in range(len(job.texts))])
@@ -109,9 +113,20 @@ def _say_cost(job: Job, latents: int) -> None:
 
 def _kept(part: Path) -> Tensor | None:
     try:
-        return torch.load(part, weights_only=True, map_location="cpu") if part.exists() else None
-    except Exception:  # cut off, or no file of ours: it is drawn again
+        return read_tensors(part)[0]["latents"] if part.exists() else None
+    except (PCMError, KeyError):  # cut off, or no file of ours: it is drawn again
         return None
+
+
+def _keep(part: Path, latents: Tensor) -> None:
+    partial = part.with_suffix(".part")
+    try:
+        safetensors_torch.save_file({"latents": latents.contiguous()}, partial)  # pyright: ignore[reportUnknownMemberType]
+        partial.replace(part)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _draw(job: Job, index: int, first: int, shape: tuple[int, ...]) -> Tensor:
@@ -129,12 +144,16 @@ def _draw(job: Job, index: int, first: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _key(job: Job, count: int) -> str:
-    """A name for what decides the latents: model, texts, shape, guidance, seed."""
+    """A name for what decides the latents: model with its patches, texts, shape, guidance, seed."""
     settings = (tuple(job.latents[0].shape[1:]), job.config.cfg, job.config.seed, count, STEPS)
     digest = hashlib.sha256(repr(settings).encode())
-    for name, weight in sorted(job.model.model.diffusion_model.named_parameters()):
+    for name, weight, patches in own_weights(job.model):
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        digest.update(_bytes(weight.data.flatten()[:8]))
+        digest.update(_bytes(weight.flatten()[:8]))
+        for strength, patch, own, *_ in patches:
+            digest.update(f"{strength} {own}".encode())
+            for tensor in tensors_in(patch):
+                digest.update(_bytes(tensor.flatten()[:8]))
     for text in [*job.texts, *([job.negative] if job.negative else [])]:
         _add_text(digest, text)
     return digest.hexdigest()[:24]

@@ -11,6 +11,7 @@ from ..errors import PCMError
 from ..profiles import PCMProfile
 from .base_models import BASE_MODEL_NAMES, base_model_name
 from .contents import LoraFile, open_lora
+from .convert import portable
 from .diffusers_names import extra_targets
 from .joining import join
 from .keys import Module, Target, canonical
@@ -79,8 +80,8 @@ def fit(
 
 def normalize(
     tensors: Mapping[str, Tensor],
-    key_map: Mapping[str, Target],
-    shapes: Shapes,
+    key_map: Mapping[str, Target] | None = None,
+    shapes: Shapes | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
     name: str = "LoRA",
@@ -90,9 +91,16 @@ def normalize(
 ) -> tuple[dict[str, Tensor], LoraReport]:
     """``fit`` as one state dict under the model's own names, parts of fused weights joined (see ``join``).
 
+    Args:
+        key_map: the LoRA names of the model; without it the file keeps names of its own (see ``portable``).
+        shapes: shape of every weight.
+
     Raises:
-        PCMError: see ``fit`` and ``join``.
+        PCMError: see ``fit``, ``join`` and ``portable``.
     """
+    if key_map is None:
+        return portable(tensors, metadata=metadata, name=name, profile=profile)
+    shapes = shapes or {}
     model = ModelWeights(names=key_map, shapes=shapes, base_model=model_family)
     updates, report = fit(
         tensors, model, metadata=metadata, name=name, profile=profile, allow_partial=allow_partial

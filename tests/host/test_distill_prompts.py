@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from scripts.distill import command, prompts
 
@@ -60,8 +62,8 @@ def test_a_lora_from_captions_alone(host, zoo, distil, tmp_path, family):
     given = zoo[family]
     first = distil(given)
     (place,) = tmp_path.iterdir()
-    parts = sorted(place.glob("*.pt"))
-    kept = torch.cat([torch.load(part, weights_only=True) for part in parts])
+    parts = sorted(place.glob("*.safetensors"))
+    kept = torch.cat([load_file(part)["latents"] for part in parts])
     frames = (1,) if family == "wan" else ()
     assert kept.shape == (4, given.shapes[0][0], *frames, 8, 8) and torch.isfinite(kept).all()
     assert first[2] == 2
@@ -74,32 +76,48 @@ def test_a_lora_from_captions_alone(host, zoo, distil, tmp_path, family):
     assert len(list(tmp_path.iterdir())) == 2, "other settings, other latents"
 
 
+def test_latents_are_of_the_model_as_it_is_patched(host, zoo, distil, tmp_path):
+    """Whatever clone left its LoRA in the weights that they share, and with a LoRA of its own they are others."""
+    given = zoo["sd3"]
+    names = [name for name in given.model.model_state_dict() if name.endswith("qkv.weight")]
+    patched = given.model.clone()
+    patched.add_patches({name: (torch.ones_like(given.model.model_state_dict()[name]),) for name in names})
+    clone = dataclasses.replace(given, model=patched)
+    teacher(host, clone, (1, *given.shapes[0]), seed=0)  # leaves its weights loaded
+    distil(given)
+    distil(given)
+    assert len(list(tmp_path.iterdir())) == 1
+    distil(clone)
+    distil(clone)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_was_cut_short_goes_on_to_the_same_bits(host, zoo, distil, tmp_path, monkeypatch):
     given, states = zoo["sd3"], host.pack("nodes.training.states")
     whole = distil(given)
     (place,) = tmp_path.iterdir()
-    parts = {part.name: torch.load(part, weights_only=True) for part in place.glob("*.pt")}
+    parts = {part.name: load_file(part)["latents"].clone() for part in place.glob("*.safetensors")}
     assert len(parts) == 2
-    last = max(place.glob("*.pt"))
+    last = max(place.glob("*.safetensors"))
     last.write_bytes(last.read_bytes()[:100])  # cut off while it was written
     draw, drawn = states._draw, []
     monkeypatch.setattr(states, "_draw", lambda *a: drawn.append(1) or draw(*a))
     assert same(distil(given)[0], whole[0])
     assert len(drawn) == 1, "only what was missing"
-    assert all(torch.equal(torch.load(place / name, weights_only=True), value) for name, value in parts.items())
+    assert all(torch.equal(load_file(place / name)["latents"], value) for name, value in parts.items())
 
 
 def test_each_latent_is_the_teachers_own_whatever_the_batch(host, zoo, distil, tmp_path, monkeypatch):
     given, states = zoo["sd3"], host.pack("nodes.training.states")
     distil(given, positive=[given.positive])
     (place,) = tmp_path.iterdir()
-    together = torch.cat([torch.load(part, weights_only=True) for part in sorted(place.glob("*.pt"))])
+    together = torch.cat([load_file(part)["latents"] for part in sorted(place.glob("*.safetensors"))])
     import shutil
 
     shutil.rmtree(place)
     monkeypatch.setattr(states, "_ROWS", 1)
     distil(given, positive=[given.positive])
-    alone = torch.cat([torch.load(part, weights_only=True) for part in sorted(place.glob("*.pt"))])
+    alone = torch.cat([load_file(part)["latents"] for part in sorted(place.glob("*.safetensors"))])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5 * float(together.abs().max()))
 
 
@@ -154,7 +172,10 @@ def test_the_command_line_draws_once(host, zoo, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(loaders, "encode_texts", encode)
     monkeypatch.setattr(command, "load_model", lambda path, pack: given.model)
-    chosen = options(tmp_path, rank=4, alpha=None, targets="", checkpointing=False, memory="off")
+    chosen = options(
+        tmp_path, rank=4, alpha=None, targets="", checkpointing=False, memory="off", stage="consistency", start=None,
+        bank=None, new_bank=False,
+    )  # fmt: skip
     config = host.pack("pcm_core.distill").DistillConfig(steps=1, batch=2, cfg=(4.0, 6.0))
 
     def draw() -> None:

@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_data_must_be_named(tmp_path):
-    with pytest.raises(SystemExit, match="either --images or --latents"):
+    with pytest.raises(SystemExit, match="Give one of --images, --latents and --prompts"):
         distill.main(["--model", "m", "--out", "o"])
 
 
