@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...pcm_core import distill
 from ...pcm_core.distill import memory, streaming
+from ...pcm_core.errors import PCMError
 from .backbone import Conditioning, OutOfPlaceOps, can_checkpoint
 from .model import sigma_table
 
@@ -93,6 +94,29 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory")
     )
+
+
+@contextmanager
+def models_unloaded_when_full() -> Iterator[None]:
+    """Unload the host's models where a device's out-of-memory error ends in another error.
+
+    The host does so when it sees its own error, and it sees only the last one.
+    """
+    try:
+        yield
+    except PCMError as error:
+        cause = error.__cause__
+        while isinstance(cause, PCMError):
+            cause = cause.__cause__
+        if _of_a_device(cause):
+            comfy.model_management.unload_all_models()
+        raise
+
+
+def _of_a_device(error: BaseException | None) -> bool:
+    """What the host calls out of memory; host 0.16 has no function for it."""
+    is_oom: Callable[[Any], bool] | None = getattr(comfy.model_management, "is_oom", None)
+    return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 @contextmanager

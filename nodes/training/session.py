@@ -95,7 +95,8 @@ def run(
             outcome.picture = session.picture()
 
     shape = (job.config.batch, *job.latents[0].shape[1:])
-    host_training.with_model(job.model, job.texts[0], shape, body, at_home=chosen.load.streaming)
+    with host_memory.models_unloaded_when_full():
+        host_training.with_model(job.model, job.texts[0], shape, body, at_home=chosen.load.streaming)
     return outcome
 
 

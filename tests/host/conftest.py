@@ -230,6 +230,28 @@ def no_dead_models() -> None:
 
 
 @pytest.fixture
+def distil(host: Host) -> Callable[..., Any]:
+    """Run the node as the executor does: every input in a list, inside inference mode."""
+    import torch
+    from distilling import RANKS
+
+    def run(given: Any, **settings: Any) -> Any:
+        cls = host.node("PCMDistillLora")
+        inputs = {name: options[0]["default"] for name, (_, *options) in cls.INPUT_TYPES()["required"].items()
+                  if options and "default" in options[0]}  # fmt: skip
+        inputs |= {"model": given.model, **RANKS, **settings}
+        lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
+        latents = settings.get("latents", [given.latent(2, seed=5), given.latent(1, seed=6)])
+        lists |= {"latents": latents, "positive": settings.get("positive", [given.positive])}
+        if "negative" not in settings or settings["negative"]:
+            lists["negative"] = settings.get("negative", [given.negative])
+        with torch.inference_mode():
+            return cls.execute(**lists)
+
+    return run
+
+
+@pytest.fixture
 def stand_ins(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Put nodes for the ends of a prompt into the host: ``stand_ins(GiveModel=("MODEL", model))``, and ``Take``.
 

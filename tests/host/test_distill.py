@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from devices import ON_CPU
+from distilling import RANKS
 from safetensors.torch import load_file
 
 from pcm_core import distill as core_distill
@@ -30,31 +31,6 @@ from phased_consistency.nodes.training import session as training_session
 
 FAMILIES = ["eps", "v", "sd3", "wan"]
 IN_PLACE = ["flux", "hunyuan_video"]  # their blocks write over what a gradient needs
-# Few solver points: then the teacher's guided step is a large part of what random networks have to learn.
-RANKS = {
-    "rank": 4, "steps": 30, "batch_size": 4, "phases": 2, "learning_rate": 3e-3, "cfg_min": 5.0, "cfg_max": 5.0,
-    "solver_grid": 4, "preview_every": 0,
-}  # fmt: skip
-
-
-@pytest.fixture
-def distil(host):
-    """Run the node as the executor does: every input in a list, inside inference mode."""
-
-    def run(given: tiny.Tiny, **settings):
-        cls = host.node("PCMDistillLora")
-        inputs = {name: options[0]["default"] for name, (_, *options) in cls.INPUT_TYPES()["required"].items()
-                  if options and "default" in options[0]}  # fmt: skip
-        inputs |= {"model": given.model, **RANKS, **settings}
-        lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
-        latents = settings.get("latents", [given.latent(2, seed=5), given.latent(1, seed=6)])
-        lists |= {"latents": latents, "positive": settings.get("positive", [given.positive])}
-        if "negative" not in settings or settings["negative"]:
-            lists["negative"] = settings.get("negative", [given.negative])
-        with torch.inference_mode():
-            return cls.execute(**lists)
-
-    return run
 
 
 def predict(host, model, given: tiny.Tiny, sigma: float = 0.7) -> torch.Tensor:

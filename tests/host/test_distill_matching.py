@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_distill import distil  # noqa: F401  (a fixture)
 
 from pcm_core import distill as core_distill
 from pcm_core.errors import PCMError
@@ -22,7 +21,7 @@ SHORT = {"steps": 2, "matching_steps": 3, "batch_size": 2}  # and three updates 
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "sd3", "wan"])
-def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):  # noqa: F811
+def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):
     """Train, save, load and sample; the base stays, the file says what was done."""
     given = zoo[family]
     weights = tiny.fingerprint(given.model.model.state_dict())
@@ -42,7 +41,7 @@ def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):  # noqa: F
     assert any(not torch.equal(lora[key], only[key]) for key in only)
 
 
-def test_matching_by_itself_goes_on_from_a_lora_of_its_phases(host, zoo, distil):  # noqa: F811
+def test_matching_by_itself_goes_on_from_a_lora_of_its_phases(host, zoo, distil):
     given = zoo["sd3"]
     first = distil(given, **SHORT).args[0]
     (name,) = host.call("PCMSaveLora", lora=first, prefix="test/start")
@@ -54,7 +53,7 @@ def test_matching_by_itself_goes_on_from_a_lora_of_its_phases(host, zoo, distil)
         distil(given, stage="matching", existing_lora=name, **SHORT | {"phases": 4})
 
 
-def test_what_a_matching_stage_cannot_do_is_refused(zoo, distil):  # noqa: F811
+def test_what_a_matching_stage_cannot_do_is_refused(zoo, distil):
     with pytest.raises(PCMError, match=r"The matching stage has no LoRA to start from\."):
         distil(zoo["sd3"], stage="matching", **SHORT)
     with pytest.raises(PCMError, match=r"Expected: one, for the guidance of the matching stage\."):
@@ -62,7 +61,7 @@ def test_what_a_matching_stage_cannot_do_is_refused(zoo, distil):  # noqa: F811
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
-def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, at):  # noqa: F811
+def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, at):
     """In the first stage, while the fake warms up, and in the second."""
     import comfy.model_management
 
@@ -122,7 +121,7 @@ def test_a_session_goes_on_in_the_stage_it_was_in(host, zoo, tmp_path: Path):
         trained(job(stage="matching", existing=name), start=kept[1])
 
 
-def test_a_start_may_be_a_file(host, zoo, distil, tmp_path: Path):  # noqa: F811
+def test_a_start_may_be_a_file(host, zoo, distil, tmp_path: Path):
     given = zoo["sd3"]
     (name,) = host.call("PCMSaveLora", lora=distil(given, **SHORT).args[0], prefix="test/file")
     path = training_job.existing_path(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -159,6 +160,12 @@ def graph(host, zoo, stand_ins):
     return make
 
 
+# What Distill PCM LoRA says in the place of the device's error, up to where the LoRA is.
+OUT_OF_PLAN = (
+    r"Memory ran out; the run needs about [^ ]+ GB \(weights .+\).*; [^ ]+ GB are free\. "
+    r"Expected: enough of it for one update\. Take a smaller rank, batch or latent, set fit_memory to stream, "
+    r"or close what else uses the device\. "
+)
 RUNS = {
     "PCMSampler": {"steps": 4, "cfg": "2", "seed": 5},
     "PCMDistillLora": {"steps": 6, "rank": 2, "batch_size": 1, "cfg_min": 1.0, "cfg_max": 1.0, "preview_every": 0},
@@ -168,7 +175,10 @@ RUNS = {
 @pytest.mark.parametrize("node", RUNS)
 @pytest.mark.parametrize("where", OUT_OF_MEMORY)
 def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
-    """The host sees its own error, and unloads its models for a device's; weights stay whole, the next prompt runs."""
+    """The host's models are unloaded for a device's error; weights stay whole, the next prompt runs.
+
+    The host sees its own error from PCM Sampler, and from Distill PCM LoRA one that says what was planned.
+    """
     import comfy.model_management
 
     given, unloaded = zoo["sd3"], []
@@ -181,7 +191,13 @@ def test_out_of_memory_at_a_step(host, zoo, graph, monkeypatch, node, where):
     failed = host.run_prompt(graph(faulty.model, node, **RUNS[node]))
     (event,) = [data for kind, data in failed.status_messages if kind == "execution_error"]
     assert "memory" in event["exception_message"] and event["node_type"] == node
-    assert event["exception_type"] == ("torch.OutOfMemoryError" if where == "a device" else "RuntimeError")
+    if node == "PCMDistillLora":
+        assert event["exception_type"].endswith("pcm_core.errors.PCMError")
+        assert re.match(
+            OUT_OF_PLAN + r"Saved as pcm_interrupted_\d+_\.safetensors\.$", event["exception_message"].strip()
+        )
+    else:
+        assert event["exception_type"] == ("torch.OutOfMemoryError" if where == "a device" else "RuntimeError")
     assert bool(unloaded) == (where == "a device")
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
     assert not comfy.model_management.in_training
@@ -310,7 +326,7 @@ def test_two_that_save_at_once_take_two_names(host):
 
 
 def test_a_disk_full_while_the_rest_is_rescued(host, zoo, full_disk, caplog):
-    """What ended the training stays the error, for the host to see; the log says that nothing was saved."""
+    """What ended the training stays the error, with what was planned; it and the log say that nothing was saved."""
     given = zoo["sd3"]
     inputs = defaults(host, "PCMDistillLora")
     faulty = Faulty(given.model, 7, OUT_OF_MEMORY["the CPU"])
@@ -318,7 +334,8 @@ def test_a_disk_full_while_the_rest_is_rescued(host, zoo, full_disk, caplog):
     lists = {name: [value] for name, value in inputs.items() if name not in ("latents", "positive", "negative")}
     with full_disk() as folder:
         (folder / "filler").write_bytes(b"x" * 60_000)
-        with pytest.raises(RuntimeError, match="not enough memory"), torch.inference_mode():
+        unsaved = r"It could not be saved: pcm_interrupted_00001_\.safetensors cannot be written"
+        with pytest.raises(PCMError, match=OUT_OF_PLAN + unsaved), torch.inference_mode():
             host.node("PCMDistillLora").execute(latents=[given.latent(1, seed=1)], positive=[given.positive], **lists)
         assert [file.name for file in folder.iterdir()] == ["filler"]
     assert "could not be saved: pcm_interrupted_00001_.safetensors cannot be written" in caplog.text

@@ -9,7 +9,7 @@ from torch import Tensor
 from phased_consistency.nodes import host
 from phased_consistency.nodes.sampling.columns import parse_columns
 from phased_consistency.nodes.sampling.comparison import Sampling
-from phased_consistency.nodes.sampling.function import sample_phased
+from phased_consistency.nodes.sampling.function import walk
 from phased_consistency.pcm_core.profiles import PCMProfile, profile_from_name
 
 CPU = torch.device("cpu")
@@ -24,11 +24,11 @@ def recognized(model, name: str):
 def sampled(given, model, column: str, noise: Tensor, fresh=None, cfg: str = "") -> Tensor:
     """Latents of the host's own scale, as PCM Compare, ``pcm generate`` and PCM Sampler sample them."""
     (parsed,) = parse_columns(f"{column}{cfg}")
-    sampling = Sampling(parsed, model, name="test")
-    if fresh is not None:
-        sampling.sampler = host.ksampler(sample_phased, noise_sampler=fresh)
-    guider = sampling.guider(given.positive, given.negative)
     latent = {"samples": torch.zeros_like(noise)}
+    sampling = Sampling(parsed, model, latent, name="test")
+    if fresh is not None:
+        sampling.sampler = host.ksampler(walk, r=sampling.plan.r, noise_sampler=fresh)
+    guider = sampling.guider(given.positive, given.negative)
     result, _ = host.sample(guider, sampling.sampler, sampling.sigmas, latent, seed=5, noise=noise)
     return model.model.process_latent_in(result["samples"])
 
