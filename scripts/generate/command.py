@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 import sys
@@ -191,11 +190,11 @@ def generate(options: argparse.Namespace, pack: Pack, workers: Workers, loaded: 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     check(options)
-    logging.getLogger().addFilter(SayOnce())
     workers = Workers.start(options.single, on_cpu=not torch.cuda.is_available())
     pack = load_pack(options.comfyui)
     try:
-        generate(options, pack, workers)
+        with SayOnce():
+            generate(options, pack, workers)
     except pack("pcm_core.errors").PCMError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -44,11 +44,17 @@ Loaded = dict[tuple[Any, ...], tuple[Any, Any, Any]]  # MODEL, CLIP and VAE by t
 
 
 class SayOnce(logging.Filter):
-    """Drops repeated log messages: a warning about the settings would come with every image."""
+    """Drops repeated log messages, as a context: a warning about the settings would come with every image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: set[str] = set()
+
+    def __enter__(self) -> None:
+        logging.getLogger().addFilter(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
@@ -94,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if (options.table is None) == (options.compare is None):
         sys.exit("Give a table file, or --compare and two runs.")
-    logging.getLogger().addFilter(SayOnce())
     try:
         if options.compare:
             print(compared(*options.compare), end="")
         else:
-            carry_out(options)
+            with SayOnce():
+                carry_out(options)
     except (PCMError, SourceError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
