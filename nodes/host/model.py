@@ -14,6 +14,7 @@ from ...pcm_core.errors import PCMError
 from ...pcm_core.lora.base_models import CLASS_BASE_MODELS, UNET_BASE_MODELS
 from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.sigma_table import SigmaTable
+from ...pcm_core.video import video_models
 from .networks import sampling_for
 
 _PROFILE_KEY = "pcm_profile"
@@ -211,4 +212,8 @@ def _refuse(sampling: Any) -> None:
 def latent_ratios(model: Any) -> tuple[int, int]:
     """Pixels per latent pixel along a side, and frames per latent frame."""
     form = model.get_model_object("latent_format")
-    return int(getattr(form, "spacial_downscale_ratio", 8)), int(getattr(form, "temporal_downscale_ratio", 1))
+    time = getattr(form, "temporal_downscale_ratio", None)
+    if time is None:  # an older host does not say
+        base = family_of(model)
+        time = next((known.stride for known in video_models().values() if base in known.bases), 1)
+    return int(getattr(form, "spacial_downscale_ratio", 8)), int(time)
