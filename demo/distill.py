@@ -81,6 +81,11 @@ class Critic:
     depth: int = 2  # how many of the last blocks feed the heads
 
 
+def linears(teacher: nn.Module) -> dict[str, nn.Linear]:
+    """What the demo's LoRAs train: the matrices of the blocks."""
+    return {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
+
+
 def distil(
     teacher: nn.Module, pool: Pool, phases: int, steps: int, *, rank: int, lr: float,
     start: dict[str, Tensor] | None = None, seed: int = 0, batch: int = 64, critic: Critic | None = None,
@@ -96,9 +101,8 @@ def distil(
     )
     if critic:
         config = replace(config, adversarial=critic.weight, adversarial_lr=critic.rate, adversarial_span=critic.span)
-    matrices = {name: module for name, module in adaptable(teacher).items() if isinstance(module, nn.Linear)}
     device = pool.latents.device
-    adapters = Adapters(matrices, rank, generator=torch.Generator().manual_seed(seed), device=device)
+    adapters = Adapters(linears(teacher), rank, generator=torch.Generator().manual_seed(seed), device=device)
     if start is not None:
         adapters.load_lora(start)
 

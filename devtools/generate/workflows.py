@@ -15,7 +15,8 @@ from typing import Any
 from .host_nodes import ROOT, describe_all, load
 from .workflow_builder import Graph
 from .workflow_files import SDXL, SDXL_SMALL
-from .workflow_tables import WORKFLOWS, load_lora, prompts, sample
+from .workflow_parts import load_lora, prompts, sample
+from .workflow_tables import WORKFLOWS
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / "PCM text to image.json"

@@ -5,7 +5,7 @@ named here; ``lora``, ``loaders``, ``training`` and ``status`` are imported by t
 """
 
 from .model import attach_profile as attach_profile
-from .model import family_of as family_of
+from .model import base_model_of as base_model_of
 from .model import file_name as file_name
 from .model import file_of as file_of
 from .model import flow_shift as flow_shift

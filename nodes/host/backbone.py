@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .model import family_of
+from .model import base_model_of
 
 Conditioning = list[list[Any]]
 _CACHED_TEXTS = 16
@@ -121,7 +121,7 @@ class Backbone:
 
 def can_checkpoint(model: Any) -> bool:
     """Whether blocks can be recomputed: not where what autograd keeps is copied before it is written over."""
-    return family_of(model) not in _COPIED
+    return base_model_of(model) not in _COPIED
 
 
 def _join(texts: list[dict[str, Any]]) -> dict[str, Any] | None:

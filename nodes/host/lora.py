@@ -18,7 +18,7 @@ from ...pcm_core.lora import ModelWeights, Update
 from ...pcm_core.lora.keys import Target
 from ...pcm_core.profiles.advice import ModelFacts, expert_of
 from .adapters import patches_of, tensors_in
-from .model import family_of, model_sampling
+from .model import base_model_of, model_sampling
 from .unmerged import sample_unmerged
 
 
@@ -63,7 +63,7 @@ def model_weights(model: Any) -> ModelWeights:
         rows = rest[0][1:] if rest and rest[0] is not None else None
         names[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
     expert = expert_of(model_file(model))
-    return ModelWeights(names=names, shapes=shapes, base_model=family_of(model), expert=expert)
+    return ModelWeights(names=names, shapes=shapes, base_model=base_model_of(model), expert=expert)
 
 
 def host_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,10 +129,10 @@ def own_weights(model: Any) -> Iterator[tuple[str, Tensor, list[Any]]]:
 def model_facts(model: Any) -> ModelFacts:
     """The facts about a model that show whether a LoRA is on the wrong one."""
     return ModelFacts(
-        base_model=family_of(model),
+        base_model=base_model_of(model),
         file=model_file(model),
         dtype=str(model.model.get_dtype()).removeprefix("torch."),
-        image_input=_image_input(family_of(model), model.model.model_config.unet_config),
+        image_input=_image_input(base_model_of(model), model.model.model_config.unet_config),
         sigma_max=float(model_sampling(model).sigma_max),
     )
 
@@ -144,12 +144,12 @@ def model_file(model: Any) -> str:
     return Path(source).name
 
 
-def _image_input(family: str, unet: Mapping[str, Any]) -> bool | None:
+def _image_input(base_model: str, unet: Mapping[str, Any]) -> bool | None:
     """Whether a model takes a start image in addition to its noise; ``None`` if optional or not known.
 
     The host calls Wan 2.2 image-to-video ``t2v``, so only the numbers of input and output channels show it.
     """
-    if family not in ("wan", "hunyuan-video"):
+    if base_model not in ("wan", "hunyuan-video"):
         return None
     read, written = (unet.get(f"{side}_dim", unet.get(f"{side}_channels", 0)) for side in ("in", "out"))
     if read > written:

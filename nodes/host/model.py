@@ -72,11 +72,11 @@ def is_flow(model: Any) -> bool:
 
 
 def noise_scale(model: Any) -> float:
-    """Standard deviation of a flow model's noise; 1 for all but one family of the host."""
+    """Standard deviation of a flow model's noise; 1 for all but one of the host's classes."""
     return float(getattr(model_sampling(model), "noise_scale", 1.0))
 
 
-def family_of(model: Any) -> str:
+def base_model_of(model: Any) -> str:
     """``sd15``, ``sdxl``, ``sd3``, ...; the host's class name in lower case for models we have no name for."""
     names = [parent.__name__ for parent in type(model.model).__mro__]
     if names[0] == "BaseModel":
@@ -214,6 +214,6 @@ def latent_ratios(model: Any) -> tuple[int, int]:
     form = model.get_model_object("latent_format")
     time = getattr(form, "temporal_downscale_ratio", None)
     if time is None:  # an older host does not say
-        base = family_of(model)
+        base = base_model_of(model)
         time = next((known.stride for known in video_models().values() if base in known.bases), 1)
     return int(getattr(form, "spacial_downscale_ratio", 8)), int(time)

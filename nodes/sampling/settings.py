@@ -60,7 +60,7 @@ def with_settings(model: Any, profile: PCMProfile, name: str) -> tuple[Any, Note
 
 def _recognized(model: Any) -> tuple[Any, Notes]:
     """By the name of the checkpoint; the model as it is where that says nothing."""
-    path, base_model = host.file_of(model), host.family_of(model)
+    path, base_model = host.file_of(model), host.base_model_of(model)
     profile = profile_from_name(path, "checkpoint", base_model) if path else None
     if profile is None:
         return model, ()
@@ -79,7 +79,7 @@ def _recognized(model: Any) -> tuple[Any, Notes]:
 def _check_fits(model: Any, profile: PCMProfile, name: str) -> None:
     """Refuse a method for another base model, as far as both are known."""
     _check_served(profile, name)
-    own, wanted = host.family_of(model), profile.base_model
+    own, wanted = host.base_model_of(model), profile.base_model
     if wanted and own != wanted and own in base_models():
         raise PCMError(
             f"{name} is a method for {wanted}, and the model is {own}.", f"a method for {own}.", "Choose another."

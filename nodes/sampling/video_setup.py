@@ -44,7 +44,7 @@ def set_up(model: Any, preset: str, steps: int, shift: float, method: str = AUTO
         PCMError: if it is no video model, the preset is not for it, or the shift cannot be.
     """
     with advised("Use PCM Sampler, which serves every model."):
-        video_model = video.video_model_of(host.family_of(model))
+        video_model = video.video_model_of(host.base_model_of(model))
     if method != AUTO and preset != AUTO:
         raise PCMError(f"preset is {preset} and method is {method}.", "one of them.", "Set the other to auto.")
     model, found = with_method(model, method) if preset == AUTO else (model, ())

@@ -201,7 +201,7 @@ def metadata_for(
 
     def metadata(steps: int) -> dict[str, str]:
         found = distill.distill_metadata(
-            config, prediction=host_training.prediction_of(model), base_model=host.family_of(model),
+            config, prediction=host_training.prediction_of(model), base_model=host.base_model_of(model),
             steps=before + steps, shift=host.flow_shift(model),
         )  # fmt: skip
         return found | (distill.matching_metadata(matching) if matching else {})

@@ -85,7 +85,7 @@ def normalize(
     *,
     metadata: Mapping[str, str] | None = None,
     name: str = "LoRA",
-    model_family: str = "",
+    base_model: str = "",
     profile: PCMProfile | None = None,
     allow_partial: bool = False,
 ) -> tuple[dict[str, Tensor], LoraReport]:
@@ -101,7 +101,7 @@ def normalize(
     if key_map is None:
         return portable(tensors, metadata=metadata, name=name, profile=profile)
     shapes = shapes or {}
-    model = ModelWeights(names=key_map, shapes=shapes, base_model=model_family)
+    model = ModelWeights(names=key_map, shapes=shapes, base_model=base_model)
     updates, report = fit(
         tensors, model, metadata=metadata, name=name, profile=profile, allow_partial=allow_partial
     )  # fmt: skip

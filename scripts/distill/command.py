@@ -36,6 +36,14 @@ from .prompts import draw_latents
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pcm distill", description="Distil a PCM LoRA.")
     parser.add_argument("--comfyui", metavar="PATH", help="a ComfyUI checkout; default: COMFYUI_PATH")
+    _add_data(parser)
+    _add_training(parser)
+    _add_matching(parser)
+    _add_progress(parser)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
     data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
@@ -54,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--size", type=int, default=512, help="pictures are cropped to this square, or drawn in it")
     data.add_argument("--length", type=int, default=1, help="frames of what --prompts draws")
     data.add_argument("--out", type=Path, required=True, help="the LoRA, .safetensors")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("training")
     run.add_argument("--phases", type=int, default=4)
     run.add_argument("--steps", type=int, default=1000)
@@ -79,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
                      "streaming of the weights, where it would not fit; stream: always")  # fmt: skip
     run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
     run.add_argument("--seed", type=int, default=0)
+
+
+def _add_matching(parser: argparse.ArgumentParser) -> None:
     match = parser.add_argument_group("matching stage")
     match.add_argument("--stage", choices=("consistency", "matching", "both"), default="consistency",
                        help="matching goes on from --start; both: after a consistency stage")  # fmt: skip
@@ -87,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
     match.add_argument("--new-bank", action="store_true", help="make the pairs anew")
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
     keep = parser.add_argument_group("progress")
     keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write; also written "
                       "when the run is interrupted")  # fmt: skip
@@ -94,7 +111,6 @@ def parser() -> argparse.ArgumentParser:
     # Not --log: torchrun takes that for an abbreviation of its own options.
     keep.add_argument("--csv", type=Path, help="loss, gradient norm and learning rate of every step")
     keep.add_argument("--single", action="store_true", help="one process, without Accelerate")
-    return parser
 
 
 def check(options: argparse.Namespace) -> None:
@@ -215,6 +231,11 @@ def bank_bar(show: bool) -> Callable[[int, int], None]:
     return on_bank
 
 
+def _due(step: int, job: Any, every: int) -> bool:
+    """Whether a checkpoint is written after this step: at the end of a stage, and every so many steps."""
+    return step in (job.steps, job.config.steps) or bool(every and step % every == 0)
+
+
 def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -> None:
     """Train with checkpoints, log and progress bar; the first process writes the files."""
     metadata = pack("nodes.training.job").metadata_for(job.model, job.config, job.existing, job.matching)
@@ -235,10 +256,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
                 log(report)
                 shown.set_postfix_str(f"loss {report.loss:.5f}", refresh=False)
                 shown.update()
-                due = report.step in (job.steps, job.config.steps) or (
-                    options.save_every and report.step % options.save_every == 0
-                )
-                if options.state and due:
+                if options.state and _due(report.step, job, options.save_every):
                     save_state(session.state(), options.state)
             if report.step < job.steps:
                 stop.check()

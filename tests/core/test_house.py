@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = sorted(path for room in ("pcm_core", "nodes") for path in (ROOT / room).rglob("*.py"))
+COMMANDS = sorted(path for room in ("scripts", "devtools", "demo") for path in (ROOT / room).rglob("*.py"))
 HOST = ROOT / "nodes" / "host"
 # Of ComfyUI: what only nodes/host may import. comfy_api declares nodes, comfy_execution is asked by nodes/host too.
 COMFYUI = {"comfy", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "server", "execution", "nodes"}
@@ -43,7 +44,7 @@ def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return total
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_is_short_and_its_functions_are(path: Path):
     text = path.read_text("utf-8")
     assert text.isascii(), "source is ASCII"

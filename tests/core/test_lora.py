@@ -24,7 +24,7 @@ THEIRS = [name for name in files.key_map() if name.startswith("transformer.")]
 
 
 def run(tensors, **options):
-    return normalize(tensors, files.key_map(), files.SHAPES, model_family="sd3", **options)
+    return normalize(tensors, files.key_map(), files.SHAPES, base_model="sd3", **options)
 
 
 def test_native_names_pass_through_unchanged():
@@ -263,7 +263,7 @@ def test_image_keys_on_a_text_model_are_harmless():
     stems = {"blocks.0.cross_attn.k": True, "blocks.0.cross_attn.k_img": False, "img_emb.proj.1": False}
     tensors = {f"diffusion_model.{s}.lora_{side}.weight": torch.ones(4, 4) for s in stems for side in ("up", "down")}
     targets = {"diffusion_model.blocks.0.cross_attn.k": files.Target("diffusion_model.blocks.0.cross_attn.k.weight")}
-    _, report = normalize(tensors, targets, shapes, model_family="wan")
+    _, report = normalize(tensors, targets, shapes, base_model="wan")
     assert report.complete and len(report.harmless) == 4 and report.matched == 2
     assert "left out: 4 tensors for an image input" in report.text()
 

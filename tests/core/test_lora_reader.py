@@ -46,7 +46,7 @@ def survive(path, content: bytes) -> bool:
     before, started = peak_memory(reset=True), time.thread_time()
     try:
         tensors, metadata = read_lora(path)
-        normalize(tensors, files.key_map(), files.SHAPES, metadata=metadata, model_family="sd3")
+        normalize(tensors, files.key_map(), files.SHAPES, metadata=metadata, base_model="sd3")
         loaded = True
     except PCMError:
         loaded = False

@@ -456,7 +456,7 @@ def test_long_clips_in_windows(lab, name, frames, window, overlap, windows):
     assert "windows of" in report
     assert lab.same(out, lab.run(name, latent, **inputs)[0])
     # One frame of context is put before the later windows of models with a video latent.
-    length = lab[name] and core_video.video_model_of(lab.api.family_of(model)).latent_frames(window, "")
+    length = lab[name] and core_video.video_model_of(lab.api.base_model_of(model)).latent_frames(window, "")
     assert max(x.shape[0 if name == "eps" else 2] for _, x, _ in calls) <= length + 1
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from released import shrunk
 
-from devtools.generate import workflow_tables, workflows
+from devtools.generate import workflow_parts, workflow_tables, workflows
 from devtools.generate.host_nodes import describe_all
 from devtools.generate.workflow_builder import Graph
 from pcm_core import profiles as core_profiles
@@ -93,5 +93,5 @@ def test_notes_links_and_marks(stem):
 def test_a_note_that_forgets_a_file_would_be_seen():
     """``note`` reads the files from the nodes, so a graph without nodes has none."""
     graph = Graph({}, "0.1.0")
-    workflow_tables.note(graph, "Empty", ["one", "two", "three"])
+    workflow_parts.note(graph, "Empty", ["one", "two", "three"])
     assert "huggingface" not in graph.text
