@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -199,7 +198,7 @@ def read_scheduler(scheduler: Any) -> tuple[SigmaTable, Prediction]:
     Flow-matching schedulers are read from their shift, those with betas from ``alphas_cumprod``.
 
     Raises:
-        PCMError: if it is neither, or its noise levels depend on the image size.
+        PCMError: if it is neither, its noise levels depend on the image size, or its shift is not above 0.
     """
     config = cast(Mapping[str, Any], getattr(scheduler, "config", {}))
     kind, alphas = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
@@ -215,8 +214,6 @@ def read_scheduler(scheduler: Any) -> tuple[SigmaTable, Prediction]:
     if odd := [key for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal") if config.get(key)]:
         raise _unreadable(kind, odd[0])
     shift = float(config.get("flow_shift", config.get("shift", 1.0)))
-    if not 0 < shift < math.inf:
-        raise _unreadable(kind, f"shift {shift}")
     return SigmaTable.shifted_flow(shift, int(config.get("num_train_timesteps", 1000))), "flow"
 
 

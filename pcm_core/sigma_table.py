@@ -88,7 +88,13 @@ class SigmaTable:
 
     @classmethod
     def shifted_flow(cls, shift: float = 1.0, train_steps: int = TRAIN_STEPS) -> SigmaTable:
-        """The table of a flow model with a linear shift s: ``sigma(u) = s u / (1 + (s - 1) u)``, u = (t + 1) / T."""
+        """The table of a flow model with a linear shift s: ``sigma(u) = s u / (1 + (s - 1) u)``, u = (t + 1) / T.
+
+        Raises:
+            PCMError: if the shift is not a finite number above 0.
+        """
+        if not 0 < shift < math.inf:  # also refuses NaN
+            raise PCMError(f"The shift is {shift}.", "a finite number above 0.", "Use the model's own, 1 for none.")
         fractions = ((t + 1) / train_steps for t in range(train_steps))
         return cls(tuple(shift * u / (1 + (shift - 1) * u) for u in fractions), True, train_steps)
 

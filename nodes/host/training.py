@@ -26,7 +26,7 @@ from .sampling import CFGGuider
 # What a conditioning may say that holds for a whole picture at every noise level, and what training cannot honour.
 _UNSUPPORTED = ("control", "hooks", "area", "mask", "gligen", "start_percent", "end_percent")
 _WHOLE = (
-    "all of the model there: through layers that come one after the other no gradient is right.",
+    "all of the model there: gradients are wrong where the host streams weights layer by layer.",
     "Use a smaller or quantised model, or start ComfyUI without --novram.",
 )
 _ALL_MEMORY = 10**20  # bytes: everything else leaves the device

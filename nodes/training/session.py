@@ -243,7 +243,7 @@ class Session:
                 raise PCMError(
                     f"{type(self.base).__name__} {reasons[0]}.",
                     "a network that autograd can go through.",
-                    "This family cannot be distilled on this ComfyUI.",
+                    "This model cannot be distilled on this ComfyUI.",
                 ) from error
 
     def _begin_matching(self) -> distill.TrainingLoop:

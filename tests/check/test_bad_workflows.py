@@ -15,6 +15,8 @@ from right_graphs import RIGHT, as_ui, build, build_pair
 
 from pcm_core.errors import PCMError
 from pcm_core.workflow_check import apply_mends, check, read_file, sentences
+from pcm_core.workflow_check.panel import bar_answer
+from pcm_core.workflow_check.schedules import ClosedForm
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\n{0.__class__}{family}"
 JUNK: list[Any] = [
@@ -38,6 +40,21 @@ def test_what_is_no_json_is_refused_in_one_sentence(tmp_path: Path, content: byt
         check(read_file(path))
     with pytest.raises(PCMError, match="cannot be read"):
         read_file(tmp_path / "none.json")
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path):
+    path = tmp_path / "workflow.json"
+    with path.open("wb") as file:
+        file.truncate(64_000_001)
+    with pytest.raises(PCMError, match="larger than 64 MB"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("value", ["half", [1], None, True])
+def test_a_bar_is_not_drawn_from_a_widget_of_another_kind(value: Any):
+    graph = {"1": {"class_type": "PCMSampler", "inputs": {"denoise": value}}}
+    answered = bar_answer({"workflow": graph, "nodes": ["1"]}, ClosedForm())
+    assert answered["bars"]["1"] == {"error": "denoise is no value of its kind."}
 
 
 def damaged(value: Any, lot: random.Random, rate: float) -> Any:

@@ -373,6 +373,13 @@ def test_differences_of_parts_are_joined_in_the_widest_type():
     assert report.complete and torch.equal(joined, torch.cat([torch.ones(6, 6), torch.zeros(6, 6), odd]))
 
 
+def test_a_product_of_a_part_is_not_joined():
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    product = {f"{stem}.lokr_w1": torch.ones(2, 2), f"{stem}.lokr_w2": torch.ones(3, 3)}
+    with pytest.raises(PCMError, match=r"lokr_w1 updates a part of .*qkv.* by lokr_w1, lokr_w2"):
+        run(product)
+
+
 def test_parts_of_two_types_are_not_rounded():
     names = ["transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_k"]
     (half, first), (whole, second) = (

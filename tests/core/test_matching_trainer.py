@@ -213,12 +213,13 @@ def test_two_processes_are_one():
     assert trainers[1].losses == trainers[0].losses
 
 
-def test_a_nan_takes_the_step_back():
+@pytest.mark.parametrize(("broken", "whose"), [(("student", "fake"), "loss"), (("fake",), "fake's loss")])
+def test_a_nan_takes_the_step_back(broken, whose):
     trainer, given = make()
     run(trainer, 8)
     good = trainer.adapters.state()
     original = type(given.backbone).__call__
-    trainer.backbone = lambda *a: original(given.backbone, *a) * (float("nan") if given.adapters.mode != "off" else 1)
+    trainer.backbone = lambda *a: original(given.backbone, *a) * (float("nan") if given.adapters.mode in broken else 1)
     with trainer.adapters.attached(), pytest.raises(distill.Diverged, match="at step 9"):
         trainer.step()
     assert trainer.step_number == len(trainer.losses) == 7

@@ -117,3 +117,9 @@ def test_what_is_no_table(entries: list[float], options: dict[str, Any], found: 
         SigmaTable.of(torch.tensor(entries, dtype=torch.float64), **options)
     assert found in raised.value.found
     assert all(part.endswith(".") for part in (raised.value.found, raised.value.expected, raised.value.action))
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0, math.inf, math.nan])
+def test_what_is_no_shift(shift: float) -> None:
+    with pytest.raises(PCMError, match=r"The shift is .*Expected: a finite number above 0"):
+        SigmaTable.shifted_flow(shift)

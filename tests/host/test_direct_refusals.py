@@ -10,6 +10,7 @@ import pytest
 from pcm_core import distill as core_distill
 from pcm_core.errors import PCMError
 from pcm_core.profiles import PCMProfile
+from pcm_core.video import models as video_models
 from phased_consistency.nodes import host as nodes_host
 from phased_consistency.nodes import load_lora as load_lora_node
 from phased_consistency.nodes.host import loaders as host_loaders
@@ -45,6 +46,11 @@ def test_noise_is_a_share(host, error, values):
 def test_a_shift_is_a_number(host, zoo, error, shift):
     with pytest.raises(error, match="shift is"):
         video_setup.set_up(zoo["wan"].model, "auto", 0, shift)
+
+
+def test_a_preset_and_a_method_are_two_answers(host, zoo, error):
+    with pytest.raises(error, match=r"preset is .* and method is .*\. Expected: one of them"):
+        video_setup.set_up(zoo["wan"].model, video_models.preset_names()[0], 0, 0.0, method="none")
 
 
 @pytest.mark.parametrize("guidance", [-0.5, math.inf, math.nan])

@@ -107,6 +107,16 @@ def test_what_was_cut_short_goes_on_to_the_same_bits(host, zoo, distil, tmp_path
     assert all(torch.equal(load_file(place / name)["latents"], value) for name, value in parts.items())
 
 
+def test_a_folder_that_cannot_be_written_is_named(zoo, distil, tmp_path):
+    distil(zoo["sd3"])
+    (place,) = tmp_path.iterdir()
+    for part in place.glob("*.safetensors"):
+        part.unlink()
+        part.with_suffix(".part").mkdir()  # what stands where a part is to be written
+    with pytest.raises(ValueError, match=r"cannot be written .*Expected: a writable folder"):
+        distil(zoo["sd3"])
+
+
 def test_each_latent_is_the_teachers_own_whatever_the_batch(host, zoo, distil, tmp_path, monkeypatch):
     given, states = zoo["sd3"], host.pack("nodes.training.states")
     distil(given, positive=[given.positive])

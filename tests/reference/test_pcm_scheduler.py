@@ -241,6 +241,15 @@ def test_schedulers_that_cannot_be_read(scheduler: str, options: dict[str, Any],
         Denoiser.from_diffusers(Network(), theirs)
 
 
+@pytest.mark.parametrize("shift", [-1.0, 0.0])
+def test_a_shift_that_cannot_be(shift: float) -> None:
+    theirs = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)
+    with pytest.raises(PCMError, match="The shift is"):
+        Denoiser.from_diffusers(Network(), theirs)
+    with pytest.raises(PCMError, match="The shift is"):
+        PCMScheduler.from_profile(PCM4, diffusers.FlowMatchEulerDiscreteScheduler(shift=shift))
+
+
 def test_a_dynamic_shift_is_fixed_by_the_lora() -> None:
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler = PCMScheduler.from_profile(replace(PCM4, shift=5.0), theirs.config)
