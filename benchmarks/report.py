@@ -49,6 +49,7 @@ PARTS = {
     "sampler_overhead": Part("Sampler overhead per step", ["--rounds", "10"]),
     "end_to_end": Part("End to end at equal quality, demo world", ["--rounds", "3"]),
     "phase_cfg": Part("CFG per phase, demo world", ["--pictures", "272"]),
+    "table_killed": Part("A table that is killed twice, demo world", ["--count", "24"]),
     "pack_import": Part("Start-up of the host with the pack", ["--runs", "2"]),
     "lora_load": Part("Loading a LoRA of SDXL's size", ["--runs", "1"]),
     "distill_cost": Part("Cost of a distillation step", ["--updates", "20"]),

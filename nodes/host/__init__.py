@@ -24,6 +24,7 @@ from .names import add_scheduler as add_scheduler
 from .sampling import CFGGuider as CFGGuider
 from .sampling import Latent as Latent
 from .sampling import check_interrupted as check_interrupted
+from .sampling import check_names as check_names
 from .sampling import fix_latent as fix_latent
 from .sampling import ksampler as ksampler
 from .sampling import noise_for as noise_for

@@ -139,6 +139,17 @@ def stock_sampling(model: Any, sampler: str, scheduler: str, steps: int, denoise
     Raises:
         PCMError: if the host has no such sampler or scheduler.
     """
+    check_names(sampler, scheduler)
+    walk = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise)
+    return comfy.samplers.sampler_object(sampler), walk.sigmas.cpu()
+
+
+def check_names(sampler: str, scheduler: str) -> None:
+    """Refuse names that this host does not have.
+
+    Raises:
+        PCMError: if it has no such sampler or scheduler.
+    """
     for kind, name, known in (
         ("sampler", sampler, comfy.samplers.KSampler.SAMPLERS),
         ("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS),
@@ -146,8 +157,6 @@ def stock_sampling(model: Any, sampler: str, scheduler: str, steps: int, denoise
         if name not in known:
             close = difflib.get_close_matches(name, known) or sorted(known)[:5]
             raise PCMError(f'There is no {kind} "{name}".', f"one of the host's {kind}s.", f"Try {', '.join(close)}.")
-    walk = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler, denoise)
-    return comfy.samplers.sampler_object(sampler), walk.sigmas.cpu()
 
 
 def simple_sigmas(sampling: Any, steps: int) -> Tensor:

@@ -201,17 +201,23 @@ def digest(path: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _column(options: argparse.Namespace, pack: Pack) -> Any:
-    """The one way to sample that --sampling names."""
+def column_of(options: argparse.Namespace, pack: Pack) -> Any:
+    """The one way to sample that --sampling names.
+
+    Raises:
+        PCMError, SystemExit: if it names none, several, or a sampler or scheduler that the host does not have.
+    """
     columns = pack("nodes.sampling.columns").parse_columns(options.sampling)
     if len(columns) > 1 or columns[0].model != "a":
         sys.exit(f'--sampling is "{options.sampling}". Name one way: auto, 4, or euler/simple@25 cfg 3.')
+    if columns[0].sampler:
+        pack("nodes.host").check_names(columns[0].sampler, columns[0].scheduler)
     return columns[0]
 
 
 def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
     """The sampling that was asked for, and what it comes to in the settings."""
-    host, column, frames = pack("nodes.host"), _column(options, pack), None
+    host, column, frames = pack("nodes.host"), column_of(options, pack), None
     setup: Any = None
     if options.length:
         setup = pack("nodes.sampling.video_setup").set_up(model, "auto", column.steps, options.shift)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Files:
     """The files of the networks; ``None`` for those that were not given.
 
     Attributes:
+        absent: files that were given and are not there, by the name of their network.
         option: the form of the user's option for a network, for messages about missing ones.
     """
 
@@ -40,6 +41,7 @@ class Files:
     aes: Path | None = None
     raft: Path | None = None
     features: Path | None = None
+    absent: Mapping[str, str] = field(default_factory=dict[str, str])
     download: bool = False
     device: str = "cpu"
     option: str = "--{name} {kind}"
@@ -74,6 +76,8 @@ class Networks:
         return found
 
     def _given(self, name: str, what: str) -> Any:
+        if name in self.files.absent:
+            raise MissingError(f"{self.files.absent[name]} does not exist")
         if (path := getattr(self.files, name)) is None:
             also = ", or --download" if name in ("inception", "clip") and self.files.option.startswith("--") else ""
             kind = "FOLDER" if name in ("clip", "pick") else "FILE"
@@ -139,6 +143,15 @@ class Folder:
             raise MissingError("there are no clips")
         return found
 
+    def read_all(self) -> None:
+        """Read every item and forget it.
+
+        Raises:
+            SourceError: at the first that cannot be read.
+        """
+        for _ in read_ahead(self.items):
+            pass
+
     def features(self, name: str) -> Features:
         """The features from the network of that name."""
         return self.features_by(self.networks.get(name))
@@ -184,6 +197,7 @@ class Measure:
     Attributes:
         label: its printed name.
         take: computes it for A, against B if it has a ``reference``.
+        paired: whether it compares items of one name.
         clips: whether it applies to clips only.
         needs: the names of the networks that it uses.
         better: ``lower``, ``higher`` or neither.
@@ -192,6 +206,7 @@ class Measure:
     label: str
     take: Taken
     reference: bool = False
+    paired: bool = False
     clips: bool = False
     needs: tuple[str, ...] = ()
     better: str = ""
@@ -254,8 +269,12 @@ def _clip_consistency(a: Folder, _: Folder) -> float:
 
 _INCEPTION, _CLIP = ("inception",), ("clip",)
 MEASURES: dict[str, Measure] = {
-    "psnr": Measure(label="PSNR dB", take=lambda a, b: a.likeness(b)["PSNR dB"], reference=True, better="higher"),
-    "ssim": Measure(label="SSIM", take=lambda a, b: a.likeness(b)["SSIM"], reference=True, better="higher", digits=3),
+    "psnr": Measure(
+        label="PSNR dB", take=lambda a, b: a.likeness(b)["PSNR dB"], reference=True, paired=True, better="higher"
+    ),
+    "ssim": Measure(
+        label="SSIM", take=lambda a, b: a.likeness(b)["SSIM"], reference=True, paired=True, better="higher", digits=3
+    ),
     "fid": Measure(label="FID", take=_frechet("inception"), reference=True, needs=_INCEPTION, better="lower"),
     "fid_clip": Measure(label="FID-CLIP", take=_frechet("clip"), reference=True, needs=_CLIP, better="lower"),
     "frame_difference": Measure(label="frame difference", take=_of_clips(frame_difference), clips=True, digits=4),
@@ -266,7 +285,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "clip_score": Measure(label="CLIP score", take=_clip_score, needs=_CLIP, better="higher"),
     "consistency": Measure(
-        label="consistency", take=_consistency, reference=True, needs=_CLIP, better="higher", digits=3
+        label="consistency", take=_consistency, reference=True, paired=True, needs=_CLIP, better="higher", digits=3
     ),
     "hps": Measure(label="HPS v2", take=_preference("hps"), needs=("hps",), better="higher", digits=4),
     "hps21": Measure(label="HPS v2.1", take=_preference("hps21"), needs=("hps21",), better="higher", digits=4),

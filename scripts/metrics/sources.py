@@ -164,7 +164,7 @@ def _frames(file: Path | io.BytesIO) -> list[Tensor]:
     try:
         with Image.open(file) as image:
             return [_tensor(frame) for frame in ImageSequence.Iterator(image)]
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # of Pillow's readers
         raise SourceError(f"{file} cannot be read as an image ({error}). Remove it, or make it again.") from error
 
 

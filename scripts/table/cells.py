@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..generate.command import MANIFEST
-from .plan import Plan, Reference, System, Table, filled, slug
+from .entries import slug
+from .plan import Plan, Reference, System, Table, filled
 
-_FILES = ("checkpoint", "model", "lora", "motion")
-_LISTS = ("vae", "clip")
+_FILES = ("checkpoint", "model", "lora", "motion", "vae", "clip")
+NOT_ASKED = "not asked for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,24 @@ class Cell:
     Attributes:
         name: for people, ``PCM, 4 steps``.
         words: the arguments of ``pcm generate``; the folder is the second.
-        absent: why it cannot be made; empty if it can.
+        lacks: the files without which it cannot be made; empty if they are there.
+        asked_for: whether the system has this step count.
     """
 
     name: str
     folder: Path
     words: tuple[str, ...] = ()
-    absent: str = ""
+    lacks: tuple[str, ...] = ()
+    asked_for: bool = True
+
+    @property
+    def absent(self) -> str:
+        """Why it cannot be made; empty if it can."""
+        if not self.asked_for:
+            return NOT_ASKED
+        if not self.lacks:
+            return ""
+        return f"{', '.join(self.lacks)} {'do' if len(self.lacks) > 1 else 'does'} not exist"
 
     @property
     def key(self) -> str:
@@ -56,21 +68,17 @@ class Maker:
         """Of a system at a step count."""
         folder = self.out / "images" / self._set(table, table.seed) / slug(system.name) / str(steps)
         name = f"{system.name}, {steps} {'step' if steps == 1 else 'steps'}"
-        if table.absent:
-            return Cell(name=name, folder=folder, absent=table.absent)
         if system.steps and steps not in system.steps:
-            return Cell(name=name, folder=folder, absent="not asked for")
+            return Cell(name=name, folder=folder, asked_for=False)
         return self._made(name, folder, table, system, steps, table.seed)
 
     def reference(self, table: Table, reference: Reference) -> Cell:
         """Of a reference; one that is a folder has no command."""
         if reference.folder is not None:
-            absent = "" if reference.folder.is_dir() else f"{reference.folder} does not exist"
-            return Cell(name=reference.name, folder=reference.folder, absent=absent)
+            lacks = () if reference.folder.is_dir() else (str(reference.folder),)
+            return Cell(name=reference.name, folder=reference.folder, lacks=lacks)
         assert reference.system is not None
         seed = table.seed if reference.seed is None else reference.seed
-        if table.absent:
-            return Cell(name=reference.name, folder=self.out / slug(reference.name), absent=table.absent)
         folder = self.out / "images" / self._set(table, seed) / f"reference-{slug(reference.name)}" / "0"
         return self._made(f"reference {reference.name}", folder, table, reference.system, 0, seed)
 
@@ -88,10 +96,11 @@ class Maker:
         values = {**system.base, **{key: filled(value, steps) for key, value in system.values.items()}}
         if "checkpoint" in system.values:
             values.pop("model", None)
-        try:
-            words = [str(self.prompts_file(table)), str(folder), *self._files(values)]
-        except AbsentError as absent:
-            return Cell(name=name, folder=folder, absent=str(absent))
+        files, lacks = self._files(values)
+        lacks += [table.absent] if table.absent else []
+        if lacks:
+            return Cell(name=name, folder=folder, lacks=tuple(lacks))
+        words = [str(self.prompts_file(table)), str(folder), *files]
         words += ["--sampling", _sampling(values, steps), "--seed", str(seed)]
         size = values.get("size", table.size)
         if table.size and "demo" not in values:
@@ -99,7 +108,7 @@ class Maker:
         if table.length:
             words += ["--length", str(table.length), "--fps", f"{table.fps:g}"]
         if table.negative:
-            words += ["--negative", table.negative]
+            words.append(f"--negative={table.negative}")  # it may begin with a dash
         for option in ("demo", "strength", "clip_type", "method", "gamma", "determinism", "shift"):
             if option in values:
                 words += [f"--{option.replace('_', '-')}", str(values[option])]
@@ -107,16 +116,18 @@ class Maker:
             words += ["--comfyui", str(self.comfyui)]
         return Cell(name=name, folder=folder, words=tuple(words))
 
-    def _files(self, values: Mapping[str, Any]) -> list[str]:
+    def _files(self, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """Options for the files that are there, and the names of those that are not."""
         words: list[str] = []
+        lacks: list[str] = []
         for option in _FILES:
-            if values.get(option):
-                words += [f"--{option}", str(self.find(values[option]))]
-        for option in _LISTS:
             given = values.get(option, [])
             for one in [given] if isinstance(given, str) else given:
-                words += [f"--{option}", str(self.find(one))]
-        return words
+                try:
+                    words += [f"--{option}", str(self.find(one))]
+                except AbsentError:
+                    lacks.append(one)
+        return words, lacks
 
     def find(self, name: str) -> Path:
         """A file beside the table, in its folders, or in ComfyUI's models.

@@ -27,7 +27,8 @@ from ..generate.maker import SayOnce
 from ..metrics.sources import SourceError
 from ..workers import Workers, load_pack
 from .cells import Maker
-from .plan import read_plan, slug
+from .entries import slug
+from .plan import read_plan
 from .plot import svg
 from .report import as_csv, compared, content, markdown
 from .run import Run
@@ -61,24 +62,38 @@ def write(out: Path, run: Run) -> str:
     return text
 
 
+def commands(run: Run) -> list[str]:
+    """What ``pcm generate`` would be told, then as comments every file that is not there and what needs it."""
+    cells = run.cells()
+    needed: dict[str, list[str]] = {}
+    for cell in cells:
+        for file in cell.lacks:
+            needed.setdefault(file, []).append(cell.name)
+    for name, file in run.networks.files.absent.items():
+        needed.setdefault(file, []).append(f"the measures of [networks] {name}")
+    made = [shlex.join(["pcm", "generate", *cell.words]) for cell in cells if cell.words]
+    return made + [f"# {file} does not exist, for {_first(names)}" for file, names in needed.items()]
+
+
+def _first(names: Sequence[str]) -> str:
+    return "; ".join(names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"])
+
+
 def carry_out(options: argparse.Namespace) -> None:
     comfyui = options.comfyui or (Path(path) if (path := os.environ.get("COMFYUI_PATH")) else None)
     plan = read_plan(options.table, comfyui=comfyui)
     out: Path = options.out or Path("output") / "tables" / options.table.stem
     maker = Maker(plan, out, comfyui)
     if options.commands:
-        run = Run(plan, maker, Workers(), load_pack, "cpu")
-        print("\n".join(shlex.join(["pcm", "generate", *cell.words]) for cell in run.cells() if cell.words))
-        print("\n".join(f"# {cell.name}: {cell.absent}" for cell in run.cells() if cell.absent))
+        print("\n".join(commands(Run(plan, maker, Workers(), load_pack, "cpu"))))
         return
     on_cpu = not torch.cuda.is_available()
     workers = Workers.start(options.single, on_cpu=on_cpu, patient=True)
     device = options.device or ("cpu" if on_cpu else str(workers.device))
     run = Run(plan, maker, workers, lambda: load_pack(None if comfyui is None else str(comfyui)), device)
     with workers.together():
-        run.check()
         if workers.first:
-            out.mkdir(parents=True, exist_ok=True)
+            run.check()
     if not options.measure:
         run.make()
     text = write(out, run)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pcm_core.errors import PCMError
 
+from .cells import NOT_ASKED
 from .plan import Plan, Table
 from .run import Result
 
@@ -100,7 +101,7 @@ def _left_out(table: Mapping[str, Any]) -> list[str]:
     """Every cell and figure that is not there, with its reason; the same reason once."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in table["rows"]:
-        if row["why"] and row["why"] != "not asked for":
+        if row["why"] and row["why"] != NOT_ASKED:
             reasons.setdefault((row["system"], row["why"]), []).append(str(row["steps"]))
         for label, why in row["absent"].items():
             reasons.setdefault((label, why), []).append(f"{row['system']} {row['steps']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from pcm_core.errors import PCMError
 
 from ..generate import command as generate
-from ..generate.maker import Loaded
+from ..generate.maker import Loaded, column_of
 from ..metrics.features import check_cache
 from ..metrics.measures import Files, Folder, Networks
 from ..metrics.networks import fingerprint
@@ -67,40 +67,58 @@ class Run:
         return list(found.values())
 
     def check(self) -> None:
-        """Refuse what would only show after hours of work: partners that are not there, features of other networks.
+        """Refuse what would only show after hours of work, and write the prompt files.
+
+        That is options that exclude each other, partners that are not there, features of other networks and images
+        that cannot be read.
 
         Raises:
-            PCMError, SourceError: in one sentence.
+            PCMError, SourceError, SystemExit: in one sentence.
         """
-        for table in self.plan.tables:
-            names = {f"{index:06}_{table.seed + index}" for index in range(len(table.prompts))}
-            for column in table.columns:
-                reference = table.references.get(column.reference)
-                if reference is None or reference.folder is None or not reference.folder.is_dir():
-                    continue
-                paired = column.measure.label in ("PSNR dB", "SSIM", "consistency")
-                if paired and not names & {item.name for item in read(str(reference.folder))}:
-                    raise PCMError(
-                        f"{reference.folder} holds no partner of the images of {table.name}.",
-                        f"items named {sorted(names)[0]} and so on.",
-                        "Make it with pcm generate from the same prompts and seed.",
-                    )
+        if all(table.absent for table in self.plan.tables):
+            found = f"There are no prompts: {self.plan.tables[0].absent} does not exist."
+            raise PCMError(found, "a text file, a prompt a line.", "Correct the name.")
+        for table in [table for table in self.plan.tables if not table.absent]:
+            path = self.maker.prompts_file(table)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(table.prompts) + "\n", "utf-8")
         for cell in self.cells():
+            if cell.words:
+                generate.check(generate.parser().parse_args(cell.words))
             for name in _KEPT:
                 if (path := getattr(self.networks.files, name)) is not None:
                     check_cache(cell.folder.resolve(), name, fingerprint(Path(path)))
+        for table in self.plan.tables:
+            for column in table.columns:
+                reference = table.references.get(column.reference)
+                if reference is not None and reference.folder is not None and reference.folder.is_dir():
+                    self._check_reference(table, column, self.maker.reference(table, reference))
+
+    def _check_reference(self, table: Table, column: Column, cell: Cell) -> None:
+        """Read every image of a folder that is compared with; where its features are wanted, extract them now."""
+        names = {f"{index:06}_{table.seed + index}" for index in range(len(table.prompts))}
+        folder = self._folder(cell)
+        if column.measure.paired and not names & {item.name for item in folder.items}:
+            raise PCMError(
+                f"{cell.folder} holds no partner of the images of {table.name}.",
+                f"items named {sorted(names)[0]} and so on.",
+                "Make it with pcm generate from the same prompts and seed.",
+            )
+        try:
+            for name in column.measure.needs:
+                folder.features(name)
+        except MissingError:  # a network that is not there; the report says so
+            folder.read_all()
+        if not column.measure.needs:
+            folder.read_all()
 
     # Images
 
     def make(self) -> None:
         """Generate what is missing; a cell that fails is named and the others are made."""
-        if self.workers.first:
-            for table in [table for table in self.plan.tables if not table.absent]:
-                path = self.maker.prompts_file(table)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("\n".join(table.prompts) + "\n", "utf-8")
-        self.workers.wait()
         cells = [cell for cell in self.cells() if cell.words]
+        with self.workers.together():
+            self._check_samplings(cells)
         for number, cell in enumerate(cells, 1):
             self._say(f"[{number}/{len(cells)}] {cell.name}")
             try:
@@ -109,19 +127,35 @@ class Run:
                 self._note(cell, _reason(error))
             self.workers.wait()
 
+    def _check_samplings(self, cells: Sequence[Cell]) -> None:
+        """Refuse what ``--sampling`` cannot mean, of all that is to be made, once the pack is loaded."""
+        for cell in cells:
+            if not is_done(cell, self._done(cell)):
+                try:
+                    column_of(generate.parser().parse_args(cell.words), self.pack)
+                except self.pack("pcm_core.errors").PCMError as error:
+                    raise SystemExit(f"{cell.name}: {error}") from error
+
+    @property
+    def pack(self) -> Pack:
+        """The pack, loaded at its first use: a table that is only measured needs no ComfyUI."""
+        if self._pack is None:
+            self._pack = self.load()
+        return self._pack
+
+    def _done(self, cell: Cell) -> Path:
+        return self.out / "done" / f"{cell.key}.json"
+
     def _make(self, cell: Cell) -> None:
-        done = self.out / "done" / f"{cell.key}.json"
+        done = self._done(cell)
         self._note(cell, "")
         with self.workers.together():
             finished = is_done(cell, done)
-        if finished:
-            return
-        with self.workers.together():
-            if self._pack is None:
-                self._pack = self.load()
             options = generate.parser().parse_args(cell.words)
             generate.check(options)
-        generate.generate(options, self._pack, self.workers, self.loaded)
+        if finished:
+            return
+        generate.generate(options, self.pack, self.workers, self.loaded)
         self.workers.wait()
         if self.workers.first and not missing(cell):
             done.parent.mkdir(parents=True, exist_ok=True)
@@ -226,13 +260,15 @@ class Run:
 def _files(plan: Plan, maker: Maker, device: str) -> Files:
     """The networks that are there; the others are said to be absent where they are needed."""
     found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
     for name, given in plan.networks.items():
         try:
             path = maker.find(given)
         except AbsentError:
-            continue
-        found[name] = str(path) if name == "clip" else path
-    return Files(**found, device=device, option="[networks] {name}")
+            absent[name] = given
+        else:
+            found[name] = str(path) if name == "clip" else path
+    return Files(**found, absent=absent, device=device, option="[networks] {name}")
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +164,52 @@ def test_what_would_fail_later_is_refused_before_anything_is_generated(run, tmp_
     assert not (tmp_path / "out" / "images").exists()
 
 
+LATE = '[[systems]]\nname = "late"\nbase = "teacher"\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("FAILING", LATE + 'sampling = "eulr/simple@{n}"', r'late, 2 steps: There is no sampler "eulr"\..*Try euler'),
+        ("FAILING", LATE + 'sampling = "euler/simple"', r'late, 2 steps: columns contains "euler/simple"'),
+        ("FAILING", LATE + 'sampling = "2, 4"', r'--sampling is "2, 4"\. Name one way'),
+        ("FAILING", LATE + "gamma = 0.5\ndeterminism = 0.5", r"--gamma and --determinism say the same in two ways"),
+        ("FAILING", LATE + 'lora = "strangers"', r"strangers does not exist or is not a file"),
+        ('"strangers"', '"empty"', r"empty holds no images\. Give a folder of"),
+        ('"strangers"', '"cut"', r"000000_1\.png cannot be read as an image"),
+    ],
+)
+def test_what_no_row_can_be_is_said_before_anything_is_generated(run, tmp_path, old, new, said):
+    """In one sentence; the mistake is in the last row."""
+    for name in ("strangers", "empty", "cut"):
+        (tmp_path / name).mkdir()
+    for name in ("000000_1", "holiday"):
+        Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "strangers" / f"{name}.png")
+    whole = (tmp_path / "strangers" / "000000_1.png").read_bytes()
+    (tmp_path / "cut" / "000000_1.png").write_bytes(whole[: len(whole) // 2])
+    text = SMALL.replace('"demo_edges"', '"demo_edges", {measure = "psnr", reference = "folder"}') + "FAILING"
+    text = text.replace("[bases.teacher]", '[references.folder]\nfolder = "strangers"\n[bases.teacher]')
+    with pytest.raises(SystemExit, match=said) as refused:
+        run(text.replace(old, new).replace("FAILING", ""))
+    assert "\n" not in str(refused.value) and not (tmp_path / "out" / "images").exists()
+
+
+def test_a_prompt_file_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"There are no prompts: .*no\.txt does not exist\. Expected: a text file"):
+        run(SMALL.replace('prompts = "demo"\ncount = 12', 'prompts = "no.txt"'))
+
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def launch(table: Path, out: Path, *words: str, processes: int = 1) -> subprocess.Popen[str]:
+def launch(
+    table: Path, out: Path, *words: str, processes: int = 1, program: Sequence[str] = ("-m", "scripts.table")
+) -> subprocess.Popen[str]:
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
         start += [f"--nproc_per_node={processes}"]
-    words = ("-m", "scripts.table", str(table), "--out", str(out), *words)
+    words = (*program, str(table), "--out", str(out), *words)
     return subprocess.Popen([*start, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
@@ -208,90 +245,50 @@ def test_killed_twice_and_resumed_nothing_is_made_twice_and_two_processes_give_t
     assert one == two
 
 
-class Words:
-    """A text encoder that gives every text a conditioning of its own: CLIP's cannot be tiny."""
-
-    def __init__(self, given: Any) -> None:
-        self.given = given
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, text: str) -> Any:
-        return self.given.cond(sum(text.encode()) % 1000)
-
-
 @pytest.fixture
 def paper(host, zoo, tmp_path, monkeypatch) -> Path:
-    """``benchmarks/paper.toml`` for tiny models under the real file names, two prompts and few teacher steps."""
+    """``benchmarks/paper.toml`` for tiny models under the real file names."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "core")
-    import tiny
-    from test_lora_node import put
-    from test_metrics import save as save_image
-    from test_metrics import texture, tiny_clip
+    import paper_stand_ins
 
-    text = (ROOT / "benchmarks" / "paper.toml").read_text("utf-8")
-    for old, new in (
-        ("[512, 512]", "[64, 64]"),
-        ("[1024, 1024]", "[64, 64]"),
-        ("@50 ", "@3 "),
-        ("length = 16", "length = 2"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    (tmp_path / "paper.toml").write_text(text, "utf-8")
-    files = tmp_path / "paper"
-    files.mkdir()
-    for name in ("coco_30k", "cc12m_30k", "ucf101"):
-        (files / f"{name}.txt").write_text("a cat\nthe sea\n", "utf-8")
-    for n in range(2):
-        save_image(texture(n, 64), files / "coco_30k" / f"{n}.png")
-    tiny_clip(files / "clip-vit-large-patch14")
-    kinds = {"sd15": ("v1-5-pruned-emaonly", "sd_turbo", "instaflow_0_9B"),
-             "sdxl": ("sd_xl_base_1.0", "sd_xl_turbo_1.0_fp16", "nitrosd-realism_comfyui")}  # fmt: skip
-    for kind, names in kinds.items():
-        for name in names:
-            (files / f"{name}.safetensors").write_bytes(zoo[kind].path.read_bytes())
-    loras = {
-        "sd15": ["lcm-lora-sdv1-5", "TCD-SD15-LoRA", "AnimateLCM_sd15_t2v_lora"],
-        "sdxl": ["lcm-lora-sdxl", *(f"sdxl_lightning_{n}step_lora" for n in (2, 4, 8))],
-    }
-    for kind, names in loras.items():
-        names += [f"pcm_{kind}_smallcfg_{n}step_converted" for n in (2, 4, 8, 16)]
-        names += [f"pcm_{kind}_normalcfg_{n}step_converted" for n in (4, 8, 16)]
-    for kind, names in loras.items():
-        for name in names:
-            made = host.base / "models" / "loras" / put(host, zoo[kind].model, name, value=0.02)
-            (files / made.name).write_bytes(made.read_bytes())
-    (files / "AnimateLCM_sd15_t2v.ckpt").write_bytes(b"motion")
+    return paper_stand_ins.make(host, zoo, tmp_path)
 
-    loaders = host.pack("nodes.host.loaders")
 
-    def load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
-        kind = "sdxl" if path.stem in kinds["sdxl"] else "sd15"
-        return loaders.load_model(path), Words(zoo[kind]), tiny.make_vae(4)
-
-    monkeypatch.setattr(loaders, "load_checkpoint", load_checkpoint)
-
-    class Motion:
-        FUNCTION = "put_on"
-
-        def put_on(self, model: Any, model_name: str, beta_schedule: str) -> tuple[Any]:
-            assert (model_name, beta_schedule) == ("AnimateLCM_sd15_t2v.ckpt", "autoselect")
-            return (model,)
-
-    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "ADE_AnimateDiffLoaderGen1", Motion)
-    return tmp_path / "paper.toml"
+def rows_of(out: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    found = json.loads((out / "table.json").read_text("utf-8"))
+    return {(table["name"], row["system"], row["steps"]): row for table in found["tables"] for row in table["rows"]}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_tables_of_the_paper_on_stand_ins(host, paper, tmp_path, monkeypatch):
+def test_the_tables_of_the_paper_on_stand_ins_by_one_process_and_by_two(paper, tmp_path, monkeypatch):
     """Every row is there, InstaFlow and NitroFusion among them; absent files are named, and numbers beside ours."""
-    monkeypatch.setattr(command, "load_pack", lambda _: host.pack)
-    command.main([str(paper), "--out", str(tmp_path / "out"), "--comfyui", os.environ["COMFYUI_PATH"], "--single"])
-    found = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))
-    rows = {(table["name"], row["system"], row["steps"]): row for table in found["tables"] for row in table["rows"]}
+    pytest.importorskip("accelerate")
+    import paper_stand_ins
+
+    paper_stand_ins.make_networks(tmp_path / "paper", monkeypatch)
+    program, comfyui = ROOT / "tests" / "host" / "paper_stand_ins.py", os.environ["COMFYUI_PATH"]
+    made = [
+        made_by(launch(paper, tmp_path / name, "--comfyui", comfyui, program=[str(program)], processes=processes))
+        for name, processes in (("one", 1), ("two", 2))
+    ]
+    one, two = ((tmp_path / name / "table.json").read_text("utf-8") for name in ("one", "two"))
+    assert one == two and made[0] == made[1] == len(list((tmp_path / "one" / "images").glob("*/*/*/0*.*")))
+
+    every_row(rows_of(tmp_path / "one"))
+    every_measure(rows_of(tmp_path / "one"), tmp_path)
+    text = (tmp_path / "one" / "table.md").read_text("utf-8")
+    for row in ("| PCM SD1.5 | -", "| *PCM SD1.5, published (Table 1)* | 8.27 | 9.79 | 5.81 | 5.00 | 4.70 |"):
+        assert row in text
+    for file in ("pcm_sd15_smallcfg_1step_converted.safetensors", "sdxl_lightning_16step_lora.safetensors",
+                 "pcm_sdxl_without_adv_8step.safetensors", "v3_sd15_mm.ckpt", "pcm_animatediff_2step.safetensors",
+                 f"{paper.parent}/paper/cc12m_30k"):  # fmt: skip
+        assert f"{file} does not exist" in text, file
+    assert {path.name for path in (tmp_path / "one").glob("*.svg")} == {
+        "sd15-coco.svg", "sd15-cc12m.svg", "sdxl-coco.svg", "sdxl-cc12m.svg", "video.svg"}  # fmt: skip
+
+
+def every_row(rows: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     unreleased = ("PCM SD1.5", "PCM SDXL")
     for (table, system, steps), row in rows.items():
         where = (table, system, steps, row["why"])
@@ -301,33 +298,57 @@ def test_the_tables_of_the_paper_on_stand_ins(host, paper, tmp_path, monkeypatch
             assert row["why"].endswith("does not exist"), where
         elif row["why"] != "not asked for":
             assert not row["why"] and "CLIP score" in row["figures"], where
+    assert len(rows) == 7 * 5 * 2 + 8 * 5 * 2 + 4 * 3
     assert rows["sd15-coco", "InstaFlow", 4]["evaluations"] == 4 and rows["sd15-coco", "InstaFlow", 1]["figures"]
-    assert rows["sdxl-coco", "NitroFusion", 1]["absent"]["consistency"] == "NitroFusion, 16 steps: not asked for"
-    assert rows["sdxl-coco", "LCM SDXL", 1]["figures"]["consistency"] < 1
-    assert {"FID-CLIP", "CLIP score", "consistency"} <= set(rows["sd15-coco", "LCM SD1.5", 2]["figures"])
-    assert "CLIP consistency" in rows["video", "AnimateLCM", 4]["figures"]
-    assert (
-        rows["sd15-coco", "LCM SD1.5", 2]["absent"]["FID-SD"] == "give its Inception weights with [networks] inception"
-    )
-    assert rows["sd15-cc12m", "TCD SD1.5", 2]["absent"]["FID-CLIP"].endswith("cc12m_30k does not exist")
-    text = (tmp_path / "out" / "table.md").read_text("utf-8")
-    for row in ("| PCM SD1.5 | -", "| *PCM SD1.5, published (Table 1)* | 8.27 | 9.79 | 5.81 | 5.00 | 4.70 |"):
-        assert row in text
-    assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
-        "sd15-coco.svg", "sd15-cc12m.svg", "sdxl-coco.svg", "sdxl-cc12m.svg", "video.svg"}  # fmt: skip
+    assert rows["sdxl-coco", "NitroFusion", 1]["absent"] == {"consistency": "NitroFusion, 16 steps: not asked for"}
+
+
+def every_measure(rows: dict[tuple[str, str, int], dict[str, Any]], folder: Path) -> None:
+    """A figure for each; FID and FID-SD as torch-fidelity has them of the same two folders."""
+    fidelity = pytest.importorskip("torch_fidelity")
+    one, clips = rows["sd15-coco", "LCM SD1.5", 2], rows["video", "AnimateLCM", 4]
+    assert set(one["figures"]) == {"FID", "FID-CLIP", "FID-SD", "CLIP score", "consistency", "HPS v2", "AES",
+                                   "PickScore"}  # fmt: skip
+    assert set(clips["figures"]) == {"CLIP score", "flow magnitude", "CLIP consistency"}
+    assert 0 < one["figures"]["consistency"] < 1 and clips["figures"]["flow magnitude"] > 0
+    absent = rows["sd15-cc12m", "TCD SD1.5", 2]["absent"]
+    assert set(absent) == {"FID", "FID-CLIP"} and absent["FID"].endswith("cc12m_30k does not exist")
+    (ours,) = (folder / "one" / "images").glob("*/lcm-sd1.5/2")
+    (teacher,) = (folder / "one" / "images").glob("*/reference-sd15/0")
+    weights = folder / "paper" / "weights-inception-2015-12-05-6726825d.pth"
+    for label, other in (("FID", folder / "paper" / "coco_30k"), ("FID-SD", teacher)):
+        theirs = fidelity.calculate_metrics(
+            input1=str(ours), input2=str(other), feature_extractor_weights_path=str(weights), fid=True, cuda=False,
+            cache=False, verbose=False,
+        )  # fmt: skip
+        assert one["figures"][label] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4), label
+
+
+def only_video(paper: Path, steps: str) -> None:
+    """Leave the table of clips alone."""
+    text = paper.read_text("utf-8")
+    first, last = text.index("[[tables]]"), text.rindex("[[tables]]")
+    text = text[:first] + text[last:].replace("steps = [1, 2, 4]", f"steps = {steps}", 1)
+    paper.write_text(text.split("\n[[published]]\n")[0], "utf-8")
 
 
 def test_clips_whose_frames_are_the_batch(host, paper, tmp_path, monkeypatch):
-    """The table of clips alone, AnimateDiff's way."""
-    text = paper.read_text("utf-8")
-    first, last = text.index("[[tables]]"), text.rindex("[[tables]]")
-    paper.write_text(text[:first] + text[last:].replace("steps = [1, 2, 4]", "steps = [1, 2]", 1), "utf-8")
+    """The table of clips alone, AnimateDiff's way; a network that is not there is named by its file."""
+    import paper_stand_ins
+    from test_metrics import tiny_clip
+
+    loaders = host.pack("nodes.host.loaders")
+    monkeypatch.setattr(loaders, "load_checkpoint", paper_stand_ins.load_checkpoint(loaders))
+    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, paper_stand_ins.LOADER, paper_stand_ins.Motion)
     monkeypatch.setattr(command, "load_pack", lambda _: host.pack)
+    only_video(paper, "[1, 2]")
+    paper.write_text(paper.read_text("utf-8").replace("[128, 128]", "[64, 64]"), "utf-8")
+    tiny_clip(tmp_path / "paper" / "clip-vit-large-patch14")
     command.main([str(paper), "--out", str(tmp_path / "out"), "--comfyui", os.environ["COMFYUI_PATH"], "--single"])
-    (table,) = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))["tables"]
-    made = {row["steps"]: row for row in table["rows"] if row["system"] == "AnimateLCM"}
-    assert all(not row["why"] and 0 < row["figures"]["CLIP consistency"] < 1 for row in made.values())
-    assert "flow magnitude" in made[1]["absent"] and len(table["published"]) == 12
+    rows = rows_of(tmp_path / "out")
+    made = [rows["video", "AnimateLCM", n] for n in (1, 2)]
+    assert all(not row["why"] and 0 < row["figures"]["CLIP consistency"] < 1 for row in made)
+    assert made[0]["absent"] == {"flow magnitude": "raft_large_C_T_SKHT_V2-ff5fadd5.pth does not exist"}
 
 
 def test_motion_modules_need_the_pack_that_loads_them(host, zoo, tmp_path):
