@@ -1,4 +1,4 @@
-"""Modules that tests share (``import lora_files``) lie beside them."""
+"""Test modules can import the helper modules beside them, as in ``import lora_files``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks with blocks, and a device that counts what lies on it."""
+"""Networks made of blocks, and a simulated device that tracks which weights are on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Attending(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A flow transformer on latents [B, 4, H, W]: every pixel a token."""
+    """A flow transformer on latents [B, 4, H, W]; every pixel is a token."""
 
     def __init__(self, width: int = 64, depth: int = 6, filled: bool = True) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
 
 class Levels(nn.Module):
-    """A U: what goes down is concatenated on the way up, so that a block's output is used far from it."""
+    """A U-Net: skip connections use a block's output far from the block."""
 
     def __init__(self, width: int = 32, depth: int = 3) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def fill(network: nn.Module) -> None:
 def trainer(
     network: nn.Module, config: distill.DistillConfig, rank: int, shape: tuple[int, ...]
 ) -> tuple[distill.Adapters, distill.Trainer]:
-    """Adapters as trained ones are, at zero half of all gradients are zero, and a trainer on 16 latents."""
+    """Adapters with nonzero weights (at zero half of all gradients vanish), and a trainer on 16 latents."""
     generator = torch.Generator().manual_seed(1)
     adapters = distill.Adapters(distill.adaptable(network), rank, generator=generator)
     with torch.no_grad():
@@ -113,10 +113,10 @@ def trainer(
 
 
 class CountedDevice(TorchDispatchMode):
-    """A device that knows what lies on it: the carrier of ``streamed``, and a watcher of every operation.
+    """A device that tracks which weights are on it: the carrier of ``streamed``, and a watcher of every operation.
 
-    ``resident`` are the bytes of brought weights whose memory is alive, whatever the streaming thinks; ``most`` the
-    most there were. An operation on a weight that was released, or on one that was never brought, fails.
+    ``resident`` counts the bytes of loaded weights whose memory is still alive, whatever the streaming believes;
+    ``most`` is their peak. An operation on a weight that was released, or on one that was never brought, fails.
     """
 
     def __init__(self, home: list[Tensor]) -> None:

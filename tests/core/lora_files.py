@@ -1,4 +1,4 @@
-"""LoRA files for tests: a small SD3-like model, key lists in its spellings, and safetensors files byte by byte."""
+"""LoRA files for tests: a small SD3-like model, its keys in every spelling, safetensors files byte by byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def key_map() -> dict[str, Target]:
-    """Native and diffusers names, as the host gives them: parts of a fused qkv, and one norm with swapped halves."""
+    """Native and diffusers names as the host maps them, with parts of a fused qkv and one norm with swapped halves."""
     targets = {key.removesuffix(".weight"): Target(key) for key in SHAPES}
     for i in range(2):
         ours, theirs = f"diffusion_model.joint_blocks.{i}.x_block", f"transformer.transformer_blocks.{i}"
@@ -63,7 +63,7 @@ def update_of(output: dict[str, torch.Tensor], weight: str) -> torch.Tensor:
 
 
 def pack(header: dict | bytes | str, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file from a header, which may be anything, and a length that may lie."""
+    """A safetensors file made from any header and a length that may be wrong."""
     raw = json.dumps(header).encode() if isinstance(header, dict) else header
     raw = raw.encode() if isinstance(raw, str) else raw
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data

@@ -1,4 +1,4 @@
-"""The loop of 0.1.0, kept to hold today's against. Its large latents were written over in place, to the same bits."""
+"""The loop of 0.1.0, kept as a reference for today's loop. It wrote large latents in place, with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and the report they are put together in."""
+"""The arithmetic of the benchmarks, and the report that collects them."""
 
 from __future__ import annotations
 

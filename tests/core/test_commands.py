@@ -1,4 +1,4 @@
-"""The command ``pcm``: from a clone and from a wheel, with and without what it needs."""
+"""The command ``pcm`` from a clone and from a wheel, with and without the packages it needs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_pack_in_custom_nodes_serves_the_installed_commands(monkeypatch, tmp
 
 
 def test_processes_stop_together():
-    """Where one cannot go on, the others do not wait for it forever."""
+    """If one process fails, the others stop too instead of waiting forever."""
 
     def peers(failed: float) -> workers.Workers:
         def reduce(tensor: torch.Tensor, reduction: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Columns as people type them, and the figures against definitions written out."""
+"""Columns as people type them, and the figures against their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/contributing.md: what it says to do works, what it names is there; the README shows what a benchmark wrote."""
+"""docs/contributing.md: its instructions work and the files it names exist; the README shows what a benchmark wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo world's LoRAs are made by the library's own trainer, and its file reader gives the student back."""
+"""The library's own trainer makes the demo world's LoRAs, and its file reader restores the student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's world of moving shapes, and the measures that read it from pixels."""
+"""The demo world of moving shapes, and the measures that read its pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phased objective: its solver grid, its loss, and that a perfect student has none."""
+"""The phased objective: its solver grid, its loss, and the zero loss of a perfect student."""
 
 from __future__ import annotations
 

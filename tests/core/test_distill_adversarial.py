@@ -1,4 +1,4 @@
-"""The adversarial consistency loss: the right amount of noise, the right losses, and gradient where it belongs."""
+"""The adversarial consistency loss: how much noise it adds, its losses, and which parameters get a gradient."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_heads_that_would_be_dead_are_refused(hidden):
 
 
 def test_heads_learn_to_tell_two_latents_apart():
-    """A discriminator that can separate goes below chance; the losses above would not show a dead one."""
+    """A discriminator that learns does better than chance; the losses above would not reveal a dead one."""
     generator = torch.Generator().manual_seed(5)
     heads = distill.DiscriminatorHeads([4], 16, generator)
     optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
@@ -119,7 +119,7 @@ def test_a_span_is_a_part_of_the_phase(span):
 
 
 class Joint(nn.Module):
-    """A block as SD3 has it: text beside the picture, and no text from the last one."""
+    """A block like SD3's: text tokens beside image tokens, and no text output from the last block."""
 
     def __init__(self, text: bool) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Joint(nn.Module):
 
 
 def test_block_features_are_the_picture_s_tokens():
-    """Outputs [B, T, C] are taken as they are, [B, C, H, W] and [B, C, T, H, W] become tokens, text is left out."""
+    """Outputs [B, T, C] are used as they are, [B, C, H, W] and [B, C, T, H, W] become tokens, and text is ignored."""
     blocks = nn.ModuleList([Joint(True), Joint(False), nn.Identity(), nn.Identity()])
 
     def backbone(x: torch.Tensor, sigma: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:

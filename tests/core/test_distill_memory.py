@@ -1,4 +1,4 @@
-"""The memory plan against torch's own allocator, and weights that come and go on a counted device."""
+"""The memory plan against torch's own allocator, and weights streamed to a device that counts them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def recomputing(adapters: distill.Adapters, network: nn.Module, load: memory.Wor
 
 
 def measured(network: nn.Module, load: memory.Workload) -> int:
-    """What one update really takes, by torch's allocator: what lies there before, and the most that comes on top."""
+    """What one update really takes, by torch's allocator: the memory in use before it, and the peak on top of that."""
     adapters, running = trainer(network, config(load), load.rank, load.shape)
     with adapters.attached(), recomputing(adapters, network, load):
         running.step()
@@ -83,7 +83,7 @@ def test_a_plan_leaves_the_network_as_it_was():
 
 
 def test_a_model_that_has_no_memory_is_planned_too():
-    """On the meta device: 13 GB of weights, and none of it there."""
+    """On the meta device: 13 GB of weights that take no memory."""
     with torch.device("meta"):
         network = Tokens(width=8192, depth=8, filled=False).to(torch.bfloat16).requires_grad_(False)
 
@@ -117,7 +117,7 @@ def test_the_parts_are_what_they_are_called():
 
 @pytest.mark.parametrize("make", [Tokens, Levels])
 def test_streamed_gradients_are_the_resident_ones_to_the_bit(make):
-    """Three updates, each gradient, with at most three blocks there and none used before it came or after it went."""
+    """Every gradient of three updates, with at most three blocks loaded and none used when it is not."""
     settings = distill.DistillConfig(steps=9, batch=2, cfg=(4.0, 6.0), lr=1e-3)
     seen = {}
     for way in ("resident", "checkpointed", "streamed"):
@@ -141,7 +141,7 @@ def test_streamed_gradients_are_the_resident_ones_to_the_bit(make):
 
 
 def test_a_weight_used_while_it_is_away_is_noticed():
-    """The witness itself: without it the test above would prove nothing."""
+    """The watcher itself: if it missed this, the test above would prove nothing."""
     network = Tokens()
     adapters, running = trainer(network, distill.DistillConfig(steps=9, batch=2), 4, (4, 8, 8))
     with adapters.attached(), counted(adapters, network, nullcontext) as device:

@@ -1,4 +1,4 @@
-"""Every setting of the trainer does what it says, to the digit; a setting that is ignored fails here."""
+"""Every trainer setting has exactly the effect it describes; a setting that is ignored fails here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pcm_core.errors import PCMError
 
 
 def gradients(trainer, passes: int = 1) -> list[torch.Tensor]:
-    """Of the adapters, then of the heads, after so many batches."""
+    """Of the adapters, then of the heads, after that many batches."""
     trainer._zero_grad()
     for _ in range(passes):
         trainer._pass()
@@ -25,7 +25,7 @@ def gradients(trainer, passes: int = 1) -> list[torch.Tensor]:
 
 
 def warmed(**settings):
-    """A trainer whose adapters are off zero, where every gradient counts, attached."""
+    """A trainer with attached adapters that are not zero, so that every gradient counts."""
     trainer, network, backbone = make(**settings)
     with torch.no_grad():
         for i, parameter in enumerate(trainer.adapters.student.parameters()):
@@ -35,7 +35,7 @@ def warmed(**settings):
 
 @pytest.fixture
 def pairs(monkeypatch):
-    """The pairs that passes make, in order."""
+    """The pairs that the passes make, in order."""
     seen = []
     original = module.phased_pair
 
@@ -138,7 +138,7 @@ def test_the_discriminator_learns_at_its_own_rate():
 
 
 def test_a_broken_discriminator_ends_the_run(monkeypatch):
-    """Its own loss only: nothing else of the step is touched."""
+    """Only its own loss is broken; the rest of the step is untouched."""
     trainer, _, _ = make(adversarial=0.1)
     monkeypatch.setattr(module, "hinge_discriminator", lambda real, fake: math.inf * hinge_discriminator(real, fake))
     with trainer.adapters.attached(), pytest.raises(PCMError, match="step 1"):

@@ -1,4 +1,4 @@
-"""Distil in one call: the model stays, the file configures itself, and what cannot be is refused."""
+"""Distillation in one call: the model is unchanged, the file configures itself, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENTS = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)) * 0.2 +
 
 
 class Model:
-    """A flow model as a ``Denoiser`` is one; without ``captioned`` it is called with x and sigma only."""
+    """A flow model with the interface of ``Denoiser``; without ``captioned`` it is called with x and sigma only."""
 
     def __init__(self, captioned: bool) -> None:
         self.network, self.sigmas, self.flow = Velocity().requires_grad_(True), FLOW_TABLE, True

@@ -1,4 +1,4 @@
-"""What 0.1.0 stored goes on: a checkpoint cut in two there is finished here to the same bits, its LoRA is read.
+"""Files of 0.1.0 still work: a run interrupted there ends here with the same bits, and its LoRA is read.
 
 tests/data/0.1.0 was made by commit 92f581a: ``checkpoint.pt`` after 4 of 10 steps, ``end.pt`` and ``lora.safetensors``
 after all of them.

@@ -43,7 +43,7 @@ class Velocity(nn.Module):
 
 
 class Recorder:
-    """The backbone as the trainer calls it: x0 predictions, and a list of who was called with how much."""
+    """The backbone as the trainer calls it: x0 predictions, and a list of its calls with their batch sizes."""
 
     def __init__(self, network: nn.Module, adapters: distill.Adapters) -> None:
         self.network, self.adapters = network, adapters
@@ -104,7 +104,7 @@ def test_loss_falls_and_the_base_is_untouched(settings):
 
 
 def test_one_step_makes_three_calls():
-    """Student with gradient, teacher once with captions and null together, target; only the student has gradient."""
+    """The student, the teacher (captions and null prompt in one call), the target; only the student has a gradient."""
     trainer, _, backbone = make(cfg=(3.0, 3.0))
     with trainer.adapters.attached():
         trainer.step()
@@ -178,7 +178,7 @@ def test_two_processes_are_one():
 
 
 def test_memory_does_not_grow_with_the_latents():
-    """They stay where they are; a batch at a time is copied."""
+    """They stay where they are; one batch at a time is copied."""
     latents = [torch.zeros(4, 16, 32, 32) for _ in range(50)]
 
     def peak(count: int) -> int:
@@ -267,7 +267,7 @@ def test_adapters_of_another_model_are_refused():
 
 @pytest.mark.parametrize("part", ["enter", "leave", "caption"])
 def test_a_base_that_is_not_frozen_is_refused(part):
-    """Also where the parameters are none that the adapters stand beside."""
+    """Even if the adapters are attached to other parameters."""
     trainer, network, _ = make()
     parameters = list(network.get_submodule(part).requires_grad_(True).parameters())
     said = rf"The base model is not frozen: {len(parameters)} of its parameters require gradients\."
@@ -277,7 +277,7 @@ def test_a_base_that_is_not_frozen_is_refused(part):
 
 
 def test_adapters_are_a_module_of_their_own():
-    """``parameters``, ``to`` and ``state_dict`` are those of torch, and the backbone is no part of it."""
+    """``parameters``, ``to`` and ``state_dict`` are torch's own, and do not include the backbone."""
     trainer, network, _ = make(ema=0.9)
     own = {id(parameter) for parameter in trainer.adapters.parameters()}
     assert len(own) == 2 * 2 * 3  # down and up, student and average, of three modules
@@ -538,7 +538,7 @@ def test_metadata_makes_the_profile_that_was_trained():
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
 def test_every_parametrisation_says_the_same_x0(prediction):
-    """A network that knows the clean latent answers in its own terms; the denoiser gives back the clean latent."""
+    """A network that knows the clean latent answers in its own parametrisation; the denoiser returns the latent."""
     generator = torch.Generator().manual_seed(3)
     clean, noise = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
     sigma = torch.tensor([0.1, 0.4, 0.6, 0.9, 0.99] if prediction == "flow" else [0.03, 0.7, 1.6, 4.0, 14.6]).double()

@@ -29,7 +29,7 @@ def test_spaces_and_full_width_commas():
 
 
 def test_one_stays_exactly_one():
-    """The host skips the negative pass at 1, not near it."""
+    """The host skips the negative pass at exactly 1, not near it."""
     assert parse_guidance("5, 1.0, 1", 3)[1:] == (1.0, 1.0)
 
 

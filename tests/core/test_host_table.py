@@ -1,4 +1,4 @@
-"""The table of which tests ran on which ComfyUI."""
+"""The table of tests that ran on each ComfyUI version."""
 
 from datetime import date
 from pathlib import Path

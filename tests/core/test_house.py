@@ -20,7 +20,7 @@ DIFFUSERS = {"diffusers_scheduler.py", "denoiser.py"}  # imported by those who h
 
 
 def imported(path: Path) -> Iterator[str]:
-    """First names of what a module imports, anywhere in it."""
+    """Top-level names of everything a module imports, at any depth."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -29,14 +29,14 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """All but schemas, which are tables."""
+    """All functions except schemas, which are tables."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "define_schema":
             yield node
 
 
 def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function, its docstring not counted."""
+    """Number of lines of a function without its docstring."""
     total = (function.end_lineno or 0) - function.lineno + 1
     first = function.body[0]
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):

@@ -1,4 +1,4 @@
-"""normalize: names, scales, fused weights, accounting and refusals; no host."""
+"""``normalize`` without a host: names, scales, fused weights, accounting and refusals."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_image_keys_on_a_text_model_are_harmless():
 
 
 def test_norms_are_those_of_the_update():
-    """Exactly so where the directions are orthogonal and weigh alike."""
+    """Exactly, if the directions are orthogonal and have equal weight."""
     tensors, updates = files.lora(NATIVE)
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         tensors[key] = torch.linalg.qr(tensors[key].T)[0].T.contiguous()

@@ -1,4 +1,4 @@
-"""The reader meets anything: every file ends in a PCMError or in a correct load, quickly and in bounded memory."""
+"""The reader survives any file: it raises a PCMError or loads it correctly, quickly and in bounded memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def peak_memory(*, reset: bool = False) -> int:
 
 
 def survive(path, content: bytes) -> bool:
-    """Read and normalize; True for a load, False for a PCMError.
+    """Read and normalize a file; True if it loads, False for a PCMError.
 
     Anything else, a second gone, or memory of more than twice the file and 32 MB fails the test. The second is this
     thread's own: other work on the machine does not count.
@@ -127,7 +127,7 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def many(count: int, body: str) -> bytes:
-    """A header with ``count`` entries, made without building it in Python objects."""
+    """A header with ``count`` entries, written without building Python objects."""
     return files.pack("{" + ",".join(f'"{i:x}":{body}' for i in range(count)) + "}")
 
 
@@ -226,7 +226,7 @@ SIZES = st.lists(st.sampled_from([0, 1, 2, 6, 18, 24]), max_size=4)
 
 
 def compose(tmp_path_factory, data):
-    """A well-formed file of ill-formed content: any keys, shapes, types and values."""
+    """A well-formed file with any content: any keys, shapes, types and values."""
     keys = data.draw(st.lists(st.tuples(STEMS, SUFFIXES, SIZES, st.sampled_from(sorted(DTYPES))), max_size=8))
     header, body = {}, b""
     for stem, suffix, shape, dtype in keys:
@@ -245,7 +245,7 @@ KINDS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.flo
 
 
 def dress(tmp_path_factory, data):
-    """A sound LoRA with some tensors put beside or instead of its own, nearly of the right shape, of any value."""
+    """A valid LoRA with tensors added or replaced: of nearly the right shape, with any values."""
     tensors, _ = files.lora(data.draw(st.lists(st.sampled_from(sorted(files.key_map())), min_size=1, max_size=4)))
     for stem in data.draw(st.lists(st.sampled_from(sorted({key.rsplit(".lora_")[0] for key in tensors})), max_size=4)):
         value = data.draw(VALUES)

@@ -1,4 +1,4 @@
-"""Distribution matching, against closed forms: scores of Gaussians, gradients that vanish, jumps that are unrolled."""
+"""Distribution matching against closed forms: scores of Gaussians, vanishing gradients, unrolled jumps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOW_TABLE = torch.arange(1, 1001) / 1000
 
 
 def normal_points(count: int) -> Tensor:
-    """Quantiles of the unit normal, of mean 0 and variance 1 to the last digit."""
+    """Quantiles of the standard normal, rescaled to mean 0 and variance 1 exactly."""
     places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     points = torch.distributions.Normal(0.0, 1.0).icdf(places)
     return points / points.square().mean().sqrt()
@@ -109,7 +109,7 @@ def test_the_gradient_is_normalized_by_the_sample_and_has_a_floor():
 
 
 def test_matching_moves_a_gaussian_onto_the_teacher():
-    """Landings N(1, 2^2) with their exact score, a teacher N(0, 1): following the gradient makes them alike."""
+    """Landings N(1, 2^2) with their exact score, a teacher N(0, 1): following the gradient makes them equal."""
     generator = torch.Generator().manual_seed(3)
     landing = (1 + 2 * torch.randn(4096, 1, generator=generator)).requires_grad_()
     optimizer = torch.optim.SGD([landing], lr=0.1 * 4096)
@@ -165,7 +165,7 @@ def test_unrolled_jumps_are_euler_steps_and_recomputing_changes_no_gradient(jump
 
 
 def test_the_renoised_fake_knows_its_own_variance():
-    """``t^2 - q^2 = a^2 s^2``, on which the target rests."""
+    """``t^2 - q^2 = a^2 s^2``, which the target relies on."""
     edge, level = torch.tensor([0.5, 0.9]), torch.tensor([0.7, 0.95])
     for flow in (True, False):
         scale = (1 - level) / (1 - edge) if flow else torch.ones(2)

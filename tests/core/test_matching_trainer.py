@@ -1,4 +1,4 @@
-"""The matching stage on a network small enough to check: four roles, its bank, its refusals, resume to the bit."""
+"""The matching stage on a network small enough to check by hand: four roles, the bank, refusals, bit-exact resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pcm_core.errors import PCMError
 
 
 def setting(**settings) -> SimpleNamespace:
-    """Network, adapters, bank plan and store of a run; the student starts off zero, as one that was distilled."""
+    """Network, adapters, bank plan and store of a run; the student starts away from zero, like a distilled one."""
     folder, pairs, refresh = settings.pop("folder", None), settings.pop("pairs", 64), settings.pop("refresh", False)
     config = distill.MatchingConfig(**{
         "phases": 2, "steps": 12, "batch": 16, "lr": 3e-3, "fake_lr": 5e-3, "fake_warmup": 4, "cfg": 2.0,
@@ -41,7 +41,7 @@ def setting(**settings) -> SimpleNamespace:
 
 
 def models(given: SimpleNamespace):
-    """The student and the guided teacher under captions, written out by hand."""
+    """The captioned student and the guided teacher, written out by hand."""
 
     def under(captions):
         def student(x, sigma):
@@ -105,7 +105,7 @@ def test_parameters_grow_by_one_lora_and_nothing_else():
 
 
 def test_with_student_and_fake_as_the_teacher_the_matching_gradient_is_zero(monkeypatch):
-    """No guidance, both LoRAs at zero: fake and real are one network, to the last bit."""
+    """Without guidance and with both LoRAs at zero, fake and real are the same network, to the last bit."""
     trainer, _ = make(cfg=1.0, teacher_cfg=1.0, fake_warmup=0, regression=0.0)
     with torch.no_grad():
         for pair in trainer.adapters.pairs.values():

@@ -1,4 +1,4 @@
-"""``scripts.metrics`` on real small files: figures against definitions, and what it says where something is absent."""
+"""``pcm metrics`` on small real files: figures against definitions, and messages where something is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 48
 
 
 def texture(seed: int, size: int = SIZE) -> Tensor:
-    """A smooth random picture, uint8 [3, size, size]."""
+    """A smooth random image, uint8 [3, size, size]."""
     coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     fine = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
     return (fine[0] * 255).round().to(torch.uint8)
@@ -38,7 +38,7 @@ def save(picture: Tensor, path: Path) -> None:
 
 @pytest.fixture
 def folders(tmp_path):
-    """Four pictures, and the same with a known error of 10 levels."""
+    """Four images, and the same images with a known error of 10 levels."""
     for n in range(4):
         picture = texture(n).clamp(0, 245)
         save(picture, tmp_path / "b" / f"{n}.png")
@@ -106,7 +106,7 @@ def test_frechet_distance_by_a_file_of_ones_own(folders, capsys):
 
 
 def test_motion_of_clips_in_every_form(tmp_path, capsys):
-    """A texture that moves by 2 pixels a frame, as frames, animated WebP and mp4."""
+    """A texture that moves by 2 pixels per frame, as frames, animated WebP and mp4."""
     pytest.importorskip("cv2")
     av = pytest.importorskip("av")
     big = texture(5, 96)
@@ -222,7 +222,7 @@ def tiny_clip(folder: Path) -> None:
 
 @pytest.mark.long
 def test_a_real_clip_of_random_weights(folders, capsys):
-    """Consistency and score through transformers' own model; figures by the parts of it, one picture at a time."""
+    """Consistency and CLIP score against the parts of transformers' own model, one image at a time."""
     transformers = pytest.importorskip("transformers")
     tiny_clip(folders / "clip")
     assert "items have no prompt" in run(capsys, folders / "a", folders / "b", "--clip", folders / "clip")

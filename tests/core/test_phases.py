@@ -1,4 +1,4 @@
-"""Phase edges, evaluation timesteps and sigmas. Vectors: the authors' scripts and model card; laws: hypothesis."""
+"""Phase edges, evaluation timesteps and sigmas: the authors' own vectors, and laws by hypothesis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def flow_table(shift: float, entries: int = 1000) -> Tensor:
 
 @st.composite
 def schedule_options(draw: st.DrawFn) -> dict[str, Any]:
-    """What ``build_schedule`` accepts: on a solver grid, no more phases and steps than it has points."""
+    """Arguments that ``build_schedule`` accepts: no more phases and steps than the solver grid has points."""
     grid = draw(grids)
     spacing = draw(st.sampled_from(SPACINGS))
     most = MAX_COUNT if spacing == "trailing" else min(grid, MAX_COUNT)

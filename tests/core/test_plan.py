@@ -1,4 +1,4 @@
-"""Plans: what a user asks for, what a profile says, and a whole run of the library with a closed-form model."""
+"""Plans from user settings and profiles, and a complete run of the library with a closed-form model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_denoise_enters_and_the_whole_stays_known(table: SigmaTable) -> None:
     [(0.3, [0.0]), (0.6, [0.77, 0.0]), (0.9, [0.92, 0.77, 0.0]), (1.0, [0.97, 0.92, 0.77, 0.0])],
 )
 def test_a_listed_profile_enters_at_the_noise_that_was_asked(denoise: float, later: list[float]) -> None:
-    """With a fixed list of high sigmas a low denoise must not start at a high one (klein, LTXV, FastWan)."""
+    """A low denoise must not start at a high sigma of a fixed list (klein, LTXV, FastWan)."""
     made = plan(LISTED, FLOW, denoise=denoise)
     assert made.sigmas.tolist() == pytest.approx([3 * denoise / (1 + 2 * denoise), *later], abs=1e-6)
     assert made.phases == 4 and bool(made.notes) == (denoise < 1)

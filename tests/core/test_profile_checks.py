@@ -1,4 +1,4 @@
-"""Every known mistake produces its one line, and right settings none."""
+"""Every known mistake produces one line, and correct settings produce none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def of(name):
 
 
 def mistakes(profile, sigmas, table, *, cfg=1.0, determinism=None):
-    """As a sampler says them whose sigmas come from another node."""
+    """As reported by a sampler whose sigmas come from another node."""
     try:
         own = plan(profile, table, steps=0 if profile.exact_steps else len(sigmas) - 1).sigmas.tolist()
     except PCMError:
@@ -98,7 +98,7 @@ def test_determinism_against_the_family(sd_table):
 
 
 def test_zero_terminal_snr(sd_table):
-    """Said of a table patched after loading too, and not of a LoRA whose own metadata speaks."""
+    """Reported for a table patched after loading too, but not for a LoRA with metadata of its own."""
     table = SigmaTable((*sd_table.tolist()[:-1], 4518.76), flow=False)
     pcm, part = of("pcm_sd15_smallcfg_4step"), [2.3, 1.61, 0.0]
     (found,) = mistakes(pcm, part, table)
@@ -122,7 +122,7 @@ def test_wrong_shift_and_lists():
 
 
 def test_part_of_a_schedule_is_no_mistake(sd_table):
-    """KSamplerAdvanced with and without leftover noise, SplitSigmas, second passes, single steps of RegionalSampler."""
+    """KSamplerAdvanced with and without leftover noise, SplitSigmas, second passes, RegionalSampler's single steps."""
     profile, table = of("pcm_sdxl_smallcfg_4step"), SigmaTable.of(sd_table)
     own = plan(profile, table).sigmas.tolist()
     parts = [own[:3], [*own[:2], 0.0], own[2:], own[:2], own[1:3], [2.3, 1.61, 0.693, 0.0], []]
@@ -152,7 +152,7 @@ def test_many_steps_are_said_and_not_refused(sd_table):
 
 @pytest.mark.parametrize("sigma_max", [25.146115, 16.0, 80.0])
 def test_other_betas_are_told_by_the_end_of_the_noise(sigma_max, sd_table):
-    """AnimateDiff's motion modules (25.15), in any sampler; two of the names that hold "linear" are the wrong ones."""
+    """AnimateDiff's motion modules (25.15), in any sampler; two names that contain "linear" are the wrong ones."""
     table = SigmaTable((*sd_table.tolist()[:-1], sigma_max), flow=False)
     (found,) = sampling_mistakes(of("pcm_sd15_smallcfg_4step"), table, cfg=1.0)
     assert f"sigma {sigma_max:.4g}" in found and '"use existing"' in found

@@ -1,4 +1,4 @@
-"""Profiles: the released PCM files, every few-step method people have, metadata, and what may not match."""
+"""Profiles: released PCM files, every few-step method in use, metadata, and names that must not match."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_row_names_one_kind_of_file():
 
 
 def test_a_checkpoint_is_looked_up_for_its_own_model():
-    """A merge is an SDXL or SD1.5 checkpoint; the word turbo in another model's name says nothing."""
+    """Merges are SDXL or SD1.5 checkpoints; "turbo" in another model's name means nothing."""
     merge = profile_from_name("juggernautXL_lightning", "checkpoint", "sdxl")
     assert merge is not None and not merge.verified and "merge" in merge.note
     assert profile_from_name("my_turbo_thing", "checkpoint", "qwen-image") is None
@@ -276,7 +276,7 @@ def test_single_calls_below_pure_noise(name, first, sd_table):
 
 
 def test_equal_parts_of_a_fixed_list_method_follow_the_model(sd_table):
-    """A fixed method is asked for any number of steps; whole timesteps cannot say 1000 / 15."""
+    """A fixed method can be asked for any number of steps; integer timesteps cannot express 1000 / 15."""
     shift = 3.158
     fine = torch.arange(1, 10001, dtype=torch.float64) / 10000
     table = SigmaTable.of(shift * fine / (1 + (shift - 1) * fine))

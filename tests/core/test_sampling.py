@@ -1,4 +1,4 @@
-"""The sampler against closed forms. Model outputs are made from a known function; the sampler sees only x0."""
+"""The sampler against closed forms. Model outputs come from a known function; the sampler sees only x0."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def alpha_of(sigma: float) -> float:
 
 
 def free_model(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-    """An x0 that depends on everything a model sees, sample by sample."""
+    """An x0 that depends on every input of a model, sample by sample."""
     level = sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
     return torch.tanh(x / (1 + level)) * 0.9 + 0.1 * torch.cos(3 * level)
 
 
 class Recorder:
-    """A model that keeps what it was given and what it returned."""
+    """A model that records its inputs and outputs."""
 
     def __init__(self, model: Callable[..., Tensor] = free_model) -> None:
         self.model = model
@@ -58,7 +58,7 @@ def sigmas(sd_table: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def table64(sd_table: Tensor) -> Tensor:
-    """The same table, not rounded to float32."""
+    """The same table without rounding to float32."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     alphas = torch.cumprod(1 - betas, dim=0)
     table = ((1 - alphas) / alphas).sqrt()
@@ -257,7 +257,7 @@ def test_what_the_caller_owns_is_not_written_to(determinism: float, sigmas: Tens
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize(("determinism", "scale"), [(1.0, 1.0), (0.5, 1.0), (0.0, 1.0), (0.5, 2.0), (0.0, 2.0)])
 def test_memory_is_one_latent_beside_the_state(determinism: float, scale: float, flow: bool) -> None:
-    """The next state beside the one before, and the fresh noise where there is any; while the model runs, nothing."""
+    """The next state and any fresh noise beside the current state; while the model runs, nothing."""
     x0, x = start(torch.ones(()), (1, 4, 64, 64), 1), start(torch.ones(()), (1, 4, 64, 64), 2)
     sigmas = torch.linspace(1, 0, 6)
     settings: dict[str, Any] = {"determinism": determinism, "flow": flow, "noise_scale": scale}

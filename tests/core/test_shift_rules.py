@@ -16,7 +16,7 @@ SIZES = [(512, 512), (1024, 1024), (1408, 1408), (1536, 640), (2048, 2048)]
 
 
 def diffusers_sigmas(levels: list[float], mu: float) -> list[float]:
-    """diffusers' own scheduler, as its FLUX.2 pipelines set it."""
+    """diffusers' own scheduler, configured as in its FLUX.2 pipelines."""
     import diffusers
 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
@@ -45,7 +45,7 @@ def test_flux1_is_that_of_diffusers(size: tuple[int, int]):
 
 
 def test_flux2_turbo_shifts_the_list_of_its_authors():
-    """fal hands TURBO_SIGMAS to diffusers' Flux2Pipeline, which shifts them by the size of the image."""
+    """fal passes TURBO_SIGMAS to diffusers' Flux2Pipeline, which shifts them by the size of the image."""
     profile = profile_from_name("Flux_2-Turbo-LoRA_comfyui")
     assert profile is not None and profile.sigmas is None and profile.embedded_guidance == 2.5
     published = [1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031]

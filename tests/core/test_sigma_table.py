@@ -1,4 +1,4 @@
-"""The sigma table against formulas, and what is no table."""
+"""The sigma table against formulas, and tables that are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_shift_is_read_from_the_table(shift: float, length: int) -> None:
 
 
 def test_exponential_shift_is_read_as_the_linear_one_it_is() -> None:
-    """ModelSamplingFlux and RES4LYF's nodes store a logarithm, or something else; the table does not lie."""
+    """ModelSamplingFlux and RES4LYF's nodes store a logarithm or something else; the table tells the real shift."""
     u = torch.arange(1, 10001, dtype=torch.float64) / 10000
     assert SigmaTable.of(math.exp(3) / (math.exp(3) + 1 / u - 1)).shift == pytest.approx(math.exp(3), rel=1e-6)
 

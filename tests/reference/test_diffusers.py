@@ -25,12 +25,12 @@ PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction")
 
 
 def network(x: Tensor, t: int) -> Tensor:
-    """What both samplers call: any bounded function of the unit-variance latent and the timestep."""
+    """The network that both samplers call: any bounded function of the unit-variance latent and the timestep."""
     return torch.sin(1.7 * x + t / 300) + 0.2 * torch.cos(x.flip(-1) - t / 100)
 
 
 def as_denoiser(prediction: Prediction, table: Tensor) -> Callable[..., Tensor]:
-    """``network`` as a model of the k-diffusion contract, parametrised as ComfyUI does."""
+    """``network`` as a k-diffusion model, parametrised as in ComfyUI."""
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma[0].item()
@@ -45,7 +45,7 @@ def as_denoiser(prediction: Prediction, table: Tensor) -> Callable[..., Tensor]:
 def trajectory(
     schedule: PhaseSchedule, prediction: Prediction, table: Tensor, start: Tensor, **options: Any
 ) -> list[Tensor]:
-    """The unit-variance latent after every step of ours, and x0 before each under the callback's eyes."""
+    """Our unit-variance latent after every step, and the x0 that the callback saw before each."""
     sigmas = schedule.sigmas(table)
     states: list[Tensor] = []
     result = sample_pcm(
@@ -77,7 +77,7 @@ def start() -> Tensor:
 
 
 def shared_noise(seed: int, like: Tensor) -> Callable[[float, float], Tensor]:
-    """The draws that diffusers' randn_tensor makes from a generator of this seed."""
+    """The noise that diffusers' randn_tensor draws from a generator with this seed."""
     generator = torch.Generator().manual_seed(seed)
     return lambda sigma, sigma_next: torch.randn(like.shape, generator=generator)
 
@@ -169,7 +169,7 @@ def test_terminal_alpha0_is_set_alpha_to_one_false(sd_table: Tensor) -> None:
 
 
 def official_flow(shift: float, points: int, steps: int) -> list[float]:
-    """PCMFMScheduler: ``points`` shifted levels from the top, of which every (points / steps)-th is taken."""
+    """PCMFMScheduler: every (points / steps)-th of ``points`` shifted levels, counted from the top."""
     levels = np.arange(1, 1001, dtype=np.float64)[::-1][:: 1000 // points] / 1000
     shifted = shift * levels / (1 + (shift - 1) * levels)
     return [*shifted[np.floor(np.linspace(0, points, steps, endpoint=False)).astype(int)], 0.0]

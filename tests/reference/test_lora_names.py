@@ -1,4 +1,4 @@
-"""``lora_names`` against diffusers: every weight of its video models, by its own converters from the native layout."""
+"""``lora_names`` against diffusers: every weight of its video models, through its own converters from native names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 6
 
 
 def wan():
-    """Native names and shapes, as in the Wan repository."""
+    """Native names and shapes, as in Wan's repository."""
     shapes = {"patch_embedding": (WIDTH, 4, 1, 2, 2), "head.head": (8, WIDTH), "time_projection.1": (6 * WIDTH, WIDTH)}
     shapes |= {f"{kind}_embedding.{i}": (WIDTH, WIDTH) for kind in ("text", "time") for i in (0, 2)}
     for block in range(2):
@@ -25,7 +25,7 @@ def wan():
 
 
 def hunyuan():
-    """Native names as the host has them; the original spells some of them with other separators."""
+    """Native names as in the host; the original repository uses other separators in some of them."""
     w, mlp = WIDTH, 4 * WIDTH
     shapes = {"img_in.proj": (w, 4, 1, 2, 2), "txt_in.input_embedder": (w, 5), "final_layer.linear": (8, w)}
     shapes["final_layer.adaLN_modulation.1"] = (2 * w, w)

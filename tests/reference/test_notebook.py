@@ -1,4 +1,4 @@
-"""docs/pcm_core.ipynb runs from top to bottom, and what it says it shows is there."""
+"""docs/pcm_core.ipynb runs from top to bottom, and its outputs are what its text says."""
 
 from __future__ import annotations
 

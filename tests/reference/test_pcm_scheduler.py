@@ -28,7 +28,7 @@ def network(x: Tensor, t: float) -> Tensor:
 
 
 class Network(torch.nn.Module):
-    """The same function as a module that diffusers' pipelines could call."""
+    """The same function as a module that diffusers' pipelines can call."""
 
     def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         assert sample.dtype == torch.float32 and not return_dict
