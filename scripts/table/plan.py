@@ -18,6 +18,7 @@ from ..metrics.measures import MEASURES, Measure
 from ..workers import ROOT, see_demo
 from . import entries
 from .entries import checked, listed, no_doubles, one_of, refuse
+from .published import Published, check_published, read_published
 
 _COUNT = "{n}"  # stands for the column's step count
 
@@ -61,22 +62,6 @@ class Column:
     measure: Measure
     reference: str = ""
     against: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """Numbers that others printed, beside which ours are put.
-
-    Attributes:
-        source: table and page of the paper.
-        table: the name of the table they stand in; empty for every table with that measure.
-    """
-
-    system: str
-    label: str
-    values: Mapping[int, float]
-    source: str
-    table: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +146,10 @@ def read_plan(path: Path, *, comfyui: Path | None = None) -> Plan:
     parts = [{**shared, **entry} for entry in content.get("tables", [{"name": path.stem}])]
     if not parts or not systems:
         refuse(f"{path} has no systems.", "at least one [[systems]].", "Look at benchmarks/demo.toml.")
-    published = [_published(entry) for entry in content.get("published", [])]
+    published = [read_published(entry) for entry in content.get("published", [])]
     tables = tuple(_table(part, systems, references, path.parent, published) for part in parts)
     no_doubles([table.name for table in tables], "tables")
-    _all_beside_something(published, tables)
+    check_published(published, tables)
     return Plan(
         title=content.get("title", path.stem), place=path.parent, tables=tables, networks=networks,
         folders=tuple([*folders, *models]), demo=any("demo" in base for base in bases.values()),
@@ -220,21 +205,6 @@ def _plotted(values: Mapping[str, Any], labels: Sequence[str], table: str) -> st
     if plot not in labels:
         refuse(f'Table {table} plots "{plot}".', f"one of {', '.join(labels)}.", "Correct it.")
     return plot
-
-
-def _all_beside_something(published: Sequence[Published], tables: Sequence[Table]) -> None:
-    """Refuse numbers of others that no table would show."""
-    for one in published:
-        where = [table for table in tables if one.table in ("", table.name)]
-        shown = [
-            table for table in where
-            if one.label in {column.label for column in table.columns}
-            and one.system in {system.name for system in table.systems} and set(one.values) <= set(table.steps)
-        ]  # fmt: skip
-        if not shown:
-            at = f" in {one.table}" if one.table else ""
-            refuse(f"[[published]] has {one.label} of {one.system}{at} at {listed([*one.values])} steps.",
-                   "a table with that system, measure and columns.", "Correct it.")  # fmt: skip
 
 
 def read_prompts(values: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], str]:
@@ -338,18 +308,6 @@ def demo_measures() -> dict[str, Measure]:
     from . import demo
 
     return demo.MEASURES
-
-
-def _published(entry: Mapping[str, Any]) -> Published:
-    checked(entry, entries.PUBLISHED, "[[published]]")
-    if absent := [name for name in ("system", "measure", "steps", "values", "table") if name not in entry]:
-        refuse(f"A [[published]] has no {absent[0]}.", "system, measure, steps, values and table.", "Add it.")
-    steps, values, system = entry["steps"], entry["values"], entry["system"]
-    if len(steps) != len(values):
-        refuse(f"[[published]] {system} has {len(values)} values for {len(steps)} steps.", "one each.", "Correct it.")
-    source = f"Table {entry['table']}" + (f", page {entry['page']}" if "page" in entry else "")
-    found = {n: float(value) for n, value in zip(steps, values, strict=True)}
-    return Published(system=system, label=entry["measure"], values=found, source=source, table=entry.get("in", ""))
 
 
 def filled(value: Any, count: int) -> Any:

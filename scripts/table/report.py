@@ -43,9 +43,10 @@ def _table(table: Table, results: Mapping[tuple[str, int], Result]) -> dict[str,
         }
         for one in table.published
     ]
+    notes = {system.name: system.values["note"] for system in table.systems if "note" in system.values}
     return {"name": table.name, "title": table.title, "images": len(table.prompts), "seed": table.seed,
             "steps": list(table.steps), "plot": table.plot, "columns": columns, "rows": rows,
-            "published": published}  # fmt: skip
+            "published": published, "notes": notes}  # fmt: skip
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
@@ -53,7 +54,7 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """One matrix per measure, systems by steps, published numbers under ours; then what is left out, and why."""
+    """A matrix per measure, systems by steps, with published numbers under ours; then notes and what is left out."""
     lines = [f"# {found['title']}"]
     for table in found["tables"]:
         lines += [
@@ -65,6 +66,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         for column in table["columns"]:
             lines += ["", *_matrix(table, column)]
         lines += ["", *_matrix(table, {"label": _CALLS, "digits": 0, "better": ""})]
+        notes = [f"- {system}: {note}" for system, note in table["notes"].items()]
+        lines += ["", "Notes:", "", *notes] if notes else []
         lines += _left_out(table)
     return "\n".join(lines) + "\n"
 

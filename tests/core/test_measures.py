@@ -1,6 +1,6 @@
-"""Every measure of the paper against an independent value: torch-fidelity, transformers' parts, formulas by hand.
+"""Every measure of the paper against an independent value: torch-fidelity, torchmetrics, transformers, formulas.
 
-The networks are small ones of random weights, in the files and folders that the real ones come in.
+The networks are small, with random weights, in the same files and folders as the real ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPTS = ("a red fox", "two cats in a box", "the sea", "an old man and a dog")
 
 @pytest.fixture
 def world(tmp_path):
-    """Images in A and B, clips in C, prompts beside them, a CLIP; embeddings by the parts of transformers' model."""
+    """Images in A and B, clips in C, their prompts, and a CLIP; embeddings from the parts of transformers' model."""
     transformers = pytest.importorskip("transformers")
     for n, prompt in enumerate(PROMPTS):
         for name, seed in (("a", n), ("b", 50 + n)):
@@ -55,7 +55,7 @@ def world(tmp_path):
 
 
 def exact(*arguments: object) -> dict[str, float]:
-    """The figures of ``pcm metrics``, not rounded as in print."""
+    """The figures of ``pcm metrics`` before they are rounded for printing."""
     return command.measure(command.parser().parse_args([str(argument) for argument in arguments])).figures
 
 
@@ -68,7 +68,7 @@ def mean(values: list[float]) -> float:
 
 
 def test_the_measures_of_clip(world):
-    """FID-CLIP as torch-fidelity has it, given the same features; the rest by their definitions."""
+    """FID-CLIP against torch-fidelity on the same features; the others against their definitions."""
     fidelity = pytest.importorskip("torch_fidelity.metric_fid")
     folder = world.folder
     torch.manual_seed(1)
@@ -92,7 +92,7 @@ def test_the_measures_of_clip(world):
 
 
 def test_the_clip_score_is_that_of_torchmetrics(world):
-    """Pair by pair: over many pairs torchmetrics cuts the mean off at 0, Hessel et al. and we cut off each."""
+    """Pair by pair: over many pairs torchmetrics clamps the mean at 0, while Hessel et al. and we clamp each pair."""
     clip_score = pytest.importorskip("torchmetrics.functional.multimodal").clip_score
     transformers, folder = pytest.importorskip("transformers"), world.folder
 
@@ -209,7 +209,7 @@ def test_hps_is_the_cosine_of_the_published_weights(world, capsys, kind):
 
 
 def test_hps_sees_the_whole_image():
-    """The bars of an image that is not square, as HPS v2 pads to its longer side."""
+    """HPS v2 pads an image that is not square to its longer side."""
     from scripts.metrics.clip import _square
 
     wide = torch.full((1, 3, 4, 8), 9, dtype=torch.uint8)
@@ -242,7 +242,7 @@ def test_the_flow_magnitude_is_that_of_raft_large(tmp_path, capsys):
 
 @pytest.mark.long
 def test_fid_is_that_of_torch_fidelity_on_the_same_folders(tmp_path, capsys, monkeypatch):
-    """FID, and with the teacher's images as B the paper's FID-SD: the whole way, network included."""
+    """FID, and with the teacher's images as B the paper's FID-SD, from the files to the figure, network included."""
     from test_metrics import tiny_inception
 
     fidelity = pytest.importorskip("torch_fidelity")
@@ -260,7 +260,7 @@ def test_fid_is_that_of_torch_fidelity_on_the_same_folders(tmp_path, capsys, mon
 
 
 def test_the_distance_of_gaussians_that_are_known():
-    """Two features of two points each: means 0 and 3, variances 2 and 8, no covariance."""
+    """Two points with two features each: means 0 and 3, variances 2 and 8, no covariance."""
     a = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     b = torch.tensor([[5.0, 0.0], [1.0, 0.0]])
     assert frechet(a, b) == pytest.approx(9 + 2 + 8 - 2 * (2 * 8) ** 0.5)
@@ -334,7 +334,7 @@ class Code:
 
 
 def test_weights_that_are_none(world, capsys):
-    """Nothing is unpickled; what does not fit is named, and the other measures are taken."""
+    """Nothing is unpickled; a file that does not fit is named, and the other measures are still taken."""
     folder = world.folder
     torch.save(Code(), folder / "code.pt")
     torch.save({"weight": torch.ones(1, 5), "bias": torch.ones(1)}, folder / "narrow.pth")

@@ -1,4 +1,4 @@
-"""``pcm table``: what a table file may say, and what is written of a run. The host's part is in tests/host."""
+"""``pcm table`` without a host: what a table file may contain, and the reports of a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ values = [8.27, 5.81]
 
 @pytest.fixture
 def table(tmp_path):
-    """A good table file, and a way to change it."""
+    """Writes a valid table file, with one part of it replaced."""
     (tmp_path / "prompts.txt").write_text("a fox\na cat\n", "utf-8")
     (tmp_path / "models").mkdir()
 
@@ -248,7 +248,7 @@ PLAUSIBLE = {
 
 
 def test_the_numbers_of_the_paper_are_of_the_size_of_their_measure():
-    """A decimal point that is lost in typing shows: 403 numbers, each within the range that the paper's tables have."""
+    """403 numbers, each within the range that its measure has in the paper's tables: a lost decimal point shows."""
     published = plan.read_toml(ROOT / "benchmarks" / "paper.toml")["published"]
     assert sum(len(one["values"]) for one in published) == 403
     for one in published:
@@ -300,6 +300,7 @@ FOUND = {
                  "why": ""},
             ],
             "published": [{"system": "PCM", "label": "FID-SD", "source": "Table 1", "values": {"1": 8.27, "4": 5.81}}],
+            "notes": {"LCM": "Trained by others."},
         }
     ],
 }  # fmt: skip
@@ -312,6 +313,7 @@ def test_the_markdown_has_every_row_and_every_reason():
     assert "**calls of the network for one image**" in text and "| LCM | - | 8 |" in text
     assert "**AES**, higher is better" in text and "| PCM | 5.100 | 5.250 |" in text
     assert "- LCM (1): lcm.pt does not exist" in text and "- AES (LCM 4): no aes" in text
+    assert "Notes:\n\n- LCM: Trained by others.\n" in text
 
 
 def test_the_csv_has_every_figure():
@@ -350,6 +352,12 @@ def test_two_runs_are_compared(tmp_path, capsys):
     assert "4 figures in both, 1 only in the first, 0 in the second." in text
     with pytest.raises(SystemExit, match=r"table\.json cannot be read .*Expected: a table\.json of pcm table"):
         command.main(["--compare", str(tmp_path), str(tmp_path / "a")])
+    found["tables"][0]["rows"][0].pop("figures")
+    (tmp_path / "later.json").write_text(json.dumps(found), "utf-8")
+    with pytest.raises(
+        SystemExit, match=r"later\.json cannot be read \('figures'\)\. Expected: a table\.json of pcm table"
+    ):
+        command.main(["--compare", str(tmp_path / "later.json"), str(tmp_path / "a")])
     (tmp_path / "table.json").write_text('{"tables": []}', "utf-8")
     with pytest.raises(SystemExit, match="have no figure in common"):
         command.main(["--compare", str(tmp_path), str(tmp_path / "a")])
@@ -376,7 +384,7 @@ def test_the_commands_of_a_table_are_printed(table, tmp_path, capsys, monkeypatc
 
 
 def test_the_files_that_a_table_lacks_are_listed_without_any(capsys, monkeypatch, tmp_path):
-    """What the README says of ``--commands``: in a fresh clone, which has no prompts either."""
+    """As the README says of ``--commands``, even in a fresh clone without prompt files."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     command.main([str(ROOT / "benchmarks" / "paper.toml"), "--commands", "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().out.splitlines()

@@ -1,5 +1,6 @@
-"""A UNet with the blocks of SD 1.5 and a motion module for it, as ComfyUI-AnimateDiff-Evolved wants them: it knows their
-widths by heart, so neither can be tiny. Both are as light as their layout allows, in fp16 files of 1.3 and 0.7 GB.
+"""A UNet with the blocks of SD 1.5, and a motion module for it as ComfyUI-AnimateDiff-Evolved reads them.
+
+That pack knows the widths by heart, so neither can be tiny. Both are as light as their layout allows, in fp16.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import tiny
 import torch
-from safetensors.torch import save_file
 
 WIDTHS = (320, 640, 1280, 1280)
 
@@ -26,15 +26,19 @@ def make_unet(path: Path) -> None:
     tiny.save(tiny.fill(unet), path)
 
 
-def make_motion(path: Path) -> None:
-    """A file of AnimateDiff's motion modules as AnimateLCM's is, without positions; one attention in place of two."""
+def make_motion(path: Path, *, positions: bool) -> None:
+    """A file of motion modules with one attention in place of two.
+
+    Args:
+        positions: as in those of AnimateDiff v3, of 32 frames; AnimateLCM's have none.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
 
     def weight(name: str, *shape: int) -> None:
         scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.0
         ones = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        tensors[name] = (torch.randn(shape, generator=generator) * scale + ones).half()
+        tensors[name] = torch.randn(shape, generator=generator).mul_(scale).add_(ones).half()
 
     def module(where: str, width: int) -> None:
         block = f"{where}.transformer_blocks.0"
@@ -44,6 +48,8 @@ def make_motion(path: Path) -> None:
         for name in ("to_q", "to_k", "to_v", "to_out.0"):
             weight(f"{block}.attention_blocks.0.{name}.weight", width, width)
         weight(f"{block}.attention_blocks.0.to_out.0.bias", width)
+        if positions:
+            weight(f"{block}.attention_blocks.0.pos_encoder.pe", 1, 32, width)
         for name, out, into in ((f"{where}.proj_in", width, width), (f"{where}.proj_out", width, width),
                                 (f"{block}.ff.net.0.proj", 8 * width, width),
                                 (f"{block}.ff.net.2", width, 4 * width)):  # fmt: skip
@@ -54,4 +60,15 @@ def make_motion(path: Path) -> None:
         for level, width in enumerate(widths):
             for index in range(count):
                 module(f"{side}.{level}.motion_modules.{index}.temporal_transformer", width)
-    save_file(tensors, path)
+    torch.save(tensors, path)
+
+
+def with_custom_node(comfyui: Path, node: Path, folder: Path) -> Path:
+    """A ComfyUI checkout in ``folder``, of links to another, with one custom node."""
+    (folder / "custom_nodes").mkdir(parents=True)
+    for path in comfyui.iterdir():
+        if path.name not in ("custom_nodes", "models"):
+            (folder / path.name).symlink_to(path)
+    (folder / "models").mkdir()
+    (folder / "custom_nodes" / node.name).symlink_to(node)
+    return folder

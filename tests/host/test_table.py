@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
 from scripts.metrics.networks import fingerprint
@@ -278,7 +278,11 @@ def test_the_tables_of_the_paper_on_stand_ins_by_one_process_and_by_two(paper, t
     every_row(rows_of(tmp_path / "one"))
     every_measure(rows_of(tmp_path / "one"), tmp_path)
     text = (tmp_path / "one" / "table.md").read_text("utf-8")
-    for row in ("| PCM SD1.5 | -", "| *PCM SD1.5, published (Table 1)* | 8.27 | 9.79 | 5.81 | 5.00 | 4.70 |"):
+    for row in (
+        "| PCM SD1.5 | -",
+        "- CTM SD1.5: No LoRA of CTM was released: its sampler on LCM's",
+        "| *PCM SD1.5, published (Table 1)* | 8.27 | 9.79 | 5.81 | 5.00 | 4.70 |",
+    ):
         assert row in text
     for file in ("pcm_sd15_smallcfg_1step_converted.safetensors", "sdxl_lightning_16step_lora.safetensors",
                  "pcm_sdxl_without_adv_8step.safetensors", "v3_sd15_mm.ckpt", "pcm_animatediff_2step.safetensors",
@@ -356,3 +360,41 @@ def test_motion_modules_need_the_pack_that_loads_them(host, zoo, tmp_path):
 
     with pytest.raises(SystemExit, match="needs ComfyUI-AnimateDiff-Evolved"):
         with_motion(zoo["sd15"].model, tmp_path / "mm.ckpt", tmp_path)
+
+
+@pytest.fixture
+def animatediff(request) -> Path:
+    """The folder of ComfyUI-AnimateDiff-Evolved among ``--packs``."""
+    given = request.config.getoption("--packs", default=None)
+    found = [] if given is None else sorted(Path(given).expanduser().resolve().glob("*[Aa]nimate[Dd]iff-[Ee]volved*"))
+    if not found:
+        pytest.skip("ComfyUI-AnimateDiff-Evolved is not among --packs DIR")
+    return found[0]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_motion_modules_by_the_real_animatediff_evolved(animatediff, paper, tmp_path):
+    """AnimateLCM's row and AnimateDiff's own: the pack's betas reach the sampler, its modules the frames."""
+    import motion_stand_in as stand_in
+
+    files, fps = tmp_path / "paper", "fps = 8.0"
+    stand_in.make_unet(files / "v1-5-pruned-emaonly.safetensors")
+    stand_in.make_motion(files / "AnimateLCM_sd15_t2v.ckpt", positions=False)
+    stand_in.make_motion(files / "v3_sd15_mm.ckpt", positions=True)
+    only_video(paper, "[2]")
+    text = paper.read_text("utf-8").replace("[128, 128]", "[64, 64]").replace('    "flow",\n', "")
+    paper.write_text(text.replace(fps, f"{fps}\ncount = 1"), "utf-8")
+    comfyui = stand_in.with_custom_node(Path(os.environ["COMFYUI_PATH"]), animatediff, tmp_path / "comfyui")
+    program = str(ROOT / "tests" / "host" / "paper_stand_ins.py")
+    for name, start in (("real", [program, "--real-motion"]), ("still", [program])):
+        assert made_by(launch(paper, tmp_path / name, "--comfyui", str(comfyui), "--single", program=start)) == 3
+    first = {}
+    for system in ("animatelcm", "ddim-video", "dpm-video"):
+        (real,), (still,) = ((tmp_path / name / "images").glob(f"*/{system}/2") for name in ("real", "still"))
+        first[system] = json.loads((real / "manifest.jsonl").read_text("utf-8").splitlines()[0])["sigmas"][0]
+        clips = [list(ImageSequence.Iterator(Image.open(folder / "000000_0.webp"))) for folder in (real, still)]
+        pixels = [[np.asarray(frame.convert("RGB"), np.float32) for frame in clip] for clip in clips]
+        assert len(pixels[0]) == 2 and np.isfinite(pixels[0]).all(), system
+        assert np.abs(np.subtract(*pixels)).mean() > 1, "the module changes the frames"
+    assert first == pytest.approx({"animatelcm": 12.0, "ddim-video": 25.146115, "dpm-video": 25.146115}, rel=1e-4)
