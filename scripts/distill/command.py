@@ -4,12 +4,14 @@
     accelerate launch -m scripts.distill --comfyui ComfyUI --model sd3.safetensors --images folder \\
         --vae vae.safetensors --clip clip_l.safetensors --clip t5.safetensors --clip-type sd3 --out pcm.safetensors
 
-Data: ``--images``, a folder of pictures, each with a .txt of its caption beside it, encoded once by the model's own VAE
-and text encoder and kept in ``--cache``, which is used again while pictures, captions, ``--size`` and encoders are what
-they were; ``--prompts``, a text file with a caption a line, from which the model draws its own latents, kept alike; or
-``--latents``, such a cache. The model file is loaded by the host's own loader, so whatever ComfyUI loads can be
-distilled. Processes come from Hugging Face Accelerate where it is installed (``pip install accelerate``); each draws
-the same global batch and takes its share, so n processes train what one does.
+The data is one of three. ``--images`` is a folder of images with a caption in a .txt file beside each. They are encoded
+once, by the model's own VAE and text encoder, and kept in ``--cache``, which is used again as long as images, captions,
+``--size`` and encoders have not changed. ``--prompts`` is a text file with one caption per line, for which the model
+draws its own latents; they are cached in the same way. ``--latents`` is such a cache.
+
+ComfyUI's own loader loads the model file, so every model that ComfyUI loads can be distilled. Several processes need
+Hugging Face Accelerate (``pip install accelerate``). Each draws the same global batch and takes its part of it, so the
+number of processes does not change the result.
 """
 
 from __future__ import annotations
@@ -47,20 +49,23 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", type=Path, required=True, help="diffusion model, as UNETLoader takes it")
     data.add_argument("--latents", type=Path, help="cache written by an earlier run with --images")
-    data.add_argument("--images", type=Path, help="folder of pictures with .txt captions")
+    data.add_argument("--images", type=Path, help="folder of images with .txt captions")
     data.add_argument(
-        "--prompts", type=Path, help="text file, a caption a line: the model draws its own latents from them"
+        "--prompts", type=Path, help="text file, one caption per line, for which the model draws its own latents"
     )
-    data.add_argument(
-        "--cache", type=Path, help="where --images and --prompts keep what they make; default: beside --out"
-    )
+    data.add_argument("--cache", type=Path, help="cache file of --images or --prompts; default: beside --out")
     data.add_argument("--vae", type=Path, help="for --images")
     data.add_argument(
         "--clip", type=Path, action="append", help="text encoder for --images and --prompts; repeat for several"
     )
     data.add_argument("--clip-type", default="stable_diffusion", help="as CLIPLoader's type, e.g. sd3, wan")
-    data.add_argument("--size", type=int, default=512, help="pictures are cropped to this square, or drawn in it")
-    data.add_argument("--length", type=int, default=1, help="frames of what --prompts draws")
+    data.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        help="side of the square to which images are cropped, or in which they are drawn",
+    )
+    data.add_argument("--length", type=int, default=1, help="frames of the clips that --prompts draws")
     data.add_argument("--out", type=Path, required=True, help="the LoRA, .safetensors")
 
 
@@ -68,10 +73,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("training")
     run.add_argument("--phases", type=int, default=4)
     run.add_argument("--steps", type=int, default=1000)
-    run.add_argument("--batch", type=int, default=4, help="over all processes")
+    run.add_argument("--batch", type=int, default=4, help="summed over all processes")
     run.add_argument("--accumulate", type=int, default=1)
     run.add_argument("--lr", type=float, default=1e-4)
-    run.add_argument("--warmup", type=int, help="steps up to the full rate; default: a tenth of --steps, at most 100")
+    run.add_argument("--warmup", type=int, help="steps until the full rate; default: a tenth of --steps, at most 100")
     run.add_argument("--rank", type=int, default=32)
     run.add_argument("--alpha", type=float, help="the LoRA is scaled by alpha / rank; default: the rank")
     run.add_argument("--targets", default="", help="parts of module names, separated by commas; default: all")
@@ -95,18 +100,18 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _add_matching(parser: argparse.ArgumentParser) -> None:
     match = parser.add_argument_group("matching stage")
     match.add_argument("--stage", choices=("consistency", "matching", "both"), default="consistency",
-                       help="matching goes on from --start; both: after a consistency stage")  # fmt: skip
-    match.add_argument("--start", type=Path, help="LoRA to go on from: same rank, targets and phases")
+                       help="matching continues from --start; both runs a consistency stage before it")  # fmt: skip
+    match.add_argument("--start", type=Path, help="LoRA to continue from, with the same rank, targets and phases")
     match.add_argument("--matching-cfg", type=float, default=6.0, help="guidance, a little above the teacher's own")
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
-    match.add_argument("--new-bank", action="store_true", help="make the pairs anew")
+    match.add_argument("--new-bank", action="store_true", help="make the pairs again")
 
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
     keep = parser.add_argument_group("progress")
-    keep.add_argument("--state", type=Path, help="checkpoint to resume from if it exists, and to write; also written "
-                      "when the run is interrupted")  # fmt: skip
+    keep.add_argument("--state", type=Path, help="checkpoint file: resumed from if it exists; written during the "
+                      "run, at its end and when it is interrupted")  # fmt: skip
     keep.add_argument("--save-every", type=int, default=250, help="steps between checkpoints; 0 for the end only")
     # Not --log: torchrun takes that for an abbreviation of its own options.
     keep.add_argument("--csv", type=Path, help="loss, gradient norm and learning rate of every step")
@@ -114,7 +119,7 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be before anything is loaded, and make the folders that are missing."""
+    """Refuse invalid options before anything is loaded, and create missing folders."""
     if sum(given is not None for given in (options.images, options.latents, options.prompts)) != 1:
         sys.exit("Give one of --images, --latents and --prompts.")
     if options.alpha is not None and not 0 < options.alpha < math.inf:
@@ -138,9 +143,9 @@ def check(options: argparse.Namespace) -> None:
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM end the run between two steps, so that its checkpoint is whole; a second one ends it at once.
+    """Ctrl-C and SIGTERM end the run after the current step, so that its checkpoint is complete; a second one at once.
 
-    Several processes agree on the step: asked in one, all stop.
+    Several processes agree on the step: a signal to one stops all.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -163,7 +168,7 @@ class StopRequest:
 
 
 def make_config(options: argparse.Namespace, pack: Pack) -> Any:
-    """The settings of the training, checked as the node's are."""
+    """The training settings, checked like those of the node."""
     config = pack("pcm_core.distill").DistillConfig(
         phases=options.phases, steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=options.lr,
         warmup=usual_warmup(options.steps) if options.warmup is None else options.warmup,
@@ -179,7 +184,7 @@ def make_config(options: argparse.Namespace, pack: Pack) -> Any:
 def load_model(path: Path, pack: Pack) -> Any:
     try:
         return pack("nodes.host.loaders").load_model(path)
-    except Exception as error:  # the host's loader raises what it meets in a file that is no model
+    except Exception as error:  # the host's loader may raise anything for a file that is not a model
         refuse(
             f"{path} cannot be loaded ({reason(error)}).",
             "a diffusion model that ComfyUI's UNETLoader loads.",
@@ -188,7 +193,7 @@ def load_model(path: Path, pack: Pack) -> Any:
 
 
 def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[str, Any] | None = None) -> Any:
-    """The model and the data, checked by the node's own checks; the data as the cache holds it."""
+    """Load the model and the cached data, and check both as the node does."""
     training, cached = pack("nodes.training.job"), cached or read_cache(cache_path(options))
     model, latents = load_model(options.model, pack), cached["latents"]
     if latents is None:
@@ -218,7 +223,7 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
 
 
 def bank_bar(show: bool) -> Callable[[int, int], None]:
-    """Show how much of the bank is there."""
+    """The progress bar of the bank."""
     bars: list[Any] = []
 
     def on_bank(done: int, of: int) -> None:
@@ -232,7 +237,7 @@ def bank_bar(show: bool) -> Callable[[int, int], None]:
 
 
 def _due(step: int, job: Any, every: int) -> bool:
-    """Whether a checkpoint is written after this step: at the end of a stage, and every so many steps."""
+    """Whether a checkpoint is due after this step: at the end of a stage, or after every ``every`` steps."""
     return step in (job.steps, job.config.steps) or bool(every and step % every == 0)
 
 
@@ -271,7 +276,7 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
     except KeyboardInterrupt:
         if options.state and workers.first and stop.between_steps:
             save_state(sessions[0].state(), options.state)
-            sys.exit(f"\nInterrupted at step {sessions[0].step_number}; the same command goes on from there.")
+            sys.exit(f"\nInterrupted at step {sessions[0].step_number}; the same command continues from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
         pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)
@@ -285,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pack = load_pack(options.comfyui)
     errors = pack("pcm_core.errors")
     try:
-        config = make_config(options, pack)  # before pictures are encoded, which can take hours
+        config = make_config(options, pack)  # before images are encoded, which can take hours
         if options.images is not None:
             if workers.first:
                 encode_images(options, pack("nodes.host.loaders"))

@@ -1,4 +1,4 @@
-"""The files of ``pcm distill``: read or refused in one sentence, and written atomically."""
+"""The files of ``pcm distill``, read or refused in one sentence, and written atomically."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def refuse(found: str, expected: str, action: str) -> NoReturn:
 
 
 def reason(error: Exception) -> str:
-    """The first line of a library's message, if it helps: torch's own advice is to trust the file."""
+    """The first line of a library's message, without torch's advice to trust the file."""
     if isinstance(error, (pickle.UnpicklingError, LookupError, EOFError)):
-        return "it does not hold what is looked for"
+        return "its contents are not what was expected"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_tensors(path: Path, expected: str, action: str) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file that is none ends in any of a dozen kinds
+    except Exception as error:  # other files raise any of a dozen exceptions
         refuse(f"{path} cannot be read ({reason(error)}).", expected, action)
 
 
@@ -88,7 +88,7 @@ def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> N
         refuse(
             f"{path} cannot be written ({error}).",
             "free space and write permission.",
-            f"The {what} before it, if any, is as it was: free some space and start again.",
+            f"Any earlier {what} is unchanged: free some space and start again.",
         )
 
 

@@ -23,25 +23,25 @@ def cache_path(options: argparse.Namespace) -> Path:
 def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
     """Encode every image and caption, and the empty caption, unless the cache already has the same ones."""
     if options.vae is None or not options.clip:
-        sys.exit("--images needs --vae and --clip: they turn pictures and captions into what the model reads.")
-    # Hidden files are no pictures: macOS writes ._a.jpg beside a.jpg.
+        sys.exit("--images needs --vae and --clip, which encode the images and captions.")
+    # Hidden files are not images: macOS writes ._a.jpg beside a.jpg.
     names = (path for path in options.images.iterdir() if not path.name.startswith("."))
     pictures = sorted(path for path in names if path.suffix.lower() in files.PICTURES)
     if not pictures:
         sys.exit(f"{options.images} has no images ({', '.join(files.PICTURES)}).")
     captions = [path.with_suffix(".txt") for path in pictures]
     if absent := [path.name for path in captions if not path.exists()]:
-        sys.exit(f"{len(absent)} captions are missing, {absent[0]} first.")
+        sys.exit(f"{len(absent)} captions are missing, the first is {absent[0]}.")
     cache, source = cache_path(options), _source(options, pictures, captions)
     why = stale(cache, source)
-    does = f"{why}: encoding {len(pictures)} pictures." if why else f"holds these {len(pictures)} pictures: used again."
+    does = f"{why}: encoding {len(pictures)} images." if why else f"is up to date with {len(pictures)} images."
     print(f"{cache} {does}", file=sys.stderr, flush=True)
     if why:
         save_state({**_encoded(options, files, pictures, captions), "source": source}, cache, "cache")
 
 
 def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Sequence[Path]) -> dict[str, Any]:
-    """The sources of a cache: names without folders, because the data set may be moved."""
+    """What a cache is made from: names without folders, because a data set may be moved."""
 
     def dated(path: Path) -> list[str | int]:
         return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
@@ -56,15 +56,15 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
 
 
 def stale(cache: Path, source: dict[str, Any]) -> str:
-    """The reason why a cache cannot be used again; empty if it can."""
+    """Why a cache cannot be used; empty if it can."""
     if not cache.exists():
-        return "is not there yet"
+        return "does not exist yet"
     try:
         before = torch.load(cache, weights_only=True, map_location="cpu", mmap=True)["source"]
-    except Exception:  # cut off, made by an older version, or no cache
+    except Exception:  # cut off, made by an older version, or not a cache
         return "does not say what it was made from"
     other = [what for what, value in source.items() if before.get(what) != value]
-    return f"was made with another state of: {', '.join(other)}" if other else ""
+    return f"is out of date (changed: {', '.join(other)})" if other else ""
 
 
 def _encoded(
@@ -75,9 +75,9 @@ def _encoded(
         latents = files.encode_pictures(options.vae, pictures, options.size)
     except files.PCMError:
         raise
-    except Exception as error:  # the host's own, from a file that is none or a size that its VAE cannot make
+    except Exception as error:  # of the host, for a wrong file or a size that its VAE cannot make
         what = f"{_broken(pictures) or options.images} cannot be encoded ({cause(error)})."
-        refuse(what, f"pictures, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Correct the one that is not.")
+        refuse(what, f"images, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Replace the one at fault.")
     try:
         negative, *positive = files.encode_texts(options.clip, options.clip_type, ["", *texts])
     except files.PCMError:

@@ -1,4 +1,4 @@
-"""``--prompts`` of ``pcm distill``: captions to texts, and latents that the model draws from them, once."""
+"""``--prompts`` of ``pcm distill``: encode captions, and let the model draw latents for them, once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .images import cache_path, cause, stale
 
 
 def draw_latents(options: argparse.Namespace, pack: Pack, make_job: Callable[[dict[str, Any]], Any]) -> None:
-    """Fill the cache, unless it was made from these captions, this model and these settings already.
+    """Fill the cache, unless it already has latents of these captions, this model and these settings.
 
-    Interrupted it goes on where it was: every few latents are kept beside the cache until all are there.
+    After an interruption it continues: finished latents are kept beside the cache until all are done.
 
     Args:
-        make_job: from what a cache holds to a checked job, with the model loaded.
+        make_job: turns the contents of a cache into a checked job, with the model loaded.
     """
     captions, cache = _captions(options.prompts), cache_path(options)
     if not options.clip:
-        sys.exit("--prompts needs --clip: it turns captions into what the model reads.")
+        sys.exit("--prompts needs --clip, which encodes the captions.")
     source = _source(options, captions)
     why = stale(cache, source)
-    does = f"{why}: drawing from {len(captions)} captions." if why else f"holds these {len(captions)} captions: used."
+    does = f"{why}: drawing for {len(captions)} captions." if why else f"is up to date with {len(captions)} captions."
     print(f"{cache} {does}", file=sys.stderr, flush=True)
     if not why:
         return
@@ -51,9 +51,9 @@ def _captions(path: Path) -> list[str]:
     try:
         captions = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        refuse(f"{path} cannot be read ({reason(error)}).", "captions in UTF-8, one a line.", "Save it as UTF-8.")
+        refuse(f"{path} cannot be read ({reason(error)}).", "captions in UTF-8, one per line.", "Save it as UTF-8.")
     if not captions:
-        refuse(f"{path} holds no captions.", "one a line.", "Write some.")
+        refuse(f"{path} holds no captions.", "one per line.", "Write some.")
     return captions
 
 

@@ -46,7 +46,7 @@ class Task:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pcm generate", description="Make a folder of pictures or clips from a file of prompts."
+        prog="pcm generate", description="Make a folder of images or clips from a file of prompts."
     )
     parser.add_argument("prompts", type=Path, help="a text file, one prompt per line")
     parser.add_argument("out", type=Path, help="the folder; an interrupted one is completed")
@@ -69,12 +69,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--gamma", type=float, help="noise of TCD, 0 to 1, instead of the method's")
     how.add_argument("--determinism", type=float, help="r, 1 to 0 (LCM), instead of the method's")
     how.add_argument("--negative", default="", help="negative prompt; unused at cfg 1")
-    how.add_argument("--shift", type=float, default=0.0, help="of a flow model; 0: what the LoRA or model wants")
+    how.add_argument("--shift", type=float, default=0.0, help="of a flow model; 0: the default of the LoRA or model")
     how.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: 1024 1024")
-    how.add_argument("--length", type=int, help="pictures in a clip; without it pictures are made")
+    how.add_argument("--length", type=int, help="frames of a clip; without it images are made")
     how.add_argument("--fps", type=float, default=16.0, help="of clips, which are lossless animated WebP")
-    how.add_argument("--seed", type=int, default=0, help="of the first picture; each has the next")
-    how.add_argument("--per-prompt", type=int, default=1, help="pictures of every prompt")
+    how.add_argument("--seed", type=int, default=0, help="of the first image; each image has the next seed")
+    how.add_argument("--per-prompt", type=int, default=1, help="images per prompt")
     parser.add_argument("--single", action="store_true", help="one process, without Accelerate")
     return parser
 
@@ -96,7 +96,7 @@ def check(options: argparse.Namespace) -> None:
     if options.gamma is not None and options.determinism is not None:
         sys.exit("--gamma and --determinism say the same in two ways. Give one of them.")
     if not 0 <= options.shift < math.inf:
-        sys.exit("--shift is above 0, or 0 for what the LoRA or model wants.")
+        sys.exit("--shift is above 0, or 0 for the default of the LoRA or model.")
     if options.vae and len(options.vae) > 2:
         sys.exit("--vae is one file, or TAESD's encoder and decoder.")
     given = [options.prompts, options.checkpoint, options.model, options.lora, options.motion]

@@ -1,4 +1,4 @@
-"""Every image a table needs: what ``pcm generate`` has to be told, what is there already, and what cannot be made."""
+"""The images that a table needs: the command for each folder, what exists already, and what cannot be made."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Cell:
 
 
 class AbsentError(Exception):
-    """A file that is not there."""
+    """A file does not exist."""
 
 
 class Maker:
-    """Names the folders and commands of one run of a table file.
+    """The folders and commands of one run of a table file.
 
     Args:
         out: the folder of the run.
@@ -65,7 +65,7 @@ class Maker:
         self.plan, self.out, self.comfyui = plan, out, comfyui
 
     def cell(self, table: Table, system: System, steps: int) -> Cell:
-        """Of a system at a step count."""
+        """The cell of a system at a step count."""
         folder = self.out / "images" / self._set(table, table.seed) / slug(system.name) / str(steps)
         name = f"{system.name}, {steps} {'step' if steps == 1 else 'steps'}"
         if system.steps and steps not in system.steps:
@@ -73,7 +73,7 @@ class Maker:
         return self._made(name, folder, table, system, steps, table.seed)
 
     def reference(self, table: Table, reference: Reference) -> Cell:
-        """Of a reference; one that is a folder has no command."""
+        """The cell of a reference; a reference that is a folder has no command."""
         if reference.folder is not None:
             lacks = () if reference.folder.is_dir() else (str(reference.folder),)
             return Cell(name=reference.name, folder=reference.folder, lacks=lacks)
@@ -83,12 +83,12 @@ class Maker:
         return self._made(f"reference {reference.name}", folder, table, reference.system, 0, seed)
 
     def prompts_file(self, table: Table) -> Path:
-        """The prompts of a table as ``pcm generate`` reads them, one a line."""
+        """The prompts of a table as ``pcm generate`` reads them, one per line."""
         digest = hashlib.sha256("\n".join(table.prompts).encode()).hexdigest()[:8]
         return self.out / "prompts" / f"{slug(table.name)}-{digest}.txt"
 
     def _set(self, table: Table, seed: int) -> str:
-        """The same for tables whose images are the same."""
+        """A folder name for prompts, seed and shape: tables with the same ones share their images."""
         shape = [*table.prompts, str(seed), str(table.size), str(table.length), table.negative]
         return hashlib.sha256("\n".join(shape).encode()).hexdigest()[:10]
 
@@ -169,7 +169,7 @@ def missing(cell: Cell) -> int:
 
 
 def state(cell: Cell) -> str:
-    """The command of a cell and what its files are now, to know a finished one again."""
+    """The command of a cell and the state of its files, by which a finished cell is recognized."""
     paths = [Path(word) for word in cell.words[2:] if not word.startswith("--")]
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
     prompts = Path(cell.words[0]).read_text("utf-8")
@@ -177,7 +177,7 @@ def state(cell: Cell) -> str:
 
 
 def evaluations(folder: Path) -> int:
-    """Calls of the network for one image, those of the negative prompt included, as its manifest says."""
+    """Calls of the network for one image, including those for the negative prompt, from the manifest."""
     row = json.loads((folder / MANIFEST).read_text("utf-8").splitlines()[0])
     parts: Sequence[float] = [float(part) for part in str(row["cfg"]).split(",")]
     return sum(

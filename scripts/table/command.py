@@ -5,8 +5,9 @@
     pcm table paper.toml --commands                             what it would run, as commands of pcm generate
     pcm table --compare output/tables/demo other/table.json     the figures of two runs, and their differences
 
-Rows whose files are not there are named and left out; a row that fails does not lose the others. Killed, the same
-command goes on. ``table.md``, ``table.csv``, ``table.json`` and one plot per table are written into ``--out``.
+A row whose files are missing is named and left out, and a row that fails does not stop the others. After an
+interruption the same command continues. It writes ``table.md``, ``table.csv``, ``table.json`` and a plot per table into
+``--out``.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pcm table", description="Generate and measure a table of systems.")
     parser.add_argument("table", type=Path, nargs="?", help="a table file, .toml; see benchmarks/demo.toml")
     parser.add_argument("--comfyui", metavar="PATH", type=Path, help="a ComfyUI checkout; default: COMFYUI_PATH")
-    parser.add_argument("--out", type=Path, help="folder of images and tables; default: output/tables/NAME")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the Markdown there too")
-    parser.add_argument("--commands", action="store_true", help="print the commands of pcm generate, and do nothing")
-    parser.add_argument("--measure", action="store_true", help="measure what is there, and generate nothing")
-    parser.add_argument("--device", help="where the measures' networks run; default: the GPU if there is one")
+    parser.add_argument("--out", type=Path, help="folder for images and tables; default: output/tables/NAME")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the Markdown to this file too")
+    parser.add_argument(
+        "--commands", action="store_true", help="only print the commands of pcm generate, and the missing files"
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the images that exist, and generate none")
+    parser.add_argument("--device", help="device of the measures' networks; default: the GPU, if there is one")
     parser.add_argument("--single", action="store_true", help="one process, without Accelerate")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two runs: folders or table.json")
     return parser
@@ -63,7 +66,7 @@ def write(out: Path, run: Run) -> str:
 
 
 def commands(run: Run) -> list[str]:
-    """What ``pcm generate`` would be told, then as comments every file that is not there and what needs it."""
+    """Commands of ``pcm generate``, then as comments every missing file and what needs it."""
     cells = run.cells()
     needed: dict[str, list[str]] = {}
     for cell in cells:

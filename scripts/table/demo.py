@@ -1,4 +1,4 @@
-"""The demo world's own measures for its tables, and what they look through: the judge that ``demo.score`` grades by."""
+"""The demo world's own measures, which see with the judge of ``demo.score``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand in a table file: the entries of each part of it, and what each may be."""
+"""The entries of each part of a table file, and the values that each accepts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pcm_core.errors import PCMError
 from pcm_core.phases import MAX_COUNT
 
 NETWORKS = ("inception", "clip", "hps", "hps21", "pick", "aes", "raft", "features")
-MULTIPLE = 8  # of the sides of an image: what the VAEs of image models ask for; others say so themselves
+MULTIPLE = 8  # of the sides of an image, for the VAEs of image models; other VAEs refuse a size themselves
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an entry may be: in words, and as a test."""
+    """The values that an entry accepts: in words, and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -98,7 +98,7 @@ FILES_OF_MEASURES: Entries = dict.fromkeys(NETWORKS, TEXT)
 
 
 def checked(values: Mapping[str, Any], entries: Entries, where: str) -> Mapping[str, Any]:
-    """``values``, of which every entry is known and what it may be.
+    """``values``, if every entry is known and has an accepted value.
 
     Raises:
         PCMError: at the first that is not.
@@ -124,10 +124,10 @@ def one_of(known: Mapping[str, Any], name: Any, what: str, where: str) -> Any:
 
 
 def no_doubles(names: Iterable[str], what: str) -> None:
-    """Names that give folders of different names.
+    """Refuse names that are equal, or give the same folder.
 
     Raises:
-        PCMError: at the first that does not.
+        PCMError: at the first.
     """
     seen: dict[str, str] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""A table file read and checked: what is generated, with what, measured how. Nothing is loaded here.
+"""Read and check a table file. Nothing is loaded here.
 
 See ``benchmarks/demo.toml`` for a small one. A file has settings that hold for all of its tables, and one or more
 ``[[tables]]`` with their own; ``[bases]``, ``[references]``, ``[networks]`` and ``[[systems]]`` are shared.
@@ -25,11 +25,11 @@ _COUNT = "{n}"  # stands for the column's step count
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A row: a base with a LoRA, a checkpoint of its own or neither, and how it is sampled.
+    """A row: a base model, possibly with a LoRA, or a checkpoint of its own, and how it is sampled.
 
     Attributes:
-        values: of ``entries.SYSTEM``, as they stand in the file.
-        steps: the columns it has; empty for all of the table.
+        values: the entries in the file, of ``entries.SYSTEM``.
+        steps: its columns; empty for all columns of the table.
     """
 
     name: str
@@ -40,7 +40,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What measures compare with: a folder, or what a system makes at a step count of its own."""
+    """What a measure compares with: a folder, or images that a system generates with settings of its own."""
 
     name: str
     folder: Path | None = None
@@ -53,9 +53,9 @@ class Column:
     """A measure as a table asks for it.
 
     Attributes:
-        label: in print; FID against the teacher's own images is called FID-SD by the paper.
+        label: its printed name; the paper calls FID against the teacher's own images FID-SD.
         reference: the name of a reference; empty for none.
-        against: of consistency, the step count of the same system that every column is compared with.
+        against: for consistency, the step count of the same system with which every column is compared.
     """
 
     label: str
@@ -94,7 +94,7 @@ class Plan:
     """A whole table file.
 
     Attributes:
-        folders: where files are looked for, after the table's own.
+        folders: where files are searched after the folder of the table file.
         networks: files of measures by name, as written.
         place: the folder of the table file.
     """
@@ -127,10 +127,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_plan(path: Path, *, comfyui: Path | None = None) -> Plan:
-    """A table file, checked as far as it can be without loading anything.
+    """Read a table file, and check it as far as possible without loading anything.
 
     Raises:
-        PCMError: if a name, number or file of it is not one.
+        PCMError: at the first mistake.
     """
     content = checked(read_toml(path), entries.ROOT, "The file")
     folders = [(path.parent / Path(folder).expanduser()) for folder in content.get("folders", [])]
@@ -301,8 +301,8 @@ def _column(entry: Any, references: Mapping[str, Reference], steps: Sequence[int
 
 
 def demo_measures() -> dict[str, Measure]:
-    """Those of the demo world, where there is one: its own judge reads its images."""
-    if not (ROOT / "demo" / "judge.py").is_file():  # installed by pip, without it
+    """The measures of the demo world, if it is here."""
+    if not (ROOT / "demo" / "judge.py").is_file():  # not part of the pip package
         return {}
     see_demo()
     from . import demo

@@ -1,4 +1,4 @@
-"""What a run came to, as Markdown, CSV and JSON, and two runs beside each other."""
+"""The results of a run as Markdown, CSV and JSON, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Results = Mapping[str, Mapping[tuple[str, int], Result]]
 
 
 def content(plan: Plan, results: Results) -> dict[str, Any]:
-    """Everything, for programs: one entry per table, one row per system and step count."""
+    """All results for ``table.json``: one entry per table, in it one row per system and step count."""
     return {"title": plan.title, "tables": [_table(table, results[table.name]) for table in plan.tables]}
 
 
@@ -101,7 +101,7 @@ def _line(name: str, values: Mapping[int, float | None], steps: Sequence[int], d
 
 
 def _left_out(table: Mapping[str, Any]) -> list[str]:
-    """Every cell and figure that is not there, with its reason; the same reason once."""
+    """Every missing cell and figure with its reason; each reason once."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in table["rows"]:
         if row["why"] and row["why"] != NOT_ASKED:
@@ -133,7 +133,7 @@ def as_csv(found: Mapping[str, Any]) -> str:
 
 
 def compared(one: Path, other: Path) -> str:
-    """Markdown of the figures of two runs of one table, and how far the second is from the first.
+    """The figures of two runs of one table as Markdown, with the difference of the second from the first.
 
     Raises:
         PCMError: if a file is no run, or they have no figure in common.

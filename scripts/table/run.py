@@ -1,4 +1,4 @@
-"""A table file carried out: every folder generated, then measured, by one process or many. Killed, it goes on."""
+"""Run a table file, in one process or many: generate every folder, then measure it. A killed run can be continued."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEPT = ("inception", "clip", "hps", "hps21", "pick")  # the networks whose feat
 
 @dataclass
 class Result:
-    """What one cell came to: its figures by label, and for those it lacks why."""
+    """The results of one cell: figures by label, and the reason for each that is missing."""
 
     evaluations: int = 0
     figures: dict[str, float] = field(default_factory=dict[str, float])
@@ -39,7 +39,7 @@ class Run:
     """One run of a table file in a folder.
 
     Args:
-        load: gives the pack; called once, when the first image is to be made.
+        load: loads the pack; called once, before the first image is made.
         device: where the measures' networks run.
     """
 
@@ -67,10 +67,9 @@ class Run:
         return list(found.values())
 
     def check(self) -> None:
-        """Refuse what would only show after hours of work, and write the prompt files.
+        """Write the prompt files, and refuse what would otherwise fail after hours of work.
 
-        That is options that exclude each other, partners that are not there, features of other networks and images
-        that cannot be read.
+        That is options that exclude each other, missing partners, features of other networks and unreadable images.
 
         Raises:
             PCMError, SourceError, SystemExit: in one sentence.
@@ -95,7 +94,7 @@ class Run:
                     self._check_reference(table, column, self.maker.reference(table, reference))
 
     def _check_reference(self, table: Table, column: Column, cell: Cell) -> None:
-        """Read every image of a folder that is compared with; where its features are wanted, extract them now."""
+        """Read every image of a reference folder; its features, if a network computes them, are extracted now."""
         names = {f"{index:06}_{table.seed + index}" for index in range(len(table.prompts))}
         folder = self._folder(cell)
         if column.measure.paired and not names & {item.name for item in folder.items}:
@@ -107,7 +106,7 @@ class Run:
         try:
             for name in column.measure.needs:
                 folder.features(name)
-        except MissingError:  # a network that is not there; the report says so
+        except MissingError:  # a missing network, which the report names
             folder.read_all()
         if not column.measure.needs:
             folder.read_all()
@@ -123,12 +122,12 @@ class Run:
             self._say(f"[{number}/{len(cells)}] {cell.name}")
             try:
                 self._make(cell)
-            except (Exception, SystemExit) as error:  # whatever a file or a card does: the other rows are made
+            except (Exception, SystemExit) as error:  # of any kind, from a file or a GPU: the other rows are still made
                 self._note(cell, _reason(error))
             self.workers.wait()
 
     def _check_samplings(self, cells: Sequence[Cell]) -> None:
-        """Refuse what ``--sampling`` cannot mean, of all that is to be made, once the pack is loaded."""
+        """Refuse an invalid ``--sampling`` of any cell that is still to be made."""
         for cell in cells:
             if not is_done(cell, self._done(cell)):
                 try:
@@ -162,7 +161,7 @@ class Run:
             done.write_text(state(cell), "utf-8")
 
     def _note(self, cell: Cell, why: str) -> None:
-        """Remember why this process could not make a cell, for the first to read; nothing if it could."""
+        """Write down why this process could not make a cell, for the first process to read; nothing if it could."""
         path = self.out / "failed" / f"{cell.key}.{self.workers.rank}.txt"
         if why:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +207,7 @@ class Run:
         return self.out / "figures" / f"{table.name}.{self.maker.cell(table, system, steps).key}.json"
 
     def _look(self, cell: Cell) -> None:
-        """Extract the features of a cell that any table wants; what lacks its network is said when it is measured."""
+        """Extract all features of a cell that a table needs; the measures report the networks that are missing."""
         needs = {name for table in self.plan.tables for column in table.columns for name in column.measure.needs}
         for name in sorted(needs & set(_KEPT)):
             try:
@@ -236,7 +235,7 @@ class Run:
                 result.figures[column.label] = self._figure(table, system, cell, column)
             except (MissingError, SourceError, AbsentError) as error:
                 result.absent[column.label] = str(error)
-            except Exception as error:  # out of memory, a broken file: the other figures are taken
+            except Exception as error:  # out of memory, a broken file: the other figures are still computed
                 result.absent[column.label] = _reason(error)
         return result
 
@@ -258,7 +257,7 @@ class Run:
 
 
 def _files(plan: Plan, maker: Maker, device: str) -> Files:
-    """The networks that are there; the others are said to be absent where they are needed."""
+    """The network files that exist, and the names of the others, which the measures report."""
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
     for name, given in plan.networks.items():
@@ -272,7 +271,7 @@ def _files(plan: Plan, maker: Maker, device: str) -> Files:
 
 
 def _reason(error: BaseException) -> str:
-    """What a row that failed says: one line."""
+    """The reason of a failed row, in one line."""
     text = str(error).strip()
     if isinstance(error, (PCMError, SystemExit, SourceError, MissingError)) and text:
         return text.splitlines()[0]

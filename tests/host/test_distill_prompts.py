@@ -197,10 +197,10 @@ def test_the_command_line_draws_once(host, zoo, tmp_path, monkeypatch, capsys):
     assert [tuple(latent.shape) for latent in job.latents] == [(1, 16, 8, 8)] * 2 and len(job.texts) == 2
     assert [path.name for path in tmp_path.glob("cache*")] == ["cache.pt"], "the parts are gone"
     draw()
-    assert len(encoded) == 1 and "holds these 2 captions" in capsys.readouterr().err
+    assert len(encoded) == 1 and "is up to date with 2 captions" in capsys.readouterr().err
     (tmp_path / "prompts.txt").write_text("a green star\n", "utf-8")
     draw()
-    assert len(encoded) == 2 and "made with another state of: captions" in capsys.readouterr().err
+    assert len(encoded) == 2 and "is out of date (changed: captions)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "found"), [(b"", "holds no captions"), (b"\xff\xfe\xfa", "cannot be read")])

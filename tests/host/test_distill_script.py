@@ -229,7 +229,7 @@ def test_captions_and_encoders_are_asked_for(tmp_path):
     with pytest.raises(SystemExit, match="has no images"):
         distill.encode_images(options, files)
     (tmp_path / "a.png").touch()
-    with pytest.raises(SystemExit, match=r"1 captions are missing, a\.txt first"):
+    with pytest.raises(SystemExit, match=r"1 captions are missing, the first is a\.txt"):
         distill.encode_images(options, files)
 
 
@@ -293,12 +293,12 @@ def bad_file(kind: str, inputs, folder: Path) -> Path:
         ("--model", "absent", "absent does not exist or is not a file. Expected: a file."),
         ("--model", "cut.safetensors", "cut.safetensors cannot be loaded ("),
         ("--model", "cache.pt", "cache.pt cannot be loaded ("),
-        ("--model", "text.pt", "text.pt cannot be loaded (it does not hold what is looked for)"),
+        ("--model", "text.pt", "text.pt cannot be loaded (its contents are not what was expected)"),
         ("--latents", "absent", "absent does not exist or is not a file. Expected: a file."),
         ("--latents", "cut.pt", "cut.pt cannot be read ("),
-        ("--latents", "text.pt", "text.pt cannot be read (it does not hold what is looked for)"),
+        ("--latents", "text.pt", "text.pt cannot be read (its contents are not what was expected)"),
         ("--latents", "empty.pt", "empty.pt cannot be read ("),
-        ("--latents", "object.pt", "object.pt cannot be read (it does not hold what is looked for)"),
+        ("--latents", "object.pt", "object.pt cannot be read (its contents are not what was expected)"),
         ("--latents", "list.pt", "list.pt does not hold latents and texts. Expected: a cache"),
         ("--latents", "none.pt", "none.pt does not hold latents and texts. Expected: a cache"),
         ("--latents", "texts.pt", "texts.pt does not hold latents and texts. Expected: a cache"),
@@ -405,12 +405,12 @@ def test_pictures_are_encoded_once(pictures, tmp_path, capsys):
     folder, words = pictures
     cache = tmp_path / "o.latents.pt"
     assert encode(words) == [2]
-    assert capsys.readouterr().err == f"{cache} is not there yet: encoding 2 pictures.\n"
+    assert capsys.readouterr().err == f"{cache} does not exist yet: encoding 2 images.\n"
     cached = distill_files.read_cache(cache)
     assert [float(latent[0, 0, 0, 0]) for latent in cached["latents"]] == [0, 1]
     assert [float(text[0][0][0, 0, 0]) for text in (cached["negative"], *cached["texts"])] == [0, 1, 2]
     assert encode(words) == []
-    assert capsys.readouterr().err == f"{cache} holds these 2 pictures: used again.\n"
+    assert capsys.readouterr().err == f"{cache} is up to date with 2 images.\n"
     folder = folder.rename(tmp_path / "moved")
     assert encode(["--images", folder, *words[2:]]) == []
     assert sorted(path.name for path in tmp_path.iterdir() if "o." in path.name) == ["o.latents.pt"]
@@ -445,9 +445,9 @@ def test_pictures_are_encoded_again_when_anything_changed(pictures, tmp_path, ch
     assert encode(words) == [count]
     parts = {"size": "size", "clip": "encoders", "vae": "encoders", "type": "clip type"}
     what = parts.get(change, "pictures or captions")
-    why = "does not say what" if change == "cut" else f"was made with another state of: {what}"
+    why = "does not say what" if change == "cut" else f"is out of date (changed: {what})"
     said = capsys.readouterr().err
-    assert said.startswith(f"{cache} {why}") and said.endswith(f": encoding {count} pictures.\n")
+    assert said.startswith(f"{cache} {why}") and said.endswith(f": encoding {count} images.\n")
     assert encode(words) == []
 
 
