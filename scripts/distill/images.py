@@ -42,10 +42,6 @@ def encode_images(options: argparse.Namespace, files: ModuleType) -> None:
 
 def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Sequence[Path]) -> dict[str, Any]:
     """What a cache is made from: names without folders, because a data set may be moved."""
-
-    def dated(path: Path) -> list[str | int]:
-        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-
     return {
         "pictures or captions": [dated(path) for pair in zip(pictures, captions, strict=True) for path in pair],
         "size": options.size,
@@ -53,6 +49,11 @@ def _source(options: argparse.Namespace, pictures: Sequence[Path], captions: Seq
         "encoders": [dated(path) for path in (options.vae, *options.clip)],
         "clip type": options.clip_type,
     }
+
+
+def dated(path: Path) -> list[str | int]:
+    """Name, size and time of a file, by which a cache recognizes it."""
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def stale(cache: Path, source: dict[str, Any]) -> str:
@@ -78,14 +79,19 @@ def _encoded(
     except Exception as error:  # of the host, for a wrong file or a size that its VAE cannot make
         what = f"{_broken(pictures) or options.images} cannot be encoded ({cause(error)})."
         refuse(what, f"images, and a VAE that ComfyUI loads; --vae is {options.vae}.", "Replace the one at fault.")
+    return {"latents": latents, **encode_captions(options, files, texts)}
+
+
+def encode_captions(options: argparse.Namespace, files: ModuleType, captions: Sequence[str]) -> dict[str, Any]:
+    """The ``texts`` of a cache, and its ``negative``: the empty caption."""
     try:
-        negative, *positive = files.encode_texts(options.clip, options.clip_type, ["", *texts])
+        negative, *texts = files.encode_texts(options.clip, options.clip_type, ["", *captions])
     except files.PCMError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the host, for files that are not text encoders of that type
         what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({cause(error)})."
         refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
-    return {"latents": latents, "texts": positive, "negative": negative}
+    return {"texts": texts, "negative": negative}
 
 
 def _caption(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..workers import Pack
 from .files import reason, refuse, save_state
-from .images import cache_path, cause, stale
+from .images import cache_path, dated, encode_captions, stale
 
 
 def draw_latents(options: argparse.Namespace, pack: Pack, make_job: Callable[[dict[str, Any]], Any]) -> None:
@@ -32,17 +32,11 @@ def draw_latents(options: argparse.Namespace, pack: Pack, make_job: Callable[[di
     if not why:
         return
     states, loaders = pack("nodes.training.states"), pack("nodes.host.loaders")
-    try:
-        negative, *texts = loaders.encode_texts(options.clip, options.clip_type, ["", *captions])
-    except loaders.PCMError:
-        raise
-    except Exception as error:
-        what = f"{', '.join(map(str, options.clip))} cannot encode the captions ({cause(error)})."
-        refuse(what, f'text encoders of type "{options.clip_type}".', "Correct --clip or --clip-type.")
-    job = make_job({"latents": None, "texts": texts, "negative": negative})
+    encoded = encode_captions(options, loaders, captions)
+    job = make_job({"latents": None, **encoded})
     folder = cache.with_name(f"{cache.stem}.states")
     job = states.with_drawn_latents(job, folder)
-    made = {"latents": job.latents, "texts": texts, "negative": negative, "source": source}
+    made = {"latents": job.latents, **encoded, "source": source}
     save_state(made, cache, "cache")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -59,10 +53,6 @@ def _captions(path: Path) -> list[str]:
 
 def _source(options: argparse.Namespace, captions: list[str]) -> dict[str, Any]:
     """What the latents are made from."""
-
-    def dated(path: Path) -> list[str | int]:
-        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-
     return {
         "captions": captions,
         "model": dated(options.model),
