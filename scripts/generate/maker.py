@@ -64,13 +64,13 @@ class SayOnce(logging.Filter):
 
 
 class ImageMaker:
-    """Everything that is loaded and decided once.
+    """The model, and everything that is decided once for all images.
 
     Args:
-        loaded: what an earlier maker loaded, kept by its files; only the last is kept.
+        loaded: models that an earlier maker loaded, by their files; only the last are kept.
 
     Attributes:
-        settings: what the images depend on beside prompt and seed, for the manifest.
+        settings: everything but prompt and seed that determines the images, for the manifest.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def _demo_texts(kind: str, texts: Sequence[str]) -> Callable[[str], Any]:
 
 
 def _named(options: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, with files by name and digest."""
+    """The options that determine the images, with files by name and digest."""
     given = [
         options.checkpoint,
         options.model,
@@ -216,7 +216,7 @@ def column_of(options: argparse.Namespace, pack: Pack) -> Any:
 
 
 def _ready(maker: ImageMaker, model: Any, options: argparse.Namespace, pack: Pack) -> Sample:
-    """The sampling that was asked for, and what it comes to in the settings."""
+    """Prepare the sampling that was asked for, and add it to the settings."""
     host, column, frames = pack("nodes.host"), column_of(options, pack), None
     setup: Any = None
     if options.length:

@@ -41,7 +41,7 @@ NETWORKS = """the networks, by name; each brings a licence of its own
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Compute every measure that the sources and options allow."""
+    """Compute every measure for which the sources and options suffice."""
     files = files_of(options)
     check_files(files.paths)
     a_items, b_items = read(options.a), read(options.b) if options.b else []

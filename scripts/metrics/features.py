@@ -22,15 +22,15 @@ _READERS = 4
 
 
 def cache_file(folder: Path, name: str, fingerprint: str) -> Path:
-    """Where the features of a folder by a network are kept: beside it, not among its images."""
+    """The cache of a folder's features by one network: beside the folder, not among its images."""
     return folder.parent / f"{folder.name}.features" / f"{name}-{fingerprint}.safetensors"
 
 
 def check_cache(folder: Path, name: str, fingerprint: str) -> None:
-    """Look at what is kept beside a folder without reading it all.
+    """Check the cached features of a folder without reading them.
 
     Raises:
-        SourceError: if it is of another network, or no cache.
+        SourceError: if they are of another network, or the file is not a cache.
     """
     path = cache_file(folder, name, fingerprint)
     if path.is_file():
@@ -54,7 +54,7 @@ class Features:
     """Features [T, F] of every item by name.
 
     Args:
-        folder: beside which they are kept; ``None`` for what a server gave, which is not.
+        folder: beside which they are cached; ``None`` for items from a server, which are not cached.
     """
 
     def __init__(self, items: Sequence[Item], network: Network, folder: Path | None) -> None:
@@ -115,7 +115,7 @@ def _same(item: Item, states: dict[str, tuple[int, int]]) -> bool:
 
 
 def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
-    """Kept features by name, and the state of the files they are of."""
+    """Cached features by name, and the state of the files that they belong to."""
     if not path.is_file():
         return {}, {}
     try:
@@ -132,7 +132,7 @@ def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, tu
 
 
 def _write(path: Path, network: Network, items: Sequence[Item], rows: dict[str, Tensor]) -> None:
-    """Whole or not at all; with nothing in it, not."""
+    """Write a cache atomically; none if there are no features."""
     states = {item.name: item.state for item in items if item.state is not None and item.name in rows}
     if not states:
         return

@@ -68,7 +68,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file that is none ends in any of a dozen kinds
+    except Exception as error:  # other files raise any of a dozen exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingError(f"{path} cannot be read as weights without running code from it ({reason})") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
