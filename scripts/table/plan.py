@@ -281,12 +281,12 @@ def _reference(name: str, entry: Mapping[str, Any], bases: Mapping[str, Any], pl
 
 
 def _column(entry: Any, references: Mapping[str, Reference], steps: Sequence[int], table: str) -> Column:
-    values = {"measure": entry} if isinstance(entry, str) else dict(entry)
+    values: dict[str, Any] = {"measure": entry} if isinstance(entry, str) else dict(entry)
     checked(values, entries.MEASURE, f"A measure of {table}")
     found: Measure = one_of(MEASURES | demo_measures(), values.get("measure"), f"measure of {table}", "the measures")
     label = values.get("label", found.label)
     if found is MEASURES["consistency"] and "reference" not in values:
-        against = values.get("against", max(steps))
+        against: int = values.get("against", max(steps))
         if against not in steps:
             refuse(f"{label} is against {against} steps.", f"a column: {listed(steps)}.", "Correct it.")
         return Column(label=label, measure=found, against=against)
