@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 from ..errors import PCMError
@@ -28,10 +28,18 @@ _PLAIN_NAMES = re.compile(
 )
 # Folders that say nothing about the files in them.
 _PLAIN_FOLDERS = {"", ".", "loras", "lora", "models", "checkpoints", "diffusion_models", "unet", "downloads"}
+# What quantizers put around a released name: GGUF's types, fp8 of any kind, int8, nf4; SVDQuant's prefix (Nunchaku).
+_QUANTIZED = re.compile(
+    r"^svdq-(?:int4|fp4|nvfp4)-r\d+-|(?:[-.](?:(?:ud-)?i?q\d-(?:k(?:-(?:xxs|xs|s|m|l|xl))?|[01]|xxs|xs|s|m|l|nl|xl)"
+    r"|(?:tensorcore)?fp[48](?:mixed)?(?:-?e\dm\d(?:fn)?)?(?:-(?:fast|scaled|mixed))*|e\dm\d(?:fn)?|scaled|[mn]v?x?fp[48]"
+    r"|int[48](?:-(?:convrot|rowwise|tensorwise))?|bnb|nf4|kj|gguf))+$"
+)
+# LoRAs whose name says that they change what is painted, not how: a style for a distilled model is no method.
+_STYLES = re.compile(r"\b(styles?|characters?|concepts?|sliders?|ic-lora|camera-control|control-?net)\b")
 # What repacks append to a released name.
 _TAIL = (
     r"(?:[-.]+(?:lora|comfy(?:ui)?|bf16|fp16|fp8|fp32|int8|convrot|scaled|e4m3fn|avg|rank|r?\d+|v\d[\d.]*|\(\d+\)"
-    r"|converted|pruned|ema|original))*$"
+    r"|converted|pruned|ema|original|copy))*$"
 )
 _BASE_MODELS = {
     "15": "sd15", "xl": "sdxl", "sdxl": "sdxl", "sd3": "sd3", "sd21": "sd21", "sd": "sd15", "pixart": "pixart"
@@ -46,18 +54,20 @@ _LISTS = {"sigmas": 1, "levels": 1, "timesteps": 0}
 
 
 def search_text(path: str | Path) -> str:
-    """What the patterns see: the file's name in lower case, words joined by ``-``, without extension.
+    """What the patterns see: the file's name in lower case, words joined by ``-``, without extension and without what a
+    quantizer says.
 
-    The folder comes before it only where the name itself says nothing, as ``pytorch_lora_weights``.
+    The folder comes before it only where the name itself says nothing, as ``pytorch_lora_weights``; workflows of
+    Windows separate it with a backslash.
     """
-    path = Path(path)
-    name, folder = _words(_ENDING.sub("", path.name)), path.parent.name
+    path = PurePosixPath(str(path).replace("\\", "/"))
+    name, folder = _QUANTIZED.sub("", _words(_ENDING.sub("", path.name))), path.parent.name
     plain = folder.lower() in _PLAIN_FOLDERS or not _PLAIN_NAMES.fullmatch(name)
     return name if plain else f"{_words(folder)}/{name}"
 
 
 def _words(name: str) -> str:
-    return re.sub(r"[\s_]+", "-", name.strip().lower())
+    return re.sub(r"[\s_]+(?:-\s+)?", "-", name.strip().lower())
 
 
 @lru_cache(maxsize=1024)
@@ -87,6 +97,8 @@ def source_by_name(name: str | Path, kind: Kind | None = "lora") -> str:
 
 def _rows(text: str, kind: Kind | None) -> Iterator[tuple[dict[str, Any], re.Match[str]]]:
     """The rows that match, the first of which counts."""
+    if kind == "lora" and _STYLES.search(text):
+        return
     for row in table()["methods"]:
         match = _pattern(row["match"]).search(text) if kind is None or row["kind"] in (kind, "either") else None
         if match is not None:
