@@ -23,6 +23,7 @@ class PhasedConsistencyExtension(ComfyExtension):
         from .phase_plot import PCMPhasePlot
         from .sampler import PCMSampler, SamplerPCM
         from .scheduler import PCMPhaseScheduler
+        from .settings import PCMSettings
         from .video_sampler import PCMVideoSampler
 
         return [
@@ -34,6 +35,7 @@ class PhasedConsistencyExtension(ComfyExtension):
             PCMPhaseScheduler,
             PCMSampler,
             PCMSaveLora,
+            PCMSettings,
             PCMVideoSampler,
             SamplerPCM,
         ]

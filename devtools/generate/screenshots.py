@@ -59,7 +59,8 @@ ONE_NODE = """([id, values]) => {
     for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value;
     node.setSize([Math.max(node.size[0], 340), node.size[1]]);
 }"""
-SHOWN = {"PCMLoraLoader": {"lora_name": SDXL_SMALL.name}}  # values that show more than the default
+# Values that show more than the default.
+SHOWN = {"PCMLoraLoader": {"lora_name": SDXL_SMALL.name}, "PCMSettings": {"file_name": SDXL_SMALL.name}}
 
 
 def stand_in_files(base: Path) -> None:

@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ..environment import TEMPLATES
 from ..paths import ROOT
+from ..templates.convert import Prompt, convert
+from ..templates.graph import templates
 from ..templates.review import File, few_step_files, reason, reviewed
 from ..templates.uses import Use
 from ..templates.verdict import NEWER, Comparison
 from . import host_nodes
 
+# Templates that tests/host/test_converted_templates.py runs both ways.
+CONVERTED = (
+    "flux_schnell", "image_anima_base_v1", "image_ernie_image_turbo", "image_flux2_klein_image_edit_4b_distilled",
+    "image_krea2_turbo_t2i", "image_mage_flow_turbo_t2i_int8", "image_qwen_image_2512_with_2steps_lora",
+    "image_qwen_image_edit_2509", "image_z_image_turbo", "video_ltx2_3_t2v", "video_minimax_h3_t2v",
+    "video_wan2_2_14B_t2v",
+)  # fmt: skip
 PAGE = ROOT / "docs" / "templates.md"
-_VIDEO = ("wan", "ltx-2", "hunyuan-video-1.5-sr", "minimax-h3")
 _HEAD = """# ComfyUI's templates with the nodes of this pack
 
 Written by `python -m devtools.generate.templates_page` from {package} and a ComfyUI checkout. Do not edit.
@@ -30,6 +40,7 @@ To convert a template:
   video PCM Video Sampler. Two `KSamplerAdvanced` of Wan 2.2 become one PCM Video Sampler with the second model.
 - A node that sets the shift may go. Kept behind the loader it keeps its value; a note says what the authors have.
 - FluxGuidance stays, or goes: the method's own guidance is then set.
+- The workflow check does all of this: "Use PCM nodes" on the card of the file.
 
 | result | what it says |
 |---|---|
@@ -51,6 +62,7 @@ def page() -> str:
     """The whole page."""
     files = few_step_files()
     parts = [_HEAD.format(package=TEMPLATES.replace("==", " "))]
+    parts.append(_converted())
     for title, lora in (("LoRAs", True), ("Checkpoints", False)):
         rows = [row for file in files if file.lora == lora and file.uses for row in _rows(file)]
         parts.append(
@@ -63,6 +75,33 @@ def page() -> str:
     no = [f"- {name}: {why}" for name, why in reviewed()["no_few_step"].items()]
     parts.append("## Taken for a few-step file by its name, and none\n\n" + "\n".join(no) + "\n")
     return "\n".join(parts)
+
+
+def _converted() -> str:
+    """The templates that are converted and run both ways, with what goes and what comes."""
+    found = {name: convert(workflow) for name, workflow in templates() if name in CONVERTED}
+    lines: list[str] = []
+    for name in CONVERTED:
+        made = found[name]
+        assert made is not None, name
+        gone, come = _classes(made.official) - _classes(made.ours), _classes(made.ours) - _classes(made.official)
+        files = ", ".join(dict.fromkeys(file.title for file in made.files))
+        lines.append(f"| {name} | {files} | {_listed(gone)} | {_listed(come)} |")
+    return (
+        "## Converted and run both ways\n\n"
+        "`tests/host/test_converted_templates.py` converts these as the workflow check does, and runs both forms on "
+        "tiny models in ComfyUI.\nThe latents are equal to 1e-5, sound included. Where the template takes "
+        "res_multistep, its own form runs with euler, which\nthe files are made for.\n\n"
+        "| template | few-step files | goes | comes |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _classes(prompt: Prompt) -> Counter[str]:
+    return Counter(node["class_type"] for node in prompt.values())
+
+
+def _listed(classes: Counter[str]) -> str:
+    return ", ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(classes.items()))
 
 
 def _rows(file: File) -> list[str]:

@@ -150,6 +150,22 @@ def sd3_text_to_image(g: Graph) -> None:
     ], "The checkpoint is behind a licence page: log in there to download it.")  # fmt: skip
 
 
+def other_loaders(g: Graph) -> None:
+    base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SDXL)
+    latent = g.add("EmptyLatentImage", 0, width=1024, height=1024)
+    lora = g.add("LoraLoaderModelOnly", 1, wide=340, title="Any LoRA loader", model=base[0], lora_name=SDXL_LIGHTNING)
+    model = g.add("PCMSettings", 1, wide=340, model=lora[0], file_name=SDXL_LIGHTNING.name)
+    texts = prompts(g, 1, base[1])
+    result = sample(g, 2, model[0], texts, latent[0], seed=1)
+    pictures = g.add("VAEDecode", 3, beside=result, samples=result[0], vae=base[2])
+    g.add("SaveImage", 4, wide=340, beside=result, images=pictures[0], filename_prefix="pcm/other_loaders")
+    note(g, "A few-step LoRA in a loader of another pack", [
+        "**file_name** of PCM Settings: the LoRA that the other loader applies. Or choose the **method**.",
+        "**The strength** is the other loader's business; the node says so where the method wants another than 1.",
+        "**The loader** may be any: a stack, a LoRA manager, Power Lora Loader, hooks, Nunchaku.",
+    ], "Load PCM LoRA does both in one, and reads key formats that others leave out.")  # fmt: skip
+
+
 def building_blocks(g: Graph) -> None:
     base = g.add("CheckpointLoaderSimple", 0, ckpt_name=SD15)
     latent = g.add("EmptyLatentImage", 0, width=512, height=512)
@@ -307,6 +323,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "HunyuanVideo text to video": fast_hunyuan,
     "Wan 2.2 text to video": wan_two_experts,
     "AnimateDiff-style video": animatediff_style,
+    "SDXL with other LoRA loaders": other_loaders,
     "Building blocks": building_blocks,
     "Compare steps": compare_steps,
     "Compare systems": compare_systems,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import comfy.lora
@@ -18,7 +18,7 @@ from ...pcm_core.lora import ModelWeights, Update
 from ...pcm_core.lora.keys import Target
 from ...pcm_core.profiles.advice import ModelFacts, expert_of
 from .adapters import patches_of, tensors_in
-from .model import base_model_of, model_sampling
+from .model import base_model_of, file_name, model_sampling
 from .unmerged import sample_unmerged
 
 
@@ -38,6 +38,19 @@ def lora_path(name: str) -> Path:
     if found is None or not inside:
         raise PCMError(f'There is no LoRA "{name}".', "a file in one of the loras folders.", "Pick it from the list.")
     return Path(found)
+
+
+def listed(name: str) -> str:
+    """The LoRA of ``lora_names`` that a name means, with its folder or without; empty if there is none, or several."""
+    wanted = name.strip().replace("\\", "/").lower()
+    if not wanted:
+        return ""
+    names = {known: known.replace("\\", "/").lower() for known in lora_names()}
+    for short in (lambda text: text, lambda text: text.rpartition("/")[2], lambda text: PurePosixPath(text).stem):
+        found = [known for known, text in names.items() if short(text) == wanted]
+        if found:
+            return found[0] if len(found) == 1 else ""
+    return ""
 
 
 def file_state(name: str) -> tuple[str, int, int]:
@@ -62,7 +75,7 @@ def model_weights(model: Any) -> ModelWeights:
         key, *rest = (target,) if isinstance(target, str) else target
         rows = rest[0][1:] if rest and rest[0] is not None else None
         names[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
-    expert = expert_of(model_file(model))
+    expert = expert_of(file_name(model))
     return ModelWeights(names=names, shapes=shapes, base_model=base_model_of(model), expert=expert)
 
 
@@ -130,7 +143,7 @@ def model_facts(model: Any) -> ModelFacts:
     """The facts about a model that show whether a LoRA is on the wrong one."""
     return ModelFacts(
         base_model=base_model_of(model),
-        file=model_file(model),
+        file=file_name(model),
         dtype=str(model.model.get_dtype()).removeprefix("torch."),
         image_input=_image_input(base_model_of(model), model.model.model_config.unet_config),
         sigma_max=float(model_sampling(model).sigma_max),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import comfy.context_windows
@@ -16,6 +16,7 @@ from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.sigma_table import SigmaTable
 from ...pcm_core.video import video_models
 from .networks import sampling_for
+from .status import running_prompt
 
 _PROFILE_KEY = "pcm_profile"
 # MiniMax-H3 maps the video's noise level to the audio's itself, and so must know both shifts (MiniMaxH3SigmaShift).
@@ -23,6 +24,9 @@ _NETWORK_SHIFTS = {
     "minimax_h3_sigma_shift_video": "sigma_shift_video",
     "minimax_h3_sigma_shift_audio": "sigma_shift_audio",
 }
+# Parametrisations whose noise PCM knows: x = x0 + sigma noise, and x = (1 - sigma) x0 + sigma noise. Classes that
+# change only how x0 comes out of the network inherit one of them.
+_SERVED = ("EPS", "CONST", "COSMOS_RFLOW")
 _REFUSED = {
     "IMG_TO_IMG": "an image-to-image model (Lotus)",
     "IMG_TO_IMG_FLOW": "an image-to-image flow model (FlowRVS)",
@@ -85,14 +89,32 @@ def base_model_of(model: Any) -> str:
 
 
 def file_of(model: Any) -> str:
-    """Path of the checkpoint a model was loaded from; empty if its loader does not say."""
+    """Path of the checkpoint a model was loaded from; empty if not known.
+
+    Loaders of other packs (GGUF, Nunchaku) do not say it; the prompt that runs does, if a single file feeds the node.
+    """
     loader = getattr(model, "cached_patcher_init", None)
-    return loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
+    if loader:
+        return loader[1][0] if loader[1] and isinstance(loader[1][0], str) else ""
+    return _file_in_prompt()
+
+
+def _file_in_prompt() -> str:
+    if (running := running_prompt()) is None:
+        return ""
+    # Imported where a loader does not say its file: the host starts without it.
+    from ...pcm_core.workflow_check.files import loaded_file
+    from ...pcm_core.workflow_check.read import read_workflow
+
+    try:
+        return loaded_file(read_workflow(running[0]), running[1])
+    except PCMError:
+        return ""  # what runs is no prompt that the check can read
 
 
 def file_name(model: Any) -> str:
-    """Name of the checkpoint a model was loaded from; empty if its loader does not say."""
-    return Path(file_of(model)).name
+    """Name of the checkpoint a model was loaded from; empty if not known."""
+    return PurePosixPath(file_of(model).replace("\\", "/")).name
 
 
 def flow_shift(model: Any) -> float | None:
@@ -206,6 +228,14 @@ def _refuse(sampling: Any) -> None:
                 f"This is {_REFUSED[parent.__name__]}: the host samples it as {parent.__name__}.",
                 "an eps, v, EDM or flow model.",
                 "Sample it with the host's own nodes.",
+            )
+    for way in ("noise_scaling", "calculate_input"):
+        owner = next((parent.__name__ for parent in type(sampling).__mro__ if way in vars(parent)), _SERVED[0])
+        if owner not in _SERVED:
+            raise PCMError(
+                f"The host adds noise to this model as {owner}, which this pack does not know.",
+                "an eps, v, EDM or flow model.",
+                "Sample it with the host's own nodes, or update this pack.",
             )
 
 

@@ -1,4 +1,4 @@
-"""What the running node shows below its widgets: a short text, the same as in the log, and its steps as a bar."""
+"""The running node: what it shows below its widgets, a short text and its steps as a bar, and the prompt it is in."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def show_bar(bar: dict[str, Any]) -> None:
     send = getattr(_server(), "send_sync", None)
     if context is not None and send is not None:
         send("pcm.bar", {"node": context.node_id, "bar": bar})
+
+
+def running_prompt() -> tuple[dict[str, Any], str] | None:
+    """The API prompt that runs now, and the id of its running node; ``None`` outside a server (tests and scripts)."""
+    context = get_executing_context()
+    running = getattr(getattr(_server(), "prompt_queue", None), "currently_running", None)
+    if context is None or not isinstance(running, dict):
+        return None
+    items = [item for item in list(running.values()) if isinstance(item, (tuple, list)) and len(item) > 2]
+    prompts = [item[2] for item in items if item[1] == context.prompt_id and isinstance(item[2], dict)]
+    return (prompts[0], context.node_id) if prompts else None
 
 
 def _server() -> Any:

@@ -93,10 +93,12 @@ def node_bar(graph: Graph, node: Node, schedules: Schedules, lookup: Lookup | No
     models = model_path(graph, node, "model")
     above = {entry.id for entry in models}
     files = [file for file in few_step_files(graph, lookup) if file.active and not file.mixed and file.node.id in above]
+    files.sort(key=lambda file: not file.settings)  # PCM Settings speaks for the files of other loaders
     profile = files[0].profile if files else PCMProfile()
-    preset = value_of(graph, node, "preset").text
-    if preset not in ("", AUTO):
-        profile = profile_of_method(preset)
+    for widget in ("preset", "method"):
+        chosen = value_of(graph, node, widget).text
+        if chosen not in ("", AUTO):
+            profile = PCMProfile() if chosen == "none" else profile_of_method(chosen)
     asked = {name: value_of(graph, node, name) for name in _WIDGETS}
     settings = {name: value.value if value.known else _WIDGETS[name] for name, value in asked.items()}
     wrong = next((name for name, value in settings.items() if not _fits(value, _WIDGETS[name])), None)

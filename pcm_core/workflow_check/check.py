@@ -92,8 +92,9 @@ def _judge(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skip
         level: Level = "wrong" if run.ours else "doubtful"
         known = run.ours or run.sampler.text
         return [finding(run, file, "unsupported", level, facts={"note": file.profile.note})] if known else []
+    loaded = [other for other in run.files if other is not file] if file.settings else []
     return [
-        *judge_strength(run, file),
+        *(found for other in (file, *loaded) for found in judge_strength(run, other)),
         *judge_steps(run, file),
         *judge_cfg(run, file),
         *judge_sampler(run, file),

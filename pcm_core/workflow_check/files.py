@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal
 
-from ..profiles import PCMProfile, profile_from_name
+from ..profiles import PCMProfile, method_choices, profile_from_name, profile_of_method
 from .graph import ACTIVE, MODEL_TYPES, Graph, Node, Place
+from .model_path import model_path
 from .shapes import fields
 from .values import UNKNOWN, Value, first_number, value_of
 
@@ -58,6 +59,11 @@ class FewStepFile:
         return self.node.type == "PCMLoraLoader"
 
     @property
+    def settings(self) -> bool:
+        """Whether PCM Settings names it: it says what the model is sampled with, and loads no weights."""
+        return self.node.type == "PCMSettings"
+
+    @property
     def mixed(self) -> bool:
         """Whether Load PCM LoRA was told to leave the settings to the model: another file says them."""
         return self.ours and str(self.node.values.get("settings", "")).startswith("keep")
@@ -80,11 +86,32 @@ def few_step_files(graph: Graph, lookup: Lookup | None = None) -> list[FewStepFi
 
 @lru_cache(maxsize=2000)
 def profile_by_name(name: str, kind: Kind = "lora") -> PCMProfile | None:
-    """``profile_from_name`` for names as workflows write them, of Windows too."""
-    return profile_from_name(name.replace("\\", "/"), kind)
+    """``profile_from_name``, kept: a check asks for the same names again and again."""
+    return profile_from_name(name, kind)
+
+
+def loaded_file(graph: Graph, node: str, name: str = "model") -> str:
+    """The file of the loader that a model input comes from; empty if there is none, or if there are several."""
+    if node not in graph.nodes:
+        return ""
+    found: list[str] = []
+    for loader in model_path(graph, graph.nodes[node], name):
+        if loader.model_inputs() or _NOT_A_MODEL.search(loader.type) or "lora" in loader.type.lower():
+            continue
+        texts = [value.text for widget, value in _widgets(graph, loader) if not _NOT_A_WIDGET.search(widget)]
+        found += [text for text in texts if _FILE.match(text)]
+    return found[0] if len(set(found)) == 1 else ""
+
+
+def _widgets(graph: Graph, node: Node) -> Iterator[tuple[str, Value]]:
+    for name in [*node.values, *(node.inputs.keys() - node.values.keys())]:
+        yield name, value_of(graph, node, name)
 
 
 def _of_node(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
+    if node.type == "PCMSettings":
+        yield from _chosen(graph, node, lookup)
+        return
     if node.subgraph or _NOT_A_MODEL.search(node.type) or not _can_hold_a_model(node):
         return
     named = {name for name, entry in node.inputs.items() if entry.link is not None and entry.type in ("", "COMBO")}
@@ -100,6 +127,19 @@ def _of_node(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
         profile = lookup(value.text, kind)
         if profile is not None:
             yield _file(graph, node, name, kind, bool(row), value, profile)
+
+
+def _chosen(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
+    """The method or the file of PCM Settings; neither where it reads the name of the checkpoint."""
+    method, name = (value_of(graph, node, widget) for widget in ("method", "file_name"))
+    if method.text in ("", "auto"):
+        value, profile = name, lookup(name.text, "lora") or lookup(name.text, "checkpoint") if name.text else None
+    else:
+        value, file = method, method_choices().get(method.text)
+        profile = None if file is None else profile_of_method(method.text)
+    if profile is not None:
+        place = value.place or Place(node.id, "method")
+        yield FewStepFile(node, place, value.text, profile, "lora", UNKNOWN, node.mode == ACTIVE)
 
 
 def _can_hold_a_model(node: Node) -> bool:

@@ -157,11 +157,16 @@ def _judge_leftover(first: Run, second: Run, file: FewStepFile) -> Iterator[Find
 
 
 def judge_extra(run: Run) -> tuple[FewStepFile, list[Finding]]:
-    """The file a run is judged by, and a finding for every other one on the same model."""
-    files = sorted(run.files or run.second, key=lambda file: _fit(run, file))
+    """The file a run is judged by, and a finding for every other one on the same model.
+
+    PCM Settings says what a model is sampled with; the file it speaks of is no second one.
+    """
+    files = sorted(run.files or run.second, key=lambda file: (not file.settings, *_fit(run, file)))
     kept, found = files[0], list[Finding]()
     for extra in files[1:]:
         if extra.title == kept.title and extra.node.id == kept.node.id:
+            continue
+        if kept.settings and (extra.profile.method, extra.profile.steps) == (kept.profile.method, kept.profile.steps):
             continue
         place = Place(extra.node.id, "strength_model")
         mends = set_value(extra.strength, place, 0) if extra.kind == "lora" and extra.strength.known else ()

@@ -25,6 +25,10 @@ _SHIFTS = {
 }  # fmt: skip
 
 
+# Nodes that set the shift of the file they name.
+_OURS = ("PCMLoraLoader", "PCMSettings")
+
+
 @dataclass(frozen=True)
 class Shift:
     """A linear shift that a node sets; ``value`` unknown where it depends on something else."""
@@ -45,8 +49,10 @@ def shifts_on(graph: Graph, models: Sequence[Node], files: Sequence[FewStepFile]
             found.append(Shift(node, UNKNOWN, _flux_shift(graph, node)))
         elif node.type.startswith("ModelSampling"):
             found.append(Shift(node, UNKNOWN, None))
-        elif node.type == "PCMLoraLoader":
+        elif node.type in _OURS:
             own = next((file for file in files if file.node.id == node.id), None)
+            if own is None and node.type == "PCMSettings":  # which reads the name of the checkpoint
+                own = next((file for file in files if file.kind == "checkpoint"), None)
             if own is not None and own.profile.shift is not None:
                 found.append(Shift(node, Value(own.profile.shift, True), own.profile.shift))
     return found
@@ -71,7 +77,7 @@ def judge_shift(graph: Graph, run: Run, file: FewStepFile) -> Iterator[Finding]:
     profile = file.profile
     models = run.sigmas.models or run.models
     shifts = [shift for shift in shifts_on(graph, models, run.files) if shift.node.mode == 0]
-    patches = [shift for shift in shifts if shift.node.type != "PCMLoraLoader"]
+    patches = [shift for shift in shifts if shift.node.type not in _OURS]
     asked = value_of(graph, run.node, "shift") if run.node.type in ("PCMVideoSampler", "WanVideoSampler") else UNKNOWN
     if profile.shift is None or run.sigmas.kind == "list":
         return

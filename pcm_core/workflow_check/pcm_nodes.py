@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..profiles import method_choices, profile_of_method
 from .check import Report
 from .files import FewStepFile
 from .finding import Bypass, Mend
@@ -13,10 +14,11 @@ from .graph import Graph, Node, Port
 from .judge_graph import pairs
 from .judge_levels import shifts_on
 from .runs import Run
-from .schedules import base_models
+from .schedules import ClosedForm, base_models, furthest
 from .values import value_of
 
 _LOADERS = ("LoraLoaderModelOnly", "LoraLoader", "LoraLoader|pysssh", "LoraLoaderBypassModelOnly", "LoraLoaderBypass")
+_SAME = 1e-3  # relative difference of a noise level that was rounded
 _VIDEO = ("wan", "hunyuan-video", "hunyuan-video-1.5", "mochi", "ltxv", "ltx-2")
 
 
@@ -43,23 +45,32 @@ class Replace:
 
 
 def pcm_nodes(graph: Graph, report: Report, file: FewStepFile) -> tuple[Replace | Mend, ...]:
-    """What to do for a file to be loaded and sampled by our nodes; empty where that cannot be done by replacing."""
+    """What to do for a file to be loaded and sampled by our nodes; empty where that cannot be done by replacing.
+
+    A checkpoint keeps its loader: our samplers recognize it by its name.
+    """
     runs = [run for run in report.runs if file in run.files]
-    if not runs or any(run.ours for run in runs) or file.node.type not in _LOADERS:
+    if not runs or any(run.ours for run in runs) or not _served(file):
         return ()
     steps: list[Replace | Mend] = []
     pair = next((pair for pair in pairs(graph, report.runs) if runs[0] in pair), None)
     sampled = list(pair) if pair else runs
     loaders = {other.node.id: other for run in sampled for other in run.files}
-    if any(other.node.type not in _LOADERS for other in loaders.values()):
+    if not all(map(_served, loaders.values())):
         return ()
-    steps += [_loader(other) for other in loaders.values()]
+    steps += [_loader(other) for other in loaders.values() if other.kind == "lora"]
     made = [_pair(graph, *pair)] if pair else [_sampler(graph, run) for run in runs]
     if any(replacement is None for replacement in made):
         return ()
     steps += [replacement for replacement in made if replacement is not None]
     steps += _shift_nodes(graph, sampled, file)
     return tuple(steps) if _one_graph(steps) else ()
+
+
+def _served(file: FewStepFile) -> bool:
+    """Whether our nodes can take its place as it is loaded now."""
+    known = file.kind == "checkpoint" or file.node.type in _LOADERS
+    return known and file.profile.sampling_class != "unsupported"
 
 
 def _one_graph(steps: Sequence[Replace | Mend]) -> bool:
@@ -103,19 +114,18 @@ def _is_video(run: Run) -> bool:
 def _sampler(graph: Graph, run: Run) -> Replace | None:
     node = run.node
     kind = "PCMVideoSampler" if _is_video(run) else "PCMSampler"
-    denoise = run.sigmas.denoise.number
-    values: list[tuple[str, Any]] = [("denoise", denoise)] if denoise is not None and denoise < 1 else []
+    values = _entry(run)
     removes, words = [node.id], node
     if node.type == "SamplerCustomAdvanced":
         words = graph.nodes[run.model_node]
-        removes.append(words.id)
         noise = _source(graph, node, "noise")
         seed = value_of(graph, noise, "noise_seed") if noise is not None else None
-        removes += [noise.id] if noise is not None and noise.type == "RandomNoise" else []
+        removes += [part.id for part in (words, noise) if part is not None and _only_for(graph, part, node)]
     else:
         seed = value_of(graph, node, "seed" if "seed" in node.values or "seed" in node.inputs else "noise_seed")
-    if words.type == "BasicGuider" or not run.sigmas.whole or run.start.known:
-        return None  # no negative prompt to hand on, or a part of a schedule
+    alone = words.type == "BasicGuider"
+    if (alone and any(file.profile.cfg != 1 for file in run.files)) or not run.sigmas.whole or run.start.known:
+        return None  # no negative prompt to hand on where one is needed, or a part of a schedule
     if seed is not None and seed.count is not None:
         values.append(("seed", seed.count))
     for name in ("sampler", "sigmas"):
@@ -123,9 +133,8 @@ def _sampler(graph: Graph, run: Run) -> Replace | None:
         removes += [part.id] if part is not None and _only_for(graph, part, node) else []
     source = run.model_node or node.id
     inputs = [("model", source, run.model_input)]
-    inputs += [(name, words.id, name) for name in ("positive", "negative")] + [
-        ("latent_image", node.id, "latent_image")
-    ]
+    inputs += [(name, words.id, "conditioning" if alone else name) for name in ("positive", "negative")]
+    inputs.append(("latent_image", node.id, "latent_image"))
     slots = [slot for slot, kind in enumerate(node.outputs) if kind == "LATENT"]
     outputs = [(node.id, slot, min(index, 1)) for index, slot in enumerate(slots)]
     through = [(node.id, slot, run.model_input) for slot, name in enumerate(node.outputs) if name == "MODEL"]
@@ -135,6 +144,22 @@ def _sampler(graph: Graph, run: Run) -> Replace | None:
         at=node.id, removes=tuple(dict.fromkeys(removes)), type=kind, values=tuple(values), inputs=tuple(inputs),
         outputs=tuple(outputs), through=tuple(through),
     )  # fmt: skip
+
+
+def _entry(run: Run) -> list[tuple[str, Any]]:
+    """Where a later stage enters: by ``denoise``, or by a method of its own for a written list that the table has."""
+    denoise = run.sigmas.denoise.number
+    if denoise is not None and denoise < 1:
+        return [("denoise", denoise)]
+    levels, profile = run.sigmas.levels, run.files[0].profile
+    table = ClosedForm().table(profile.base_model, profile.shift)
+    if run.sigmas.kind != "list" or table is None or len(levels) < 2 or levels[0] >= table.top * 0.995:
+        return []
+    for choice in method_choices():
+        other = profile_of_method(choice)
+        if other.base_model == profile.base_model and furthest(levels, other.sigmas or ()) < _SAME:
+            return [("method", choice)]
+    return [("denoise", round((table.index(levels[0]) + 1) / len(table), 4))]
 
 
 def _pair(graph: Graph, first: Run, second: Run) -> Replace | None:
@@ -163,5 +188,5 @@ def _source(graph: Graph, node: Node, name: str) -> Node | None:
 
 
 def _only_for(graph: Graph, part: Node, node: Node) -> bool:
-    """Whether a scheduler or sampler node feeds this sampler alone."""
+    """Whether a node that is no longer needed, a scheduler or a guider, feeds this sampler alone."""
     return {target for target, _ in graph.consumers().get(part.id, [])} == {node.id}

@@ -13,7 +13,7 @@ from torch import Tensor
 import pcm_core as pcm
 from pcm_core.errors import PCMError
 from pcm_core.plan import Plan, plan, resolve_r, sample
-from pcm_core.profiles import PCMProfile, profile_from_name
+from pcm_core.profiles import PCMProfile, method_choices, profile_from_name, profile_of_method
 from pcm_core.sampling import sample_pcm, seeded_noise
 from pcm_core.sigma_table import SigmaTable
 
@@ -71,6 +71,30 @@ def test_a_listed_profile_enters_at_the_noise_that_was_asked(denoise: float, lat
     made = plan(LISTED, FLOW, denoise=denoise)
     assert made.sigmas.tolist() == pytest.approx([3 * denoise / (1 + 2 * denoise), *later], abs=1e-6)
     assert made.phases == 4 and bool(made.notes) == (denoise < 1)
+
+
+def listed_profiles() -> list[PCMProfile]:
+    """Every method of the table with a list of its own, on a flow model."""
+    found = [profile_of_method(choice) for choice in method_choices()]
+    return [profile for profile in found if profile.sigmas or profile.levels]
+
+
+@pytest.mark.parametrize("profile", listed_profiles(), ids=lambda profile: profile.method)
+def test_every_fixed_list_of_the_table_enters_at_the_level_asked(profile: PCMProfile) -> None:
+    """The level itself, or the listed one below where no solver step lies between; then every later level."""
+    table = SigmaTable.shifted_flow(profile.shift or 3.0)
+    whole = plan(profile, table).sigmas.tolist()
+    assert len(whole) >= 4
+    for denoise in (0.05, 0.2, 0.35, 0.485, 0.6, 0.75, 0.9, 0.99):
+        level = table.sigmas[round(denoise * 1000) - 1]
+        found = plan(profile, table, denoise=denoise).sigmas.tolist()
+        later = [sigma for sigma in whole if sigma < level]
+        if level >= whole[0]:
+            assert found == whole
+        elif len(found) == len(later):
+            assert found == later and table.timestep(level) - table.timestep(later[0]) < 1000 / profile.grid
+        else:
+            assert found == pytest.approx([level, *later], abs=1e-6)
 
 
 def test_an_entry_just_above_a_listed_sigma_is_that_sigma() -> None:

@@ -47,7 +47,7 @@ PUBLISHED: list[tuple[str, Kind, str, int]] = [
     ("svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors", "checkpoint", "Qwen-Image-Lightning", 4),
     ("svdq-fp4_r128-qwen-image-edit-2509-lightningv2.0-8steps.safetensors", "checkpoint", "Qwen-Image-Lightning", 8),
     (
-        "svdq-int4_r128-qwen-image-edit-2509-lightning-4steps-251115.safetensors",
+        "svdq-int4_r128-qwen-image-edit-2509-lightning-4steps-251115.sft",
         "checkpoint",
         "Qwen-Image-Lightning",
         4,
@@ -69,7 +69,8 @@ PUBLISHED: list[tuple[str, Kind, str, int]] = [
 ]
 # Styles, characters, edits and tools for few-step models, and words that methods happen to be called by.
 NOT_FEW_STEP = [
-    "z_image_turbo_x-ray", "camera-flash-sdxl-lora", "direct_flash_sd15", "zimageturbo_ghibli_v2", "lightning_bolts_sdxl",
+    "z_image_turbo_x-ray", "camera-flash-sdxl-lora", "direct_flash_sd15", "zimageturbo_ghibli_v2",
+    "lightning_bolts_sdxl",
     "krea2_turbo_film_look", "flux2turbo_portrait_v3", "anima-turbo-nsfw-look", "flux-schnell-ghibli-lora",
     "ltx-2.3-22b-distilled-anime-style", "ltx-2-19b-distilled-ic-lora-detailer", "ltx-2-19b-lora-camera-control-static",
     "Qwen-Image-Edit-2511-Lightning-4steps-character-sheet", "hyper_detail_slider_sdxl", "turbo_engine_cars_flux",

@@ -90,6 +90,7 @@ class FakeServer:
         self.sockets_metadata: dict[str, Any] = {}
         self.node_replace_manager = self
         self.prompt_queue = self
+        self.currently_running: dict[int, tuple[Any, ...]] = {}
 
     def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
         self.events.append((event, data))
@@ -136,7 +137,11 @@ class Host:
         if "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters:
             options["cache_args"] = {"lru": 0, "ram": 0, "ram_inactive": 0}
         executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, **options)
-        executor.execute(prompt, prompt_id, {}, outputs)
+        self.server.currently_running = {0: (0, prompt_id, prompt, {}, outputs)}  # as PromptQueue.get
+        try:
+            executor.execute(prompt, prompt_id, {}, outputs)
+        finally:
+            self.server.currently_running = {}
         return executor
 
 

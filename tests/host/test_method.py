@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny as tiny_models
 import torch
 
 from pcm_core.errors import PCMError
@@ -17,17 +16,6 @@ def named(model, name, folder="diffusion_models"):
     clone = model.clone()
     clone.cached_patcher_init = (None, (f"/models/{folder}/{name}.safetensors",))
     return clone
-
-
-def video_and_audio():
-    """A tiny MiniMax-H3 with heads wide enough for its positions, and latents of a video and its sound."""
-    import comfy.supported_models
-
-    unet = {"image_model": "minimax_h3", "hidden_size": 64, "num_layers": 1, "token_refiner_num_layers": 1,
-            "num_attention_heads": 1, "attention_head_dim": 128, "ffn_hidden_size": 64, "text_dim": 32,
-            "timestep_input_dim": 256, "time_embed_hidden_size": 64, "time_embed_dim": 32}  # fmt: skip
-    model = tiny_models._direct(comfy.supported_models.MiniMaxH3, unet)
-    return tiny_models.Tiny(model, ((24, 2, 4, 4), (32, 2, 4)), 12, 32)
 
 
 def sigmas(host, model, **inputs):
@@ -88,6 +76,18 @@ def test_a_method_is_chosen_or_switched_off(host, zoo, caplog):
     assert "the settings of Z-Image-Turbo are not used" in caplog.text
 
 
+@pytest.mark.parametrize("node", ["PCMSampler", "PCMVideoSampler", "PCMPhaseScheduler", "PCMGuider"])
+def test_a_causal_forcing_checkpoint_is_refused_by_every_node(host, zoo, node):
+    tiny = zoo["wan"]
+    inputs = {"model": named(tiny.model, "causal_forcing-framewise")}
+    if node != "PCMPhaseScheduler":
+        inputs |= {"positive": tiny.positive, "negative": tiny.negative, "cfg": "auto"}
+    if node.endswith("Sampler"):
+        inputs["latent_image"] = tiny.latent()
+    with pytest.raises(PCMError, match=r"block by block.*SamplerARVideo"):
+        host.call(node, **inputs)
+
+
 def test_causal_forcing_is_refused_by_name(host, zoo):
     with pytest.raises(PCMError, match="SamplerARVideo"):
         with_settings(zoo["wan"].model, profile_from_name("causal_forcing-framewise", None), "causal_forcing-framewise")
@@ -116,7 +116,7 @@ def test_embedded_guidance_is_set_and_one_that_is_there_stays(host, zoo, caplog)
 def test_minimax_h3_is_told_both_shifts(host, zoo, first):
     """As MiniMaxH3SigmaShift sets them, in either order; the network maps the audio's noise level with them."""
     h3 = pytest.importorskip("comfy_extras.nodes_minimax_h3")
-    tiny = video_and_audio()
+    tiny = zoo["minimax_h3_av"]
     right = h3.MiniMaxH3SigmaShift.execute(tiny.model, 6.0, 3.0).args[0]
     before = h3.MiniMaxH3SigmaShift.execute(tiny.model, 12.0, 5.0).args[0] if first == "node" else tiny.model
     ours, _ = with_method(before, "MiniMax-H3-Turbo 4 steps shift 6")

@@ -217,6 +217,59 @@ def test_image_to_image_models_are_refused_by_name(host, zoo, name):
         schedule(host, patched)
 
 
+def with_sampling(model, name, parents, **methods):
+    """A clone with the sampling object of a class that this host does not have."""
+    import comfy.model_sampling
+
+    bases = tuple(getattr(comfy.model_sampling, parent) for parent in parents)
+    own = type(name, bases, methods)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", type("ModelSampling", (own,), {})(model.model.model_config))
+    return clone
+
+
+def test_a_parametrisation_of_a_later_host_is_refused_by_its_name(host, zoo):
+    """IMG_TO_IMG_VELOCITY of ComfyUI 0.33: x0 = x - output, and no noise is added."""
+    later = with_sampling(
+        zoo["eps"].model, "IMG_TO_IMG_VELOCITY", ["ModelSamplingDiscrete", "EPS"],
+        calculate_input=lambda self, sigma, noise: noise,
+        calculate_denoised=lambda self, sigma, output, x: x - output,
+        noise_scaling=lambda self, sigma, noise, latent_image, max_denoise=False: latent_image,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="adds noise to this model as IMG_TO_IMG_VELOCITY, which this pack does not"):
+        schedule(host, later)
+
+
+def test_a_later_class_that_only_reads_the_network_otherwise_is_served(host, zoo):
+    """As ModelSamplingDiscrete's own lcm and x0: the noise is that of a known class."""
+    later = with_sampling(
+        zoo["sd3"].model, "LATER", ["ModelSamplingDiscreteFlow", "CONST"],
+        calculate_denoised=lambda self, sigma, output, x: x - 0.5 * output,
+    )  # fmt: skip
+    assert len(schedule(host, later, steps=3)) == 4
+
+
+def test_what_a_later_sampling_object_holds_stays_when_the_shift_is_set(host, zoo):
+    """ModelSamplingAV of ComfyUI 0.33: a shift for the audio half, which set_parameters without it would lose."""
+    import comfy.model_sampling
+
+    class ModelSamplingAV(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        def set_parameters(self, shift=1.0, timesteps=1000, multiplier=1000, audio_shift=None):
+            super().set_parameters(shift=shift, timesteps=timesteps, multiplier=multiplier)
+            self.audio_shift = audio_shift
+            self.audio_scale = 1.0 if audio_shift is None else shift / audio_shift
+
+    sampling = ModelSamplingAV(zoo["sd3"].model.model.model_config)
+    sampling.set_parameters(shift=12.0, audio_shift=3.0)
+    model = zoo["sd3"].model.clone()
+    model.add_object_patch("model_sampling", sampling)
+    api = host.pack("nodes.host")
+    made = api.with_flow_shift(model, 6.0)
+    new = made.get_model_object("model_sampling")
+    assert type(new) is ModelSamplingAV and (new.audio_shift, new.audio_scale) == (3.0, 2.0)
+    assert api.flow_shift(made) == pytest.approx(6.0, rel=1e-4) and sampling.shift == 12.0
+
+
 def test_the_50_entry_lcm_table_is_refused(host, zoo):
     (patched,) = host.call("ModelSamplingDiscrete", model=zoo["eps"].model, sampling="lcm", zsnr=False)
     with pytest.raises(ValueError, match=r"has 50 entries.*Remove ModelSamplingDiscrete"):

@@ -5,10 +5,12 @@ They serve what hangs on the model's class: its LoRA names and its sigmas. The o
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import tiny
@@ -141,6 +143,31 @@ def minimax_h3(_: Path) -> tiny.Tiny:
     return _direct("MiniMaxH3", unet, (24, 3, 4, 4))
 
 
+def minimax_h3_av(_: Path) -> tiny.Tiny:
+    """With heads wide enough for its positions, and latents of a video and its sound."""
+    unet = {"image_model": "minimax_h3", "hidden_size": 64, "num_layers": 1, "token_refiner_num_layers": 1,
+            "num_attention_heads": 1, "attention_head_dim": 128, "ffn_hidden_size": 64, "text_dim": 32,
+            "timestep_input_dim": 256, "time_embed_hidden_size": 64, "time_embed_dim": 32}  # fmt: skip
+    return replace(_direct("MiniMaxH3", unet, (), 32), shapes=((24, 2, 4, 4), (32, 2, 4)))
+
+
+def anima(_: Path) -> tiny.Tiny:
+    """Without its text adapter, which has one size only; conditioning with no token ids goes past it."""
+    anima_model = pytest.importorskip("comfy.ldm.anima.model", reason="this host has no Anima")
+    small = functools.partial(
+        anima_model.LLMAdapter, source_dim=32, target_dim=32, model_dim=32, num_layers=1, num_heads=2
+    )
+    unet = {"image_model": "anima", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
+            "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "concat_padding_mask": True,
+            "model_channels": 64, "num_blocks": 1, "num_heads": 2, "crossattn_emb_channels": 32,
+            "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1,
+            "max_fps": 30, "use_adaln_lora": True, "adaln_lora_dim": 16, "extra_per_block_abs_pos_emb": False,
+            "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0,
+            "rope_enable_fps_modulation": False}  # fmt: skip
+    with mock.patch.object(anima_model, "LLMAdapter", small):
+        return _direct("Anima", unet, (16, 1, 8, 8), 32)
+
+
 def pixart(_: Path) -> tiny.Tiny:
     unet = {"image_model": "pixart_sigma", "hidden_size": 64, "depth": 1, "num_heads": 2, "caption_channels": 24,
             "micro_condition": False, "pred_sigma": True}  # fmt: skip
@@ -158,5 +185,5 @@ FACTORIES = {
     "hunyuan_video15_glyphs": hunyuan_video15_glyphs, "minimax_h3": minimax_h3, "pixart": pixart, "hidream": hidream,
     "auraflow": auraflow, "z_image": z_image, "qwen_image": qwen_image, "flux_schnell": flux_schnell, "flux2": flux2,
     "hunyuan_video15": hunyuan_video15, "ernie_image": ernie_image, "krea2": krea2, "lens": lens,
-    "mage_flow": mage_flow,
+    "mage_flow": mage_flow, "minimax_h3_av": minimax_h3_av, "anima": anima,
 }  # fmt: skip

@@ -80,6 +80,16 @@ def blocks(text: str) -> Graph:
     return graph
 
 
+def settings(text: str) -> Graph:
+    """The stock loader, and the settings apart from it."""
+    graph = picture(text)
+    loaded = graph[LORA]["inputs"]
+    graph[LORA] = node("LoraLoaderModelOnly", model=loaded["model"], lora_name=loaded["lora_name"], strength_model=1.0)
+    graph["40"] = node("PCMSettings", model=[LORA, 0], method="auto", file_name=loaded["lora_name"], replace=False)
+    graph[SAMPLER]["inputs"]["model"] = ["40", 0]
+    return {name: entry for name, entry in graph.items() if entry["class_type"] != "PreviewAny"}
+
+
 def video(text: str, lora: str, **sampler: Any) -> Graph:
     graph: Graph = json.loads(VIDEO_WORKFLOW.read_text("utf-8"))
     graph[LORA]["inputs"]["lora_name"] = f"{lora}.safetensors"

@@ -35,6 +35,7 @@ BASES: dict[str, tuple[Callable[[], Graph], str]] = {
     "PCMSampler": (lambda: recipes.picture(""), SAMPLER),
     "PCMPhaseScheduler": (lambda: recipes.blocks(""), "20"),
     "SamplerPCM": (lambda: recipes.blocks(""), "21"),
+    "PCMSettings": (lambda: recipes.settings(""), "40"),
     "PCMGuider": (lambda: recipes.blocks(""), "22"),
     "PCMPhasePlot": (lambda: recipes.blocks(""), "24"),
     "PCMVideoSampler": (lambda: recipes.video("", "demo_wan_pcm_2phase"), SAMPLER),
