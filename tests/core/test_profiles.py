@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import get_args
 
 import pytest
@@ -314,6 +315,16 @@ def test_the_table_is_whole():
 
 
 # Metadata
+
+
+def test_a_verified_row_names_what_its_authors_wrote():
+    """A template of ComfyUI, or what users and other packs do, verifies nothing."""
+    page = re.compile(r"(?:github\.com|huggingface\.co)/([\w.-]+)/|, by (?:the )?\w+")
+    others = {"kijai", "deepbeepmeep", "Acly", "mcmonkeyprojects", "Comfy-Org", "comfyanonymous"}
+    for row in lookup.table()["methods"]:
+        owners = {found[1] for found in page.finditer(row["source"])}
+        assert not row["verified"] or owners - others, (row["method"], row["source"])
+        assert row["verified"] or row["source"], row["method"]
 
 
 def test_metadata_of_our_distiller():

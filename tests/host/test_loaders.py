@@ -66,7 +66,7 @@ def run(host, zoo, monkeypatch, stand_ins, node):
     inputs = {"model": ["2", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 1}
     prompt = {
         "1": node,
-        "2": {"class_type": "FreeU", "inputs": {"model": ["1", 0], "b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}},
+        "2": {"class_type": "CFGZeroStar", "inputs": {"model": ["1", 0]}},
         "3": {"class_type": "GivePositive", "inputs": {}},
         "4": {"class_type": "GiveNegative", "inputs": {}},
         "5": {"class_type": "GiveLatent", "inputs": {}},
