@@ -40,7 +40,7 @@ To convert a template:
   video PCM Video Sampler. Two `KSamplerAdvanced` of Wan 2.2 become one PCM Video Sampler with the second model.
 - A node that sets the shift may go. Kept behind the loader it keeps its value; a note says what the authors have.
 - FluxGuidance stays, or goes: the method's own guidance is then set.
-- The workflow check does all of this: "Use PCM nodes" on the card of the file.
+- The workflow check does this where nodes can be replaced one for one: "Use PCM nodes" on the card of the file.
 
 | result | what it says |
 |---|---|

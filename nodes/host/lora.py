@@ -150,13 +150,6 @@ def model_facts(model: Any) -> ModelFacts:
     )
 
 
-def model_file(model: Any) -> str:
-    """Name of the file that a model was loaded from; empty if not known."""
-    loader = getattr(model, "cached_patcher_init", None)
-    source = loader[1][0] if loader and loader[1] and isinstance(loader[1][0], str) else ""
-    return Path(source).name
-
-
 def _image_input(base_model: str, unet: Mapping[str, Any]) -> bool | None:
     """Whether a model takes a start image in addition to its noise; ``None`` if optional or not known.
 
