@@ -60,8 +60,8 @@ def search_text(path: str | Path) -> str:
     The folder comes before it only where the name itself says nothing, as ``pytorch_lora_weights``; workflows of
     Windows separate it with a backslash.
     """
-    path = PurePosixPath(str(path).replace("\\", "/"))
-    name, folder = _QUANTIZED.sub("", _words(_ENDING.sub("", path.name))), path.parent.name
+    place = PurePosixPath(str(path).replace("\\", "/"))
+    name, folder = _QUANTIZED.sub("", _words(_ENDING.sub("", place.name))), place.parent.name
     plain = folder.lower() in _PLAIN_FOLDERS or not _PLAIN_NAMES.fullmatch(name)
     return name if plain else f"{_words(folder)}/{name}"
 

@@ -84,8 +84,9 @@ def released() -> list[tuple[str, Kind]]:
     found: list[tuple[str, Kind]] = []
     for row in lookup.table()["methods"]:
         kinds: tuple[Kind, ...] = ("lora", "checkpoint") if row["kind"] == "either" else (row["kind"],)
-        names = dict.fromkeys([*row.get("files", ()), *row.get("choices", {}).values()])
-        found += [(name, kind) for name in names for kind in kinds]
+        names: list[str] = [*row.get("files", ()), *row.get("choices", {}).values()]
+        for name in dict.fromkeys(names):
+            found += [(name, kind) for kind in kinds]
     return found
 
 

@@ -84,11 +84,11 @@ def run(host, zoo, monkeypatch, stand_ins, node):
 @pytest.mark.parametrize(
     ("kind", "name", "known"),
     [
-        ("UNETLoader", "sd3.5_large_turbo", "sd3.5_large_turbo"),
+        pytest.param("UNETLoader", "sd3.5_large_turbo", "sd3.5_large_turbo", marks=pytest.mark.long),
         ("UNETLoader", "few steps/sd3.5_large_turbo_fp8_scaled", "sd3.5_large_turbo"),
         ("CheckpointLoaderSimple", "sd_xl_turbo_1.0_fp16", "sd_xl_turbo_1.0_fp16"),
-        ("CheckpointLoaderSimple", "turbo/SD_XL_Turbo_1.0", "sd_xl_turbo_1.0_fp16"),
-        ("UnetLoaderGGUF", "sd3.5_large_turbo-Q4_K_M.gguf", "sd3.5_large_turbo"),
+        pytest.param("CheckpointLoaderSimple", "turbo/SD_XL_Turbo_1.0", "sd_xl_turbo_1.0_fp16", marks=pytest.mark.long),
+        pytest.param("UnetLoaderGGUF", "sd3.5_large_turbo-Q4_K_M.gguf", "sd3.5_large_turbo", marks=pytest.mark.long),
         ("UnetLoaderGGUF", r"few steps\sd3.5_large_turbo-Q8_0.gguf", "sd3.5_large_turbo"),
         ("NunchakuFluxDiTLoader", "svdq-int4_r32-sd3.5_large_turbo.safetensors", "sd3.5_large_turbo"),
     ],
@@ -102,9 +102,13 @@ def test_a_checkpoint_runs_on_auto_under_its_own_name(host, zoo, monkeypatch, st
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("UNETLoader", "my_model"), ("CheckpointLoaderSimple", "folder/my_model"),
-     ("UnetLoaderGGUF", "my_model-Q8_0.gguf"), ("NunchakuFluxDiTLoader", "svdq-int4_r32-my_model.safetensors")],
-)  # fmt: skip
+    [
+        ("UNETLoader", "my_model"),
+        pytest.param("CheckpointLoaderSimple", "folder/my_model", marks=pytest.mark.long),
+        ("UnetLoaderGGUF", "my_model-Q8_0.gguf"),
+        pytest.param("NunchakuFluxDiTLoader", "svdq-int4_r32-my_model.safetensors", marks=pytest.mark.long),
+    ],
+)
 def test_a_neutral_name_says_that_nothing_is_known_and_what_to_set(
     host, zoo, monkeypatch, stand_ins, caplog, kind, name
 ):
