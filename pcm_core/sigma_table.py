@@ -125,6 +125,17 @@ class SigmaTable:
         middle = self.sigma_at(0.5)
         return float(f"{middle / (1 - middle):.7g}") if self.flow and middle < 1 else None
 
+    def is_shifted(self, tolerance: float) -> bool:
+        """Whether a flow table is that of its ``shift`` everywhere; ``tolerance``: relative, of the sigmas.
+
+        Tables that other packs put into a model (beta, exponential) are not.
+        """
+        shift = self.shift
+        return shift is not None and all(
+            math.isclose(self.sigma_at(u), shift * u / (1 + (shift - 1) * u), rel_tol=tolerance)
+            for u in (0.1, 0.25, 0.75, 0.9)
+        )
+
     def sigma(self, timestep: int) -> float:
         """The sigma of a training timestep, 0 to T - 1."""
         return self.sigmas[(timestep + 1) * self.scale - 1]

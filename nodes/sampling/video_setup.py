@@ -135,8 +135,15 @@ def with_windows(setup: Setup, window: int, overlap: int, *, nested: bool, noise
         noise: the arrangement that was asked for; a model whose own windows arrange the noise says that it is not used.
 
     Raises:
-        PCMError: if the video model has no clips of that length, or the overlap is not shorter.
+        PCMError: if the video model has no clips of that length, the overlap is not shorter, or the windows have to
+            be AnimateDiff-Evolved's.
     """
+    if window and "ADE" in getattr(setup.model, "additional_models", {}):
+        raise PCMError(
+            f"window is {window}, and the model has a motion module of AnimateDiff-Evolved.",
+            "window 0: that pack has context windows of its own.",
+            "Set window to 0, and connect its Context Options to its loader.",
+        )
     own = setup.model.model_options.get("context_handler")
     if own is not None:
         if window:

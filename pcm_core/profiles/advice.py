@@ -21,6 +21,7 @@ TOLERANCE = 0.02
 ZERO_SNR = 1000.0
 # Stable Diffusion 1, 2 and XL: diffusers' scaled_linear betas.
 SCALED_LINEAR = 14.6146
+SCALED_LINEAR_MIDDLE = 1.6129  # timestep 499
 _FLOW_MAX = 1.01
 
 
@@ -100,11 +101,31 @@ def sampling_mistakes(
         )
     elif cfg is not None and cfg < low * 0.999:
         found.append(f"cfg is {cfg:g}, and {profile.method} is made for {_range(low, high)}: prompts count for little.")
-    if profile.shift is not None and table.shift is not None and abs(table.shift / profile.shift - 1) > TOLERANCE:
+    other = _other_table(profile, table)
+    unlike = profile.shift and table.shift is not None and abs(table.shift / profile.shift - 1) > TOLERANCE
+    if unlike and not other:  # a table without a shift is said once
         found.append(f"The model's shift is {table.shift:.4g}, and {profile.method} is made for {profile.shift:g}.")
     if profile.sampling_class == "renoised" and determinism:
         found.append(f"determinism is {determinism:g}, and {profile.method} is made for 0, new noise in every step.")
-    return found + _other_noise(profile, table.top)
+    return found + _other_noise(profile, table.top) + other
+
+
+def _other_table(profile: PCMProfile, table: SigmaTable) -> list[str]:
+    """A node of another pack has put sigmas into the model that no model is trained with, and each phase moves."""
+    if profile.dynamic_shift or (profile.sigmas and profile.timesteps is None):  # which ask no table
+        return []
+    if table.flow:
+        belongs = table.shift is None or table.is_shifted(TOLERANCE)
+    elif _trained_on_scaled_linear(profile) and math.isclose(table.top, SCALED_LINEAR, rel_tol=TOLERANCE):
+        belongs = math.isclose(table.sigma_at(0.5), SCALED_LINEAR_MIDDLE, rel_tol=TOLERANCE)
+    else:
+        belongs = True  # not known, or said by ``_other_noise``
+    if belongs:
+        return []
+    return [
+        f"The model's sigmas are not those it was trained with, and {profile.method} counts on them: remove the node "
+        "that replaced them (a ModelSampling node of another pack)."
+    ]
 
 
 def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
@@ -113,8 +134,7 @@ def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
     Motion modules of AnimateDiff, and LoRAs made with them, were trained with linear betas (25.15), EDM models with
     sigmas up to 80, zero terminal SNR goes higher. The same timestep then is another noise level.
     """
-    spoken_for = "metadata" in profile.sources.values() or profile.method.startswith("Animate")
-    if profile.base_model not in ("sd15", "sd21", "sdxl") or spoken_for or sigma_max <= _FLOW_MAX:
+    if not _trained_on_scaled_linear(profile) or sigma_max <= _FLOW_MAX:
         return []
     if sigma_max >= ZERO_SNR:
         return [f"The model has zero terminal SNR (sigma up to {sigma_max:.0f}); {profile.method} was trained without."]
@@ -125,6 +145,11 @@ def _other_noise(profile: PCMProfile, sigma_max: float) -> list[str]:
         f'up to {SCALED_LINEAR:.4g}: use the betas of the image model ("use existing" in AnimateDiff-Evolved), or a '
         "LoRA made for these."
     ]
+
+
+def _trained_on_scaled_linear(profile: PCMProfile) -> bool:
+    spoken_for = "metadata" in profile.sources.values() or profile.method.startswith("Animate")
+    return profile.base_model in ("sd15", "sd21", "sdxl") and not spoken_for
 
 
 def schedule_mistakes(
