@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from . import host, inputs
 from .sampling.plan import draw, log, make_plan
+from .sampling.scheduler_function import SchedulerFunction
 from .sampling.settings import AUTO, with_method
 from .validation import checked
 
@@ -42,7 +43,14 @@ class PCMPhaseScheduler(io.ComfyNode):
                 ),
                 inputs.method(),
             ],
-            outputs=[io.Sigmas.Output(tooltip="Noise levels, descending; empty if denoise is 0.")],
+            outputs=[
+                io.Sigmas.Output(tooltip="Noise levels, descending; empty if denoise is 0."),
+                io.Custom("SCHEDULER_FUNC").Output(
+                    display_name="scheduler_func",
+                    tooltip="The phases for scheduler_func_opt of the Impact Pack, whose detailers and samplers bring "
+                    "their own model, steps and denoise.",
+                ),
+            ],
         )
 
     @classmethod
@@ -50,8 +58,10 @@ class PCMPhaseScheduler(io.ComfyNode):
     def execute(
         cls, model: Any, method: str = AUTO, latent: host.Latent | None = None, **settings: Any
     ) -> io.NodeOutput:
+        schedule = {name: settings[name] for name in ("phases", "spacing", "terminal", "grid")}
+        function = SchedulerFunction(method, **schedule)
         model, notes = with_method(model, method)
         plan = make_plan(model, latent, notes=notes, **settings)
         log("PCM Phase Scheduler", *plan.notes)
         draw(plan)
-        return io.NodeOutput(plan.sigmas)
+        return io.NodeOutput(plan.sigmas, function)

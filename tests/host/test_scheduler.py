@@ -15,7 +15,7 @@ SERVED = ["eps", "v", "v_zsnr", "edm", "sd3", "flux", "wan", "ltxv"]
 
 
 def schedule(host, model, **settings):
-    (sigmas,) = host.call("PCMPhaseScheduler", model=model, **settings)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=model, **settings)
     return sigmas
 
 
