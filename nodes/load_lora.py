@@ -13,14 +13,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..pcm_core import lora
 from ..pcm_core.errors import PCMError
-from ..pcm_core.lora import LoraReport, ModelWeights, Update
-from ..pcm_core.profiles import PCMProfile, profile_for
+from ..pcm_core.lora import LoraReport, Update
+from ..pcm_core.profiles import PCMProfile
 from ..pcm_core.profiles.advice import loading_mistakes
 from . import host
-from .host import adapters as host_adapters
 from .host import lora as host_lora
+from .host.text_encoder import patch_clip
+from .loading.fit import LoraOnDisk
+from .loading.stack import apply_stack, entries
 from .sampling.settings import configure
 from .validation import checked
 
@@ -51,10 +52,19 @@ class PCMLoraLoader(io.ComfyNode):
                                optional=True,  # prompts of 0.1.0 do not name it
                                tooltip="Keep the model's steps, cfg, schedule and shift, for a second few-step LoRA "
                                "that its authors recommend to combine."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="Text encoders, for files that change these too. Few-step LoRAs rarely do."),
+                io.Custom("LORA_STACK").Input("lora_stack", optional=True,
+                                              tooltip="Other LoRAs, from a LoRA stacker of another pack. They are "
+                                              "applied before this one; none of them may be a few-step LoRA."),
+                io.Float.Input("strength_clip", default=1.0, min=-100.0, max=100.0, step=0.01, advanced=True,
+                               optional=True, tooltip="Strength of this file on the text encoders."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA and its settings."),
                 io.String.Output(display_name="report", tooltip="What was found in the file, and how it was applied."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoders with the LoRAs; empty if none are "
+                                                            "connected."),
             ],
         )  # fmt: skip
 
@@ -65,13 +75,17 @@ class PCMLoraLoader(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False, settings: str = FROM_LORA
-    ) -> io.NodeOutput:
-        patched, report = load_lora(
-            model, host_lora.lora_path(lora_name), strength,
-            allow_partial=allow_partial, keep_settings=settings == KEEP,
-        )  # fmt: skip
-        return io.NodeOutput(patched, report.text())
+        cls, model: Any, lora_name: str, strength: float, allow_partial: bool = False, settings: str = FROM_LORA,
+        clip: Any = None, lora_stack: Any = None, strength_clip: float = 1.0,
+    ) -> io.NodeOutput:  # fmt: skip
+        keep, path = settings == KEEP, host_lora.lora_path(lora_name)
+        others = entries(lora_stack)
+        file = _checked_file(model, path, strength, keep_settings=keep)
+        model, clip, loaded, notes = apply_stack(model, clip, others, allow_partial=allow_partial)
+        model = host.with_loras(model, loaded) if loaded else model
+        patched, report = _on_model(model, file, strength, allow_partial=allow_partial, keep_settings=keep)
+        clip, report = _on_clip(clip, file, strength_clip, report)
+        return io.NodeOutput(patched, report.noted(notes).text(), clip)
 
 
 def load_lora(
@@ -89,21 +103,41 @@ def load_lora(
     Raises:
         PCMError: if the strength is not a number, or the file or a part of it does not fit the model.
     """
+    file = _checked_file(model, path, strength, keep_settings=keep_settings)
+    return _on_model(model, file, strength, allow_partial=allow_partial, keep_settings=keep_settings)
+
+
+def _checked_file(model: Any, path: Path, strength: float, *, keep_settings: bool) -> LoraOnDisk:
+    """The file, refused where its method or its settings cannot go on the model."""
     if not math.isfinite(strength):
         raise PCMError(f"strength is {strength}.", "a finite number.", "Use 1.")
-    tensors, metadata = lora.read_lora(path)
-    profile = profile_for(path, metadata)
+    file = LoraOnDisk.read(path)
     if strength:
-        _refuse(model, path.name, profile, keep_settings=keep_settings)
-    weights = host_lora.model_weights(model)
-    updates, report = lora.fit(
-        host_lora.host_names(tensors), weights, metadata=metadata, name=path.name, profile=profile,
-        allow_partial=allow_partial,
-    )  # fmt: skip
-    updates, report = _only_what_works(updates, report, weights, allow_partial)
-    if strength:
-        return _applied(model, updates, report, strength, keep_settings=keep_settings)
-    return model, report.with_settings(host.profile_of(model) or PCMProfile(), [_UNTOUCHED], applied=0)
+        _refuse(model, path.name, file.profile, keep_settings=keep_settings)
+    return file
+
+
+def _on_model(
+    model: Any, file: LoraOnDisk, strength: float, *, allow_partial: bool, keep_settings: bool
+) -> tuple[Any, LoraReport]:
+    updates, report = file.fit(model, allow_partial=allow_partial)
+    if not strength:
+        return model, report.with_settings(host.profile_of(model) or PCMProfile(), [_UNTOUCHED], applied=0)
+    model, report = _applied(model, updates, report, strength, keep_settings=keep_settings)
+    return host.with_loras(model, [host.LoadedLora.of(file.path, strength)]), report
+
+
+def _on_clip(clip: Any, file: LoraOnDisk, strength: float, report: LoraReport) -> tuple[Any, LoraReport]:
+    """The CLIP with the file's updates for text encoders, and what the report says of them."""
+    if clip is None or not report.text_encoder:
+        return clip, report
+    if not strength:
+        return clip, replace(report, text_encoder_use="left out; strength_clip is 0")
+    patched, count = patch_clip(clip, file.tensors, strength)
+    if not count:
+        return clip, replace(report, text_encoder_use="left out; none of them fits this CLIP")
+    use = f"change {count} weights of the CLIP, at strength {strength:g}"
+    return patched, replace(report, text_encoder_use=use)
 
 
 def _applied(
@@ -129,29 +163,6 @@ def _applied(
     report = report.with_settings(profile, [*notes, *warnings])
     logging.info("Load PCM LoRA: %s", report.line())
     return patched, report
-
-
-def _only_what_works(
-    updates: list[Update], report: LoraReport, weights: ModelWeights, allow_partial: bool
-) -> tuple[list[Update], LoraReport]:
-    """Drop the updates that this host cannot compute; the report counts them as not applied.
-
-    Raises:
-        PCMError: if there are any and ``allow_partial`` is off, or no update is left.
-    """
-    failing = host_adapters.failing(updates, weights.shapes)
-    if not failing:
-        return updates, report
-    keys = tuple(key for update in failing for key in update.keys)
-    report = replace(report, matched=report.matched - len(keys), mismatched=(*report.mismatched, *keys))
-    left = [update for update in updates if update not in failing]
-    if not allow_partial or not left:
-        raise PCMError(
-            f"{report.name}: this ComfyUI cannot apply {len(keys)} of {report.offered} tensors, {keys[0][:80]} first.",
-            "updates of a kind and shape that the host computes.",
-            "Update ComfyUI, or use another LoRA" + ("; allow_partial applies the rest." if left else "."),
-        )
-    return left, report
 
 
 def _refuse(model: Any, name: str, profile: PCMProfile, *, keep_settings: bool) -> None:

@@ -4,6 +4,9 @@ Supported hosts: 0.16.3 to 0.30.0. When the host changes, this folder changes an
 named here; ``lora``, ``loaders``, ``training`` and ``status`` are imported by those who need them.
 """
 
+from .loaded import LoadedLora as LoadedLora
+from .loaded import loras_of as loras_of
+from .loaded import with_loras as with_loras
 from .model import attach_profile as attach_profile
 from .model import base_model_of as base_model_of
 from .model import file_name as file_name

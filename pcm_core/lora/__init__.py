@@ -10,6 +10,7 @@ from .command import main as main
 from .convert import convert as convert
 from .convert import portable as portable
 from .joining import join as join
+from .keys import has_model_updates as has_model_updates
 from .normalize import ModelWeights as ModelWeights
 from .normalize import fit as fit
 from .normalize import normalize as normalize

@@ -126,7 +126,7 @@ def _refuse_no_lora(name: str, contents: Contents) -> None:
         raise PCMError(
             f"{name} changes text encoders only ({len(contents.text)} tensors).",
             "a LoRA with tensors for the diffusion model.",
-            "Load it with the host's LoraLoader, which has a CLIP input.",
+            "Load it with the host's LoraLoader, which is made for a CLIP.",
         )
     weights = [key for key in foreign if key.endswith((".weight", ".bias"))]
     if weights:

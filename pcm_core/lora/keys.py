@@ -149,6 +149,12 @@ def split_keys(tensors: Mapping[str, Tensor]) -> Contents:
     return contents
 
 
+def has_model_updates(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file has anything but updates of text encoders."""
+    contents = split_keys(tensors)
+    return bool(contents.modules or contents.foreign or not contents.text)
+
+
 def _add(contents: Contents, match: re.Match[str], key: str, tensor: Tensor) -> None:
     role, stem = match.lastgroup or "", match["stem"]
     if role == "other":

@@ -40,7 +40,8 @@ class LoraReport:
         mismatched: keys whose shape does not fit the model.
         unknown: keys without a weight in the model.
         harmless: image-input keys left out on a model without image input.
-        text_encoder: number of tensors for text encoders, which the node does not apply.
+        text_encoder: number of tensors for text encoders.
+        text_encoder_use: what was done with these; empty if they were left out.
         beside: tensors that belong to no update, by kind, see ``keys.Contents``.
         norms: block group to the size of its update at strength 1, see ``tensors.module_norms``.
         notes: repairs and oddities, one sentence each.
@@ -59,6 +60,7 @@ class LoraReport:
     unknown: tuple[str, ...] = ()
     harmless: tuple[str, ...] = ()
     text_encoder: int = 0
+    text_encoder_use: str = ""
     beside: Mapping[str, int] = field(default_factory=dict[str, int])
     norms: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
@@ -77,6 +79,10 @@ class LoraReport:
         """This report with the attached settings, further notes, and the number of tensors that were applied."""
         matched = self.matched if applied is None else applied
         return replace(self, profile=profile, notes=(*self.notes, *notes), matched=matched)
+
+    def noted(self, notes: Sequence[str]) -> LoraReport:
+        """This report with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def line(self) -> str:
         """One line for the log."""
@@ -98,7 +104,8 @@ class LoraReport:
             f"{len(self.unknown)} unknown",
         ]
         if self.text_encoder:
-            lines.append(f"text encoder: {self.text_encoder} tensors left out; this node changes the MODEL only")
+            use = self.text_encoder_use or "left out; connect a CLIP to apply them"
+            lines.append(f"text encoder: {self.text_encoder} tensors {use}")
         lines += [f"left out: {count} {_BESIDE[kind]}" for kind, count in self.beside.items()]
         if self.harmless:
             lines.append(f"left out: {len(self.harmless)} tensors for an image input that this model does not have")

@@ -22,7 +22,7 @@ def error(host):
 def load(host, model, tensors, name="a_lora.safetensors", metadata=None, **options):
     """The node on a file with those tensors: the model and the report."""
     options = {"strength": 1.0, "allow_partial": False} | options
-    return host.call("PCMLoraLoader", model=model, lora_name=write(host, tensors, name, metadata), **options)
+    return host.call("PCMLoraLoader", model=model, lora_name=write(host, tensors, name, metadata), **options)[:2]
 
 
 def weight_of(host, model, key):

@@ -44,7 +44,8 @@ def put(host, model, name, count=2, alpha=None, metadata=None, value=0.3):
 
 
 def load(host, model, name, strength=1.0, allow_partial=False):
-    return host.call("PCMLoraLoader", model=model, lora_name=name, strength=strength, allow_partial=allow_partial)
+    inputs = {"lora_name": name, "strength": strength, "allow_partial": allow_partial}
+    return host.call("PCMLoraLoader", model=model, **inputs)[:2]
 
 
 def change(host, before, after, key):
@@ -138,7 +139,7 @@ def test_the_sigmas_that_reach_the_sampler_are_the_listed_ones(host, zoo, family
         report = f"profile: {profile.method}"
     else:
         loaded, report = load(host, model, put(host, model, name, alpha=2.0))
-    (sigmas,) = host.call("PCMPhaseScheduler", model=loaded)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=loaded)
     if isinstance(listed[0], int) and listed[0] > 1:
         table = nodes_host.sigma_table(model)
         listed = [table.sigma(t) for t in listed]

@@ -102,7 +102,7 @@ def test_every_module_is_taken(host, full, style):
     path = host.base / "models" / "loras" / f"real_{family}_{style}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
-    loaded, report = host.call("PCMLoraLoader", model=model, lora_name=path.name, strength=1.0, allow_partial=False)
+    loaded, report, *_ = host.call("PCMLoraLoader", model=model, lora_name=path.name, strength=1.0, allow_partial=False)
     assert f"tensors: {count} of {count} applied" in report
     fused = 2 * 24 if family == "sd3" else 0  # q, k and v share a weight
     assert len(loaded.patches) == MODULES[family] - fused
