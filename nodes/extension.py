@@ -22,6 +22,7 @@ class PhasedConsistencyExtension(ComfyExtension):
         from .load_lora import PCMLoraLoader
         from .phase_plot import PCMPhasePlot
         from .sampler import PCMSampler, SamplerPCM
+        from .save_image import PCMSaveImage
         from .scheduler import PCMPhaseScheduler
         from .settings import PCMSettings
         from .video_sampler import PCMVideoSampler
@@ -34,6 +35,7 @@ class PhasedConsistencyExtension(ComfyExtension):
             PCMPhasePlot,
             PCMPhaseScheduler,
             PCMSampler,
+            PCMSaveImage,
             PCMSaveLora,
             PCMSettings,
             PCMVideoSampler,

@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, so that a name has the same meaning everywhere."""
+"""Inputs and outputs that several nodes share, so that a name has the same meaning everywhere."""
 
 from __future__ import annotations
 
@@ -147,6 +147,14 @@ def determinism() -> io.Float.Input:
         advanced=True,
         tooltip="1: the deterministic PCM jump. 0: fresh noise at every step, like LCM. Between: a mix. "
         "-1: the LoRA's own.",
+    )
+
+
+def info() -> io.String.Output:
+    return io.String.Output(
+        display_name="info",
+        tooltip="What ran, as A1111 writes it: steps, cfg, seed, sigmas, LoRAs with strength and hash. The same is put "
+        "beside the workflow in what Save Image writes.",
     )
 
 

@@ -13,6 +13,7 @@ from . import host, inputs
 from .sampling.function import sample_phased, sample_planned
 from .sampling.guidance import phase_guider
 from .sampling.plan import make_plan, noise_settings, part_of, say
+from .sampling.record import record
 from .sampling.settings import AUTO, with_method, with_own_guidance
 from .validation import checked
 
@@ -113,7 +114,9 @@ class PCMSampler(io.ComfyNode):
                 io.Latent.Output(
                     display_name="denoised_output", tooltip="The model's last prediction of the clean latent."
                 ),
+                inputs.info(),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -139,4 +142,6 @@ class PCMSampler(io.ComfyNode):
         say("PCM Sampler", plan, settings["determinism"])
         guider = phase_guider(model, positive, negative, plan)
         sampler = host.ksampler(sample_planned, r=plan.r)
-        return io.NodeOutput(*host.sample(guider, sampler, plan.sigmas, latent_image, seed=seed, add_noise=add_noise))
+        results = host.sample(guider, sampler, plan.sigmas, latent_image, seed=seed, add_noise=add_noise)
+        info = record([model], results[0], plan, seed=seed, denoise=settings["denoise"], hidden=cls.hidden)
+        return io.NodeOutput(*results, info)

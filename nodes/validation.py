@@ -132,6 +132,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CONDITIONING": (_is_conditioning, "a CONDITIONING with at least one text."),
     "LATENT": (lambda value: isinstance(value, dict) and hasattr(value.get("samples"), "is_nested"), "a LATENT."),
     "SIGMAS": (lambda value: isinstance(value, Tensor), "SIGMAS."),
+    "IMAGE": (lambda value: isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] in (3, 4), "an IMAGE."),
     "CLIP": (lambda value: hasattr(value, "cond_stage_model"), "a CLIP."),
     "VAE": (lambda value: hasattr(value, "decode"), "a VAE."),
     "CLIP_VISION": (lambda value: hasattr(value, "encode_image"), "a CLIP_VISION."),

@@ -16,6 +16,7 @@ from ..pcm_core.video.noise import WINDOW_NOISES, ClipNoise
 from . import host, inputs
 from .sampling.clip import Clip, condition, run, split_experts
 from .sampling.plan import AUTO, UNSET, make_plan, noise_settings, say
+from .sampling.record import record
 from .sampling.video_setup import Setup, check_clip, second_expert, set_up, with_windows
 from .validation import checked
 
@@ -95,7 +96,9 @@ class PCMVideoSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip."),
                 io.String.Output(display_name="report", tooltip="The settings that were used, changed or assumed."),
+                inputs.info(),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -127,4 +130,6 @@ class PCMVideoSampler(io.ComfyNode):
             arrangement=window_noise,
         )  # fmt: skip
         result = run(Clip(noise, seed), latent, stages, positive, negative, plan)
-        return io.NodeOutput(result, "\n".join([_describe(setup, plan), *said]))
+        experts = [setup.model] if twin is None else [setup.model, twin.model]
+        info = record(experts, result, plan, seed=seed, denoise=denoise, hidden=cls.hidden)
+        return io.NodeOutput(result, "\n".join([_describe(setup, plan), *said]), info)

@@ -128,12 +128,15 @@ def sdxl_controlnet(g: Graph) -> None:
     )  # fmt: skip
     larger = g.add("LatentUpscaleBy", 3, samples=first[0], upscale_method="bislerp", scale_by=1.5)
     second = sample(g, 4, model[0], texts, larger[0], "Second pass", seed=2, denoise=0.5)
-    save(g, 5, second, base[2], model, "sdxl_controlnet")
+    pictures = g.add("VAEDecode", 5, beside=second, samples=second[0], vae=base[2])
+    report(g, 5, model)
+    g.add("PCMSaveImage", 6, title="Save, with what ran", wide=340, beside=second, images=pictures[0], info=second[2],
+          filename_prefix="pcm/sdxl_controlnet")  # fmt: skip
     note(g, "SDXL with ControlNet and a second pass", [
         "**strength, end_percent** of the ControlNet: 0.7 until 0.8, so that the last phases are free.",
         "**denoise** of the second pass: 0.5 runs the last four of eight phases.",
         "**scale_by** 1.5. The second pass sharpens what scaling blurred, without the ControlNet.",
-    ], "Both passes use one LoRA and its settings.")  # fmt: skip
+    ], "Both passes use one LoRA and its settings. The image is saved with what the second pass ran.")  # fmt: skip
 
 
 def sd3_text_to_image(g: Graph) -> None:

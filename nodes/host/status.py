@@ -1,4 +1,4 @@
-"""The running node: what it shows below its widgets, a short text and its steps as a bar, and the prompt it is in."""
+"""The running node: the text and the bar that it shows, the prompt it is in, and what pictures keep of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
+
+_PICTURES_KEY = "phased_consistency"
 
 
 def show_on_node(text: str) -> None:
@@ -33,6 +35,24 @@ def running_prompt() -> tuple[dict[str, Any], str] | None:
     items = [item for item in list(running.values()) if isinstance(item, (tuple, list)) and len(item) > 2]
     prompts = [item[2] for item in items if item[1] == context.prompt_id and isinstance(item[2], dict)]
     return (prompts[0], context.node_id) if prompts else None
+
+
+def note_in_pictures(hidden: Any, run: dict[str, Any]) -> None:
+    """Put what the running node ran beside the workflow, for every picture that is saved later in this prompt.
+
+    The host keeps a dictionary for that, which it writes into PNG, WebP and video files; a prompt that came without a
+    workflow has none.
+
+    Args:
+        hidden: the node's hidden inputs, with EXTRA_PNGINFO.
+        run: of types that JSON has.
+    """
+    beside, context = getattr(hidden, "extra_pnginfo", None), get_executing_context()
+    if not isinstance(beside, dict) or context is None:
+        return
+    if not isinstance(beside.get(_PICTURES_KEY), dict):
+        beside[_PICTURES_KEY] = {}
+    beside[_PICTURES_KEY].setdefault(str(context.node_id), []).append(run)
 
 
 def _server() -> Any:

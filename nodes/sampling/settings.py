@@ -77,10 +77,10 @@ def _recognized(model: Any) -> tuple[Any, Notes]:
 
 
 def _check_fits(model: Any, profile: PCMProfile, name: str) -> None:
-    """Refuse a method for another base model, as far as both are known."""
+    """Refuse a method for another base model, as far as both are known: metadata may say any name."""
     _check_served(profile, name)
     own, wanted = host.base_model_of(model), profile.base_model
-    if wanted and own != wanted and own in base_models():
+    if own != wanted and {own, wanted} <= base_models():
         raise PCMError(
             f"{name} is a method for {wanted}, and the model is {own}.", f"a method for {own}.", "Choose another."
         )

@@ -126,20 +126,25 @@ class Host:
         """A module of the pack as the host loaded it, e.g. ``nodes.host`` or ``pcm_core.errors``."""
         return importlib.import_module(f"phased_consistency.{module}")
 
-    def run_prompt(self, prompt: dict[str, Any]) -> Any:
-        """Validate and execute an API prompt; returns the PromptExecutor with its history and messages."""
+    def run_prompt(self, prompt: dict[str, Any], beside: Any = None, executor: Any = None) -> Any:
+        """Validate and execute an API prompt; returns the PromptExecutor with its history and messages.
+
+        ``beside``: what a client sends along for the metadata of pictures; ``executor``: one that has its cache.
+        """
         import execution
 
         prompt_id = str(uuid.uuid4())
         valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, prompt, None))
         assert valid and not node_errors, (error, node_errors)
-        options: dict[str, Any] = {}
-        if "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters:
-            options["cache_args"] = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, **options)
-        self.server.currently_running = {0: (0, prompt_id, prompt, {}, outputs)}  # as PromptQueue.get
+        extra = {} if beside is None else {"extra_pnginfo": beside}
+        if executor is None:
+            options: dict[str, Any] = {}
+            if "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters:
+                options["cache_args"] = {"lru": 0, "ram": 0, "ram_inactive": 0}
+            executor = execution.PromptExecutor(self.server, cache_type=execution.CacheType.CLASSIC, **options)
+        self.server.currently_running = {0: (0, prompt_id, prompt, extra, outputs)}  # as PromptQueue.get
         try:
-            executor.execute(prompt, prompt_id, {}, outputs)
+            executor.execute(prompt, prompt_id, extra, outputs)
         finally:
             self.server.currently_running = {}
         return executor

@@ -33,7 +33,7 @@ def compare(host, tiny, vae, columns, **inputs):
 
 
 def pcm(host, tiny, *, seed=3, latent=None, positive=None, **settings):
-    out, _ = host.call(
+    out, *_ = host.call(
         "PCMSampler", model=tiny.model, positive=positive or tiny.positive, negative=tiny.negative, seed=seed,
         latent_image=latent or tiny.latent(), **settings,
     )  # fmt: skip
@@ -151,7 +151,7 @@ def released(host, tiny, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(4.0)}
     save_file({f"{target}.{key}": value for key, value in tensors.items()}, path)
-    model, _ = host.call("PCMLoraLoader", model=tiny.model, lora_name=path.name, strength=1.0, allow_partial=False)
+    model, *_ = host.call("PCMLoraLoader", model=tiny.model, lora_name=path.name, strength=1.0, allow_partial=False)
     return model
 
 

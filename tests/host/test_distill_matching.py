@@ -35,7 +35,7 @@ def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):
     assert lora.metadata["pcm_train_steps"] == "8"
     assert not host_training.temporary_folder("pcm_bank").exists(), "the bank of this run only is thrown away"
     (name,) = host.call("PCMSaveLora", lora=lora, prefix=f"test/matched_{family}")
-    model, _ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
+    model, *_ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
     assert model.model_options  # it loads
     only = distil(given, stage="consistency", **SHORT).args[0]
     assert any(not torch.equal(lora[key], only[key]) for key in only)

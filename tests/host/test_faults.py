@@ -38,7 +38,7 @@ def walk(host, given, model, way, latent=None, **settings):
         names = {"sampler_name": "pcm", "scheduler": "pcm", "denoise": 1.0}
         out = host.call("KSampler", **conds, **inputs, **names, steps=4, cfg=1.0)
     else:
-        (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4)
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=model, steps=4)
         (guider,) = host.call("CFGGuider", **conds, cfg=1.0)
         (noise,), (sampler,) = host.call("RandomNoise", noise_seed=1), host.call("SamplerPCM", **settings)
         out = host.call("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,

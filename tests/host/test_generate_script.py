@@ -81,7 +81,7 @@ def test_a_picture_is_the_one_that_the_nodes_make(host, demo_files, prompts, tmp
     assert set(rows[0]["files"]) >= {"demo_sd3.safetensors", PCM.name} and len(rows[0]["sigmas"]) == 3
 
     (model,) = host.call("UNETLoader", unet_name="demo_sd3.safetensors", weight_dtype="default")
-    model, _ = host.call("PCMLoraLoader", model=model, lora_name=PCM.name, strength=1.0)
+    model, *_ = host.call("PCMLoraLoader", model=model, lora_name=PCM.name, strength=1.0)
     (vae,) = host.call("VAELoader", vae_name="taesd3")
     (latent,) = host.call("EmptySD3LatentImage", width=64, height=64, batch_size=1)
     for row in (rows[0], rows[5]):
@@ -101,7 +101,7 @@ def test_a_clip_is_the_one_that_the_video_node_makes(host, demo_files, tmp_path)
     (row,) = manifest(tmp_path / "out")
     assert (row["file"], row["length"], row["steps"]) == ("000000_7.webp", 13, 2)
     (model,) = host.call("UNETLoader", unet_name="demo_wan.safetensors", weight_dtype="default")
-    model, _ = host.call("PCMLoraLoader", model=model, lora_name=WAN.name, strength=1.0)
+    model, *_ = host.call("PCMLoraLoader", model=model, lora_name=WAN.name, strength=1.0)
     (vae,) = host.call("VAELoader", vae_name="demo_wan_vae.safetensors")
     (latent,) = host.call("EmptyHunyuanLatentVideo", width=48, height=48, length=13, batch_size=1)
     positive = [[embed_video([parse_video_prompt(text)]), {}]]

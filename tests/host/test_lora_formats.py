@@ -101,7 +101,7 @@ def make(shapes, spell, style, dtype=torch.float32, alpha=True, seed=0):
 
 def load_and_compare(host, model, sd, expected, **options):
     """Load through the node; every expected weight (key to update) must come out to 1e-6 of its scale, and no other."""
-    loaded, report = host.call(
+    loaded, report, *_ = host.call(
         "PCMLoraLoader", model=model, lora_name=write(host, sd), strength=STRENGTH, allow_partial=False, **options
     )
     assert f"tensors: {len(sd)} of {len(sd)} applied" in report, report

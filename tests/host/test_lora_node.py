@@ -403,7 +403,7 @@ def test_the_whole_prompt_runs(host, zoo):
     tiny = zoo["sd3"]
     name = put(host, tiny.model, "pcm_deterministic_4step_shift3")
     loaded, _ = load(host, tiny.model, name)
-    latent, _ = host.call(
+    latent, *_ = host.call(
         "PCMSampler", model=loaded, positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(), seed=0
     )
     assert torch.isfinite(latent["samples"]).all()

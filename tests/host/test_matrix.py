@@ -55,7 +55,7 @@ class TestFamily:
         out, rows = run(host, zoo[name], denoise=denoise, latent_image=latent)
         assert rows == [1] * evaluations
         assert fingerprint(latent) == before
-        (sigmas,) = host.call("PCMPhaseScheduler", model=zoo[name].model, steps=4, denoise=denoise)
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=zoo[name].model, steps=4, denoise=denoise)
         (euler,) = host.call("KSamplerSelect", sampler_name="euler")
         close(out, advanced(host, zoo[name], sigmas, cfg=1.0, latent=latent, sampler=euler)[0])
 
@@ -82,7 +82,7 @@ class TestFamily:
 
     def test_split_sigmas(self, host, zoo, name):
         tiny = zoo[name]
-        (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4)
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4)
         before = fingerprint(sigmas)
         (high, low) = host.call("SplitSigmas", sigmas=sigmas, step=2)
         whole, _ = run(host, tiny, spacing="trailing")
@@ -137,7 +137,7 @@ class TestNoise:
         scaled.add_object_patch("model_sampling", sampling)
         (own, _) = pcm(host, tiny, model=scaled, steps=4, cfg="1", determinism=0.0)
         (lcm,) = host.call("KSamplerSelect", sampler_name="lcm")
-        (sigmas,) = host.call("PCMPhaseScheduler", model=scaled, steps=4)
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=scaled, steps=4)
         close(own, advanced(host, tiny, sigmas, cfg=1.0, model=scaled, sampler=lcm)[0], 2e-5)
         (plain, _) = pcm(host, tiny, steps=4, cfg="1", determinism=0.0)
         assert not torch.allclose(own["samples"], plain["samples"], atol=1e-2)
@@ -172,7 +172,7 @@ class TestNoise:
     def test_tcd_gamma_is_eq_44_at_that_timestep(self, host, zoo):
         """pcm.md 3.2: gamma .3 from 759 goes to 531: r = .177754; one value per step."""
         tiny, sampling = zoo["eps"], core_sampling
-        (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, spacing="tcd")
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, spacing="tcd")
         table = nodes_host.sigma_table(tiny.model)
         rates = sampling.gamma_to_determinism(0.3, sigmas, table)
         assert rates == pytest.approx((0.177754, 0.372067, 0.536617, 1.0), abs=2e-6)

@@ -47,7 +47,7 @@ def test_the_checkpoint_samples_as_its_template(host, zoo):
     (official,) = host.call(
         "KSampler", model=shifted, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0, **common
     )
-    ours, _ = host.call("PCMSampler", model=named(tiny.model, "z_image_turbo_bf16"), cfg="auto", **common)
+    ours, *_ = host.call("PCMSampler", model=named(tiny.model, "z_image_turbo_bf16"), cfg="auto", **common)
     torch.testing.assert_close(ours["samples"], official["samples"], rtol=1e-5, atol=1e-5)
 
 
@@ -132,6 +132,6 @@ def test_minimax_h3_is_told_both_shifts(host, zoo, first):
     official, _ = host.call(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=levels, latent_image=tiny.latent()
     )
-    found, _ = host.call("PCMSampler", model=ours, seed=7, cfg="auto", **common)
+    found, *_ = host.call("PCMSampler", model=ours, seed=7, cfg="auto", **common)
     for ours_part, right_part in zip(found["samples"].unbind(), official["samples"].unbind(), strict=True):
         torch.testing.assert_close(ours_part, right_part, rtol=1e-5, atol=1e-5)

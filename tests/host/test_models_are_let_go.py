@@ -34,7 +34,7 @@ def custom(host, given, sampler="pcm", **guidance):
         "PCMGuider" if guidance else "CFGGuider", model=given["model"], **texts, **guidance or {"cfg": 2.0}
     )
     own = host.call("SamplerPCM") if sampler == "pcm" else host.call("KSamplerSelect", sampler_name=sampler)
-    (sigmas,) = host.call("PCMPhaseScheduler", model=given["model"], steps=2)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=given["model"], steps=2)
     host.call("SamplerCustomAdvanced", noise=noise, guider=guider[0], sampler=own[0], sigmas=sigmas,
               latent_image=given["latent_image"])  # fmt: skip
 
@@ -46,7 +46,7 @@ def compare(host, given):
 
 def with_lora(host, given):
     name = put(host, given["model"], "pcm_let_go_4step")
-    model, _ = host.call("PCMLoraLoader", model=given["model"], lora_name=name)
+    model, *_ = host.call("PCMLoraLoader", model=given["model"], lora_name=name)
     host.call("PCMSampler", **given | {"model": model}, seed=1)
 
 

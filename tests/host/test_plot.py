@@ -41,7 +41,7 @@ def test_the_steps_are_those_of_the_scheduler(host, zoo):
         {"steps": 5, "spacing": "tcd"},
     ):
         for name in ("eps", "sd3", "flux"):
-            (sigmas,) = host.call("PCMPhaseScheduler", model=zoo[name].model, **settings)
+            sigmas, *_ = host.call("PCMPhaseScheduler", model=zoo[name].model, **settings)
             drawn = chart(host, zoo[name].model, **settings)
             assert [sigma for _, sigma in (*drawn.steps, drawn.end)] == sigmas.tolist(), (name, settings)
 

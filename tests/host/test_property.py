@@ -149,7 +149,7 @@ def check(host, zoo, graph):
     run, off = Steps(), {"determinism": 1.0, "spacing": "trailing"}
     watched = shared | {"model": run.watch(model)}
     ours = host.call("PCMSampler", **watched, steps=steps, cfg=str(cfg), **off)[0]["samples"]
-    (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=steps, spacing="trailing")
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=model, steps=steps, spacing="trailing")
     simple = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     same = torch.equal(sigmas, simple)
     assert same or steps not in SHARED
@@ -192,7 +192,7 @@ def test_where_simple_rounds_down(host, zoo, name):
     table = sampling.sigmas.cpu()
     same = []
     for steps in range(1, 65):
-        (ours,) = host.call("PCMPhaseScheduler", model=model, steps=steps, spacing="trailing")
+        ours, *_ = host.call("PCMPhaseScheduler", model=model, steps=steps, spacing="trailing")
         simple = comfy.samplers.calculate_sigmas(sampling, "simple", steps)
         if torch.equal(ours, simple):
             same.append(steps)

@@ -18,7 +18,7 @@ FAMILIES = ["eps", "v", "edm", "sd3", "flux", "wan", "hunyuan_video", "ltxv"]
 def pcm(host, tiny, **settings):
     """(latent, denoised_output) of PCMSampler."""
     inputs = {"model": tiny.model, "positive": tiny.positive, "negative": tiny.negative, "latent_image": tiny.latent()}
-    return host.call("PCMSampler", **{**inputs, "seed": 7, **settings})
+    return host.call("PCMSampler", **{**inputs, "seed": 7, **settings})[:2]
 
 
 def advanced(host, tiny, sigmas, *, cfg, seed=7, latent=None, model=None, sampler=None):
@@ -80,7 +80,7 @@ def close(a, b, tolerance=1e-5):
 def test_three_paths_give_one_latent(host, zoo, name, phases):
     tiny = zoo[name]
     cfg = 1.0 if name in ("flux", "hunyuan_video") else 3.0
-    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=phases, spacing="trailing")
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=phases, spacing="trailing")
     own, own_x0 = pcm(host, tiny, steps=phases, spacing="trailing", cfg=str(cfg))
     via, via_x0 = advanced(host, tiny, sigmas, cfg=cfg)
     assert torch.equal(own["samples"], via["samples"])
@@ -146,7 +146,7 @@ def test_nothing_the_caller_owns_is_written(host, zoo, name, settings):
     before = fingerprint(inputs)
     pcm(host, tiny, steps=4, cfg="2", denoise=0.7, **inputs, **settings)
     assert fingerprint(inputs) == before
-    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4)
     (before, latent_before) = fingerprint(sigmas), fingerprint(latent)
     advanced(host, tiny, sigmas, cfg=2.0, latent=latent)
     assert (fingerprint(sigmas), fingerprint(latent)) == (before, latent_before)
@@ -168,7 +168,7 @@ def test_noise_and_sigmas_are_not_written(host, zoo, name, determinism):
     tiny = zoo[name]
     latent = tiny.latent(seed=1)
     noise = FixedNoise(torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2)))
-    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=3, denoise=0.8)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=3, denoise=0.8)
     (guider,) = host.call("PCMGuider", model=tiny.model, positive=tiny.positive, negative=tiny.negative, cfg="2, 1, 1")
     (sampler,) = host.call("SamplerPCM", determinism=determinism)
     inputs = [noise.noise, sigmas, latent, tiny.positive, tiny.negative]
@@ -197,7 +197,7 @@ def test_denoise_zero_returns_the_latent(host, zoo, name):
 def test_nested_video_and_audio(host, zoo):
     tiny = zoo["ltx2"]
     (out, x0) = pcm(host, tiny, steps=2, cfg="1")
-    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=2)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=2)
     (euler,) = host.call("KSamplerSelect", sampler_name="euler")
     (expected, _) = advanced(host, tiny, sigmas, cfg=1.0, sampler=euler)
     parts = nodes_host.parts
@@ -241,7 +241,7 @@ def test_denoised_output_on_every_other_path(host, zoo, name, settings):
     assert torch.equal(x0["samples"], out(recorder.denoised[-1]))
     schedule = {key: settings[key] for key in ("terminal", "denoise") if key in settings}
     noise = {key: settings[key] for key in ("determinism", "gamma") if key in settings}
-    (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, **schedule)
+    sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, **schedule)
     (sampler,) = host.call("SamplerPCM", **noise)
     for part in host.call("SplitSigmas", sigmas=sigmas, step=1):
         recorder = Recorder(tiny.model)
@@ -299,7 +299,7 @@ class TestProfile:
         model = with_profile(host, tiny, method="TCD", gamma=0.3, steps=4, spacing="tcd")
         (auto, _) = pcm(host, tiny, model=model)
         (explicit, _) = pcm(host, tiny, steps=4, spacing="tcd", gamma=0.3, cfg="1")
-        (sigmas,) = host.call("PCMPhaseScheduler", model=model)
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=model)
         (via, _) = advanced(host, tiny, sigmas, cfg=1.0, model=model)
         assert torch.equal(auto["samples"], explicit["samples"])
         assert torch.equal(auto["samples"], via["samples"])
@@ -321,7 +321,7 @@ class TestAlpha0:
     def test_is_scaled_to_variance_preserving(self, host, zoo, name):
         """0.99957491 is the square root of alphas_cumprod[0] of SD, so the latent equals diffusers' DDIM."""
         tiny = zoo[name]
-        (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, terminal="alpha0")
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, terminal="alpha0")
         assert float(sigmas[-1]) == pytest.approx(0.0291672, rel=1e-5)
         expected = {"samples": self.euler(host, tiny, sigmas)["samples"] * 0.99957491}
         (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")
@@ -334,7 +334,7 @@ class TestAlpha0:
 
         (model,) = host.call("ModelSamplingStableCascade", model=zoo["eps"].model, shift=2.0)
         tiny, table = replace(zoo["eps"], model=model), nodes_host.sigma_table(model).sigmas
-        (sigmas,) = host.call("PCMPhaseScheduler", model=model, steps=4, terminal="alpha0")
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=model, steps=4, terminal="alpha0")
         assert len(table) == 10000 and float(sigmas[-1]) == table[9]
         (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")
         expected = self.euler(host, tiny, sigmas)["samples"] * (1 + table[9] ** 2) ** -0.5
@@ -342,7 +342,7 @@ class TestAlpha0:
 
     def test_is_left_to_the_host_on_flow_models(self, host, zoo):
         tiny = zoo["sd3"]
-        (sigmas,) = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, terminal="alpha0")
+        sigmas, *_ = host.call("PCMPhaseScheduler", model=tiny.model, steps=4, terminal="alpha0")
         (own, _) = pcm(host, tiny, steps=4, terminal="alpha0", cfg="1")
         close(own, self.euler(host, tiny, sigmas))
 

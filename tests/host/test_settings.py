@@ -62,7 +62,7 @@ def test_every_way_to_sample_reads_it(host, zoo):
     (guider,) = host.call("PCMGuider", model=model, **texts, cfg="auto")
     assert guider.cfg == 1.0
     common = {**texts, "latent_image": tiny.latent(), "seed": 5}
-    ours, _ = host.call("PCMSampler", model=model, cfg="auto", **common)
+    ours, *_ = host.call("PCMSampler", model=model, cfg="auto", **common)
     for name in ("euler", "pcm"):
         (stock,) = host.call(
             "KSampler", model=model, steps=4, cfg=1.0, sampler_name=name, scheduler="simple", denoise=1.0, **common
@@ -73,7 +73,7 @@ def test_every_way_to_sample_reads_it(host, zoo):
 def test_the_video_sampler_reads_it(host, zoo):
     tiny = zoo["wan"]
     model = settings(host, tiny.model, method="LightX2V-Wan2.1")
-    _, report = host.call(
+    _, report, *_ = host.call(
         "PCMVideoSampler", model=model, positive=tiny.positive, negative=tiny.negative, latent_image=tiny.latent(),
         cfg="auto",
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Lab:
         tiny = self[name]
         inputs = {"positive": tiny.positive, "negative": tiny.negative, **inputs}
         latent = self.latent(name) if latent is None else latent
-        return self.host.call("PCMVideoSampler", model=model or tiny.model, latent_image=latent, **inputs)
+        return self.host.call("PCMVideoSampler", model=model or tiny.model, latent_image=latent, **inputs)[:2]
 
     def parts(self, latent):
         return self.api.parts(latent["samples"])

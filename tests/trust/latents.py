@@ -36,7 +36,7 @@ def main() -> None:
             shape = (2, *given.shapes[0][:-2], *size)
             picture = torch.randn(shape, generator=torch.Generator().manual_seed(1))
             for noise, determinism in NOISES.items():
-                latent, _ = host.call(
+                latent, *_ = host.call(
                     "PCMSampler", model=given.model, positive=given.positive, negative=given.negative, seed=5,
                     latent_image={"samples": picture}, steps=4, cfg="3", denoise=0.8,
                     determinism=determinism,

@@ -42,6 +42,13 @@ def picture(text: str, lora: str = LORAS[1], *, batch: int = 1, strength: float 
     return graph
 
 
+def saved(text: str) -> Graph:
+    """The quick start, with what ran in the parameters of its picture."""
+    graph = picture(text)
+    graph[SAVE] = node("PCMSaveImage", images=[DECODE, 0], info=[SAMPLER, 2], filename_prefix="trust/saved")
+    return graph
+
+
 def broken(text: str) -> Graph:
     """A model that returns NaN at the third step."""
     graph = picture(text)
@@ -117,7 +124,7 @@ def distil(text: str, steps: int = 3) -> Graph:
         "phases": 4, "steps": steps, "batch_size": 2, "grad_accumulation": 1, "learning_rate": 1e-3, "rank": 4,
         "cfg_min": 3.0, "cfg_max": 3.0, "caption_dropout": 0.0, "adversarial": 0.0, "loss": "huber", "ema": 0.0,
         "seed": 0, "existing_lora": "[none]", "targets": "", "solver_grid": 0, "gradient_checkpointing": False,
-        "compute": "model", "preview_every": 0,
+        "compute": "model", "preview_every": 0, "width": 64, "height": 64,  # the size that the demo model was made for
     }  # fmt: skip
     again = {**graph[SAMPLER]["inputs"], "model": ["32", 0]}
     graph |= {

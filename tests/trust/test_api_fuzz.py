@@ -40,6 +40,7 @@ BASES: dict[str, tuple[Callable[[], Graph], str]] = {
     "PCMPhasePlot": (lambda: recipes.blocks(""), "24"),
     "PCMVideoSampler": (lambda: recipes.video("", "demo_wan_pcm_2phase"), SAMPLER),
     "PCMCompare": (lambda: recipes.compare(""), recipes.OTHER),
+    "PCMSaveImage": (lambda: recipes.saved(""), recipes.SAVE),
     "PCMDistillLora": (lambda: recipes.distil("", steps=1), "30"),
     "PCMSaveLora": (lambda: recipes.distil("", steps=1), "31"),
 }
@@ -228,7 +229,7 @@ def test_every_base_graph_runs(client: Client) -> None:
 
 @pytest.mark.timeout(300)
 def test_some_bad_inputs(server: Server, client: Client) -> None:
-    assert fuzz(server, client, per_node=7, seed=0).total() == 70
+    assert fuzz(server, client, per_node=7, seed=0).total() == 7 * len(BASES)
 
 
 @pytest.mark.long
