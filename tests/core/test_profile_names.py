@@ -86,7 +86,7 @@ def released() -> list[tuple[str, Kind]]:
         kinds: tuple[Kind, ...] = ("lora", "checkpoint") if row["kind"] == "either" else (row["kind"],)
         names: list[str] = [*row.get("files", ()), *row.get("choices", {}).values()]
         for name in dict.fromkeys(names):
-            found += [(name, kind) for kind in kinds]
+            found.extend((name, kind) for kind in kinds)
     return found
 
 
