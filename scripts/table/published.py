@@ -40,10 +40,13 @@ def read_published(entry: Mapping[str, Any]) -> Published:
         refuse(f"A [[published]] has no {absent[0]}.", "system, measure, steps, values and table.", "Add it.")
     steps, values, system = entry["steps"], entry["values"], entry["system"]
     if len(steps) != len(values):
-        refuse(f"[[published]] {system} has {len(values)} values for {len(steps)} steps.", "one each.", "Correct it.")
+        found = f"[[published]] {system} lists {len(steps)} steps, but values for {len(values)}."
+        refuse(found, "one value per step.", "Correct it.")
     source = f"Table {entry['table']}" + (f", page {entry['page']}" if "page" in entry else "")
-    found = {n: float(value) for n, value in zip(steps, values, strict=True)}
-    return Published(system=system, label=entry["measure"], values=found, source=source, table=entry.get("in", ""))
+    return Published(
+        system=system, label=entry["measure"], source=source, table=entry.get("in", ""),
+        values={n: float(value) for n, value in zip(steps, values, strict=True)},
+    )  # fmt: skip
 
 
 def check_published(published: Sequence[Published], tables: Sequence[Table]) -> None:

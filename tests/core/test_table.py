@@ -159,7 +159,7 @@ def test_what_a_table_asks_for_is_commands_of_pcm_generate(table, tmp_path):
             'folder = "x"',
             "has a folder and a seed. Expected: one of",
         ),
-        ("values = [8.27, 5.81]", "values = [8.27]", "[[published]] PCM has 1 values for 2 steps."),
+        ("values = [8.27, 5.81]", "values = [8.27]", "[[published]] PCM lists 2 steps, but values for 1."),
         (
             "values = [8.27, 5.81]",
             "values = [8.27, true]",
