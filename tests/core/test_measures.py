@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -265,6 +266,23 @@ def test_the_distance_of_gaussians_that_are_known():
     b = torch.tensor([[5.0, 0.0], [1.0, 0.0]])
     assert frechet(a, b) == pytest.approx(9 + 2 + 8 - 2 * (2 * 8) ** 0.5)
     assert frechet(a[:, :1], b[:, :1]) == pytest.approx(9 + 2 + 8 - 8)
+
+
+@pytest.mark.parametrize(("rows", "others"), [(5, 5), (11, 7), (2, 40), (12, 40), (40, 30)])
+def test_the_distance_is_that_of_torch_fidelity_for_few_images_and_for_many(rows, others):
+    """On both sides of 12 features, where another way of computing it begins; the matrix root by scipy."""
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(rows)
+    a, b = (torch.randn(n, 12, generator=generator) @ torch.randn(12, 12, generator=generator) for n in (rows, others))
+    covariances = [np.cov(values.double().numpy(), rowvar=False) for values in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    mean = (a.double().mean(0) - b.double().mean(0)).square().sum().item()
+    expected = mean + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-5)
+    statistics = pytest.importorskip("torch_fidelity.metric_fid")
+    given = [statistics.fid_features_to_statistics(values.double()) for values in (a, b)]
+    theirs = statistics.fid_statistics_to_metric(*given, verbose=False)["frechet_inception_distance"]
+    assert frechet(a, b) == pytest.approx(theirs, rel=1e-5)
 
 
 class Counting:
