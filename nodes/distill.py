@@ -115,6 +115,10 @@ class PCMDistillLora(io.ComfyNode):
                 io.Int.Input("matching_steps", default=450, min=1, max=1_000_000, optional=True, advanced=True,
                              tooltip="Updates of the matching stage, after the same number (at most 600) of short "
                              "warm-up updates. Each costs about three updates of the consistency stage."),
+                io.Combo.Input("adapter_dtype", options=["fp32", "bf16"], default="fp32", optional=True, advanced=True,
+                               tooltip="fp32: the LoRA in training is on the device, 16 bytes per weight. bf16: a "
+                               "rounded copy is, 2 bytes per weight; the fp32 values and the optimizer are in main "
+                               "memory. The saved LoRA is fp32 in both cases."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="The LoRA, for Save PCM LoRA or Load LoRA Model."),
@@ -178,6 +182,7 @@ def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, va
         config=config,
         rank=values["rank"],
         targets=tuple(part.strip() for part in values["targets"].split(",") if part.strip()),
+        adapter_dtype=_DTYPES[values.get("adapter_dtype", "fp32")],
         existing=None if values["existing_lora"] == _NONE else values["existing_lora"],
         checkpointing=values["gradient_checkpointing"],
         preview_every=values["preview_every"],

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from ...pcm_core.distill.memory import MemoryPlan, Workload, gigabytes
 from ...pcm_core.errors import PCMError
 from ..host import memory as host_memory
@@ -51,7 +53,7 @@ def fit(model: Any, conditioning: Conditioning, load: Workload, how: How) -> Fit
         return Fit(load, plan, _sentence(plan, free))
     savings = [(words, other, host_memory.plan(model, conditioning, other)) for words, other in _savings(model, load)]
     if how == "auto":
-        automatic = [saving for saving in savings if saving[1].rank == load.rank and saving[1].batch == load.batch]
+        automatic = [saving for saving in savings if _same_training(saving[1], load)]
         fitting = [saving for saving in automatic if saving[2].total <= free]
         if chosen := (fitting or automatic[-1:]):
             words, other, less = chosen[0]
@@ -81,6 +83,11 @@ def out_of_memory_explained(fit: Fit) -> Iterator[None]:
         ) from error
 
 
+def _same_training(one: Workload, other: Workload) -> bool:
+    """Whether both train the same LoRA, to the bit."""
+    return (one.rank, one.batch, one.adapter_dtype) == (other.rank, other.batch, other.adapter_dtype)
+
+
 def _savings(model: Any, load: Workload) -> Iterator[tuple[str, Workload]]:
     """What needs less, in words and as a workload, the cheapest in time first."""
     if can_checkpoint(model):
@@ -88,6 +95,8 @@ def _savings(model: Any, load: Workload) -> Iterator[tuple[str, Workload]]:
             yield "gradient checkpointing", replace(load, checkpointing=True)
         if not load.streaming and load.device != "cpu":
             yield "streaming of the weights", replace(load, checkpointing=True, streaming=True)
+    if load.adapter_dtype == torch.float32 and load.device != "cpu":
+        yield "adapter_dtype bf16", replace(load, adapter_dtype=torch.bfloat16)
     if load.rank > 8:
         yield f"rank {load.rank // 2}", replace(load, rank=load.rank // 2)
     if load.batch > 1:

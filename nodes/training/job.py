@@ -31,6 +31,7 @@ class Job:
         latents: as the dataset nodes deliver them, each [B, C, ...].
         texts: one per latent, or one for all; ``negative`` is also the null caption.
         captions: the number of its text for every latent, or for every row.
+        adapter_dtype: of the adapters; below float32 their masters and the optimizer are in main memory.
         existing: a LoRA to go on from: its name among the host's, or a file.
         preview_every: steps between sample grids; 0 for none.
         fit_memory: what to do where the plan does not fit the device; see ``fit``.
@@ -48,6 +49,7 @@ class Job:
     rank: int
     alpha: float | None = None
     targets: tuple[str, ...] = ()
+    adapter_dtype: torch.dtype = torch.float32
     existing: str | Path | None = None
     checkpointing: bool = False
     preview_every: int = 0

@@ -114,6 +114,7 @@ def workload(job: Job, processes: distill.Processes | None) -> Workload:
         adversarial=bool(config.adversarial),
         checkpointing=job.checkpointing,
         autocast=config.autocast,
+        adapter_dtype=job.adapter_dtype,
         device=job.model.load_device.type,
     )
 
@@ -139,7 +140,7 @@ class Session:
         generator = torch.Generator().manual_seed(job.config.seed)
         self.adapters = distill.Adapters(
             distill.adaptable(self.root, job.targets), job.rank, alpha=job.alpha, generator=generator,
-            device=self.device,
+            device=self.device, dtype=job.adapter_dtype,
         )  # fmt: skip
         if job.existing is not None:
             self.adapters.load_lora(_existing(job.model, existing_path(job.existing)))

@@ -29,6 +29,7 @@ class Adapters(nn.Module):
         generator: of the initial ``down`` matrices, on the CPU. ``up`` starts at zero: the student begins as the
             teacher.
         device: where the pairs live.
+        dtype: of the pairs, the moving average excepted; see ``LowRankSet``.
 
     Raises:
         PCMError: if the rank is below 1, or alpha is not finite and above 0.
@@ -42,11 +43,12 @@ class Adapters(nn.Module):
         alpha: float | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.targets = dict(targets)  # a dict, so that the backbone is not registered as a part of this module
         self.mode = "off"
-        self.attachments = 0
+        self.attachments, self.dtype = 0, dtype
         self._shapes = {name: cast("tuple[int, ...]", shape_of(module)) for name, module in targets.items()}
         self.sets = nn.ModuleDict()
         self.add_set("student", rank, alpha=alpha, generator=generator)
@@ -56,7 +58,8 @@ class Adapters(nn.Module):
         self, name: str, rank: int, *, alpha: float | None = None, generator: torch.Generator | None = None
     ) -> LowRankSet:
         """Add one more network in this memory, or start one anew; the adapters may be attached already."""
-        added = LowRankSet(self._shapes, rank, alpha=alpha, generator=generator)
+        dtype = torch.float32 if name == "ema" else self.dtype  # a rounded average would not move
+        added = LowRankSet(self._shapes, rank, alpha=alpha, generator=generator, dtype=dtype)
         if "student" in self.sets:
             _move(added, next(self.student.parameters()).device)
         self.sets[name] = added
@@ -84,8 +87,23 @@ class Adapters(nn.Module):
         return self.student.alpha
 
     @property
+    def dtype_name(self) -> str:
+        """As a checkpoint holds it, such as ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def rank(self) -> int:
         return len(next(iter(self.pairs.values())).down)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The float32 values of all sets; ``publish`` after changing them."""
+        return [parameter for name in self.sets for parameter in self[name].trained]
+
+    def publish(self) -> None:
+        """See ``LowRankSet.publish``; of all sets."""
+        for name in self.sets:
+            self[name].publish()
 
     @contextmanager
     def use(self, mode: str) -> Iterator[None]:
@@ -160,9 +178,9 @@ class Adapters(nn.Module):
         if ema is None:
             ema = self._empty_ema()
             decay = 0.0
-        for average, value in zip(ema.parameters(), student.parameters(), strict=True):
+        for average, value in zip(ema.parameters(), student.trained, strict=True):
             if decay:
-                average.lerp_(value, 1 - decay)
+                average.lerp_(value.to(average.device), 1 - decay)
             else:
                 average.copy_(value)
 
@@ -191,9 +209,11 @@ class Adapters(nn.Module):
         """Everything needed to resume, on the CPU: set to module to ``down`` and ``up``."""
         return {name: self[name].state() for name in self.sets}
 
-    def differences(self, state: Mapping[str, SetState], alpha: float) -> list[str]:
-        """In what adapters that were saved as ``state``, with ``alpha``, differ from these; empty if they fit."""
+    def differences(self, state: Mapping[str, SetState], alpha: float, dtype: str = "float32") -> list[str]:
+        """In what adapters that were saved as ``state`` differ from these; empty if they fit."""
         found = [f"alpha {alpha:g} -> {self.alpha:g}"] if alpha != self.alpha else []
+        if dtype != self.dtype_name:
+            found.append(f"dtype of the adapters {dtype} -> {self.dtype_name}")
         for name, weights in state.items():
             if name == "ema":
                 continue  # it has the student's shapes

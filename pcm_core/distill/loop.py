@@ -135,7 +135,7 @@ class TrainingLoop(ABC):
         self.losses.append(loss)
 
     def _tensors(self) -> list[Tensor]:
-        return list(self.adapters.parameters())
+        return list(self.adapters.trained)
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -153,6 +153,7 @@ class TrainingLoop(ABC):
         for good, tensor in zip(self._good, self._tensors(), strict=True):
             tensor.copy_(good)
             tensor.grad = None
+        self.adapters.publish()
         self.step_number = self._good_step
         del self.losses[self.step_number :]
 

@@ -84,6 +84,12 @@ class LowRankSet(nn.Module):
         rank: rank of every pair.
         alpha: a pair is scaled by ``alpha / rank``; default ``rank``.
         generator: draws the initial ``down`` matrices, on the CPU.
+        dtype: of the pairs. Below float32 they are rounded copies of float32 ``masters`` on the CPU, which are what is
+            trained: a small update would be lost in a rounded value. The gradient of a pair moves to its master as soon
+            as it is there, so the device holds two bytes for each weight instead of sixteen.
+
+    Attributes:
+        masters: float32 values on the CPU in the order of ``parameters()``; empty if the pairs are float32 themselves.
 
     Raises:
         PCMError: if the rank is below 1, or alpha is not finite and above 0.
@@ -91,7 +97,7 @@ class LowRankSet(nn.Module):
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], rank: int, *, alpha: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if rank < 1:
@@ -101,6 +107,39 @@ class LowRankSet(nn.Module):
             raise PCMError(f"alpha is {self.alpha:g}.", "a finite number above 0.", "Leave it out to use the rank.")
         self.pairs = {name: LowRankPair(shape, rank, self.alpha, generator) for name, shape in shapes.items()}
         self._registered = nn.ModuleList(self.pairs.values())  # module names contain dots, which torch does not allow
+        self.masters: list[nn.Parameter] = []
+        if dtype != torch.float32:
+            self.masters = list(self.parameters())
+            for pair in self.pairs.values():
+                pair.down, pair.up = (nn.Parameter(value.detach().to(dtype)) for value in (pair.down, pair.up))
+            for number, parameter in enumerate(self.parameters()):
+                cast(Any, parameter).register_post_accumulate_grad_hook(self._hand_over(number))
+
+    def _hand_over(self, number: int) -> Callable[[Tensor], None]:
+        def add(parameter: Tensor) -> None:
+            master, gradient = self.masters[number], parameter.grad
+            assert gradient is not None
+            gradient, parameter.grad = gradient.to(master), None
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+        return add
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The float32 values that an optimizer updates; call ``publish`` after it."""
+        return self.masters or list(self.parameters())
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters, if there are any, into the pairs."""
+        if self.masters:
+            for parameter, master in zip(self.parameters(), self.masters, strict=True):
+                parameter.copy_(master)
+
+    def _values(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The trained ``down`` and ``up`` of every module."""
+        values = [parameter.detach() for parameter in self.trained]
+        return dict(zip(self.pairs, zip(values[::2], values[1::2], strict=True), strict=True))
 
     def lora(self, prefix: str) -> dict[str, Tensor]:
         """The LoRA with ComfyUI's key names: ``<prefix><module>.lora_up.weight``, ``.lora_down.weight``, ``.alpha``.
@@ -108,9 +147,9 @@ class LowRankSet(nn.Module):
         float32 copies on the CPU.
         """
         state: dict[str, Tensor] = {}
-        for name, pair in self.pairs.items():
-            state[f"{prefix}{name}.lora_up.weight"] = pair.up.detach().float().cpu().clone()
-            state[f"{prefix}{name}.lora_down.weight"] = pair.down.detach().float().cpu().clone()
+        for name, (down, up) in self._values().items():
+            state[f"{prefix}{name}.lora_up.weight"] = up.float().cpu().clone()
+            state[f"{prefix}{name}.lora_down.weight"] = down.float().cpu().clone()
             state[f"{prefix}{name}.alpha"] = torch.tensor(self.alpha)
         return state
 
@@ -124,11 +163,12 @@ class LowRankSet(nn.Module):
             PCMError: if a module is missing on either side or a shape differs; nothing is changed then.
         """
         self._check_lora(state, prefix)
-        for name, pair in self.pairs.items():
-            rank = len(pair.down)
+        for name, (down, up) in self._values().items():
+            rank = len(down)
             scale = float(state.get(f"{prefix}{name}.alpha", rank)) / rank
-            pair.up.copy_(state[f"{prefix}{name}.lora_up.weight"].to(pair.up) * (scale / pair.scale))
-            pair.down.copy_(state[f"{prefix}{name}.lora_down.weight"].to(pair.down))
+            up.copy_(state[f"{prefix}{name}.lora_up.weight"].to(up) * (scale / self.pairs[name].scale))
+            down.copy_(state[f"{prefix}{name}.lora_down.weight"].to(down))
+        self.publish()
 
     def _check_lora(self, state: Mapping[str, Tensor], prefix: str) -> None:
         modules = {key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")}
@@ -154,14 +194,16 @@ class LowRankSet(nn.Module):
     def state(self) -> SetState:
         """Copies on the CPU by module name, for a checkpoint."""
         return {
-            name: {"down": pair.down.detach().cpu().clone(), "up": pair.up.detach().cpu().clone()}
-            for name, pair in self.pairs.items()
+            name: {"down": down.cpu().clone(), "up": up.cpu().clone()} for name, (down, up) in self._values().items()
         }
 
     def load(self, state: SetState) -> None:
         """Restore ``state``; check first with ``differences`` that it fits."""
+        values = self._values()
         for name, weights in state.items():
-            self.pairs[name].load_state_dict(weights)
+            for own, part in zip(values[name], ("down", "up"), strict=True):
+                own.copy_(weights[part])
+        self.publish()
 
     def differences(self, state: SetState) -> list[str]:
         """The reasons why ``state`` cannot be loaded, in words; empty if it fits."""

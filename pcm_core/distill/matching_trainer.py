@@ -95,8 +95,8 @@ class MatchingTrainer(TrainingLoop):
         )  # fmt: skip
         self._part = self.processes.part(config.batch)
         self.device = next(adapters.student.parameters()).device
-        self.optimizer = adamw(adapters.student.parameters(), config.lr, (0.0, 0.99), config.weight_decay)
-        self.fake_optimizer = adamw(self.fake.parameters(), config.fake_lr, (0.0, 0.99), 0.0)
+        self.optimizer = adamw(adapters.student.trained, config.lr, (0.0, 0.99), config.weight_decay)
+        self.fake_optimizer = adamw(self.fake.trained, config.fake_lr, (0.0, 0.99), 0.0)
         self.first_spread: float | None = None
 
     @property
@@ -124,7 +124,7 @@ class MatchingTrainer(TrainingLoop):
         return MatchingReport(self.step_number, loss, 0.0, loss, norm, self.config.fake_lr)
 
     def _update_student(self, batch: _Batch) -> MatchingReport:
-        config, parameters = self.config, list(self.adapters.student.parameters())
+        config, parameters = self.config, self.adapters.student.trained
         self.optimizer.zero_grad(set_to_none=True)
         landing, denoised = self._land(batch, config.unroll)
         scores = self._scores(batch, landing)
@@ -147,6 +147,7 @@ class MatchingTrainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.adapters.student.publish()
         fakes = [self._update_fake(batch, landing.detach(), again=i > 0)[0] for i in range(config.fake_updates)]
         self._count_update(loss)
         return MatchingReport(
@@ -221,7 +222,7 @@ class MatchingTrainer(TrainingLoop):
         edge = torch.full_like(level, self.edges[batch.phase + 1]).to(landing)
         fake = self._as("fake", batch.captions)
         loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
-        parameters = list(self.fake.parameters())
+        parameters = self.fake.trained
         self.fake_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         figure = loss.detach().double().cpu()
@@ -230,6 +231,7 @@ class MatchingTrainer(TrainingLoop):
         if not math.isfinite(float(figure)) or not math.isfinite(norm):
             raise self._diverged("fake's loss")
         self.fake_optimizer.step()
+        self.fake.publish()
         return float(figure), norm
 
     def _draw(self) -> _Batch:
@@ -279,6 +281,7 @@ class MatchingTrainer(TrainingLoop):
             "losses": list(self.losses),
             "adapters": self.adapters.state(),
             "alpha": self.adapters.alpha,
+            "adapter_dtype": self.adapters.dtype_name,
             "start": self.start,
             "first_spread": self.first_spread,
             "optimizer": self.optimizer.state_dict(),
@@ -312,7 +315,7 @@ class MatchingTrainer(TrainingLoop):
             return [f"stage {state.get('stage', 'consistency')} -> matching"]
         now = {name: str(value) for name, value in asdict(self.config).items()}
         changed = [f"{k} {state['config'].get(k)} -> {v}" for k, v in now.items() if state["config"].get(k) != v]
-        changed += self.adapters.differences(state["adapters"], state["alpha"])
+        changed += self.adapters.differences(state["adapters"], state["alpha"], state.get("adapter_dtype", "float32"))
         if not changed and not _same(state["start"], self.start):
             changed.append("another LoRA to start from")
         return changed

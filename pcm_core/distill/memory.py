@@ -34,6 +34,7 @@ GIB = 2**30
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "teacher")
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
+_ELSEWHERE = torch.device("meta")  # stands for main memory in a plan for a GPU: the ledger does not count it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class Workload:
 
     Attributes:
         shape: shape of one latent, without the batch.
-        rank, targets: those of the adapters.
+        rank, targets, adapter_dtype: those of the adapters; below float32 their masters, gradients and optimizer are in
+            main memory.
         batch, accumulate: rows per pass, passes per update.
         guided: whether the teacher also evaluates the null caption, which doubles its rows.
         ema, adversarial: whether there is a moving average, a discriminator (its heads are too small to count).
@@ -63,6 +65,7 @@ class Workload:
     checkpointing: bool = False
     streaming: bool = False
     autocast: torch.dtype | None = None
+    adapter_dtype: torch.dtype = torch.float32
     device: str = "cuda"
 
 
@@ -177,7 +180,7 @@ def _scratch(arguments: Any, result: Any) -> int:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and leaf.device != _ELSEWHERE:
             yield from inner_tensors(leaf)
 
 
@@ -193,7 +196,9 @@ def plan(network: nn.Module, forward: Forward, load: Workload) -> MemoryPlan:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode(False), torch.enable_grad():
         traced, ledger = fake_copy(network, mode), Ledger()
-        adapters = Adapters(adaptable(traced, load.targets), load.rank)
+        adapters = Adapters(adaptable(traced, load.targets), load.rank, dtype=load.adapter_dtype)
+        if load.device != "cpu":
+            adapters.student.masters = [nn.Parameter(m.to(_ELSEWHERE)) for m in adapters.student.masters]
         _Update(traced, forward, load, adapters, ledger).run()
     return MemoryPlan({part: ledger.peak.get(part, 0) for part in PARTS})
 
@@ -211,10 +216,12 @@ def estimated(network: nn.Module, load: Workload, sampling: int, why: str) -> Me
     here = weights - sum(sizes) + sum(sorted(sizes)[-2:]) if load.streaming else weights
     shapes = [cast("tuple[int, ...]", shape_of(module)) for module in adaptable(network, load.targets).values()]
     pairs = 4 * load.rank * sum(shape[0] + math.prod(shape[1:]) for shape in shapes)
-    copies = (1 + load.ema) * (2 if load.device == "cpu" else 1)
+    rounded = pairs // 2 if load.adapter_dtype != torch.float32 else 0
+    values = 0 if rounded and load.device != "cpu" else pairs  # what is trained, if it is on the device
+    held = rounded + values + load.ema * pairs + (values + load.ema * pairs if load.device == "cpu" else 0)
     # What a pass holds at once, for every block; recomputed, only once and a block's input beside it.
     passes = sampling * (2 if load.checkpointing or load.streaming else max(2, len(found)))
-    parts = {"weights": here, "adapters": pairs * copies, "gradients": pairs, "optimizer": 2 * pairs}
+    parts = {"weights": here, "adapters": held, "gradients": values, "optimizer": 2 * values}
     return MemoryPlan({**parts, "activations": passes, "teacher": 0}, estimated=why)
 
 
@@ -227,19 +234,28 @@ def fake_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def _fake(tensor: Any) -> Tensor:
+def _fake(tensor: Tensor) -> Tensor:
+    fake: Tensor = _empty(tensor)
+    fake = nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+    return _described(fake, tensor)
+
+
+def _empty(tensor: Any) -> Tensor:
     if is_traceable_wrapper_subclass(tensor):
         names, context = tensor.__tensor_flatten__()
         parts = {name: _fake(getattr(tensor, name)) for name in names}
         kind: Any = tensor.__class__
-        fake: Tensor = kind.__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
-    else:
-        # By the plain tensor's own sizes: a GGUF weight answers with those of what it stands for, and says so in
-        # attributes, which the fake one needs too.
-        fake = torch.empty(Tensor.size(tensor), dtype=tensor.dtype)
-        attributes = cast(dict[str, Any], vars(tensor))
-        vars(fake).update({name: value for name, value in attributes.items() if not isinstance(value, Tensor)})
-    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+        return cast(Tensor, kind.__tensor_unflatten__(parts, context, tensor.shape, tensor.stride()))
+    # By the plain tensor's own sizes: a GGUF weight answers with those of what it stands for.
+    return torch.empty(Tensor.size(tensor), dtype=tensor.dtype)
+
+
+def _described(fake: Tensor, tensor: Tensor) -> Tensor:
+    """With the attributes of ``tensor``: a GGUF weight says in them what it stands for."""
+    own, attributes = vars(fake), vars(tensor)
+    new = {name for name, value in attributes.items() if not (name.startswith("_") or isinstance(value, Tensor))}
+    own.update({name: attributes[name] for name in new - own.keys()})
+    return fake
 
 
 @dataclass
@@ -267,24 +283,24 @@ class _Update:
 
     def _bring(self, tensor: Tensor) -> Tensor:
         with self.ledger.labeled("weights"):
-            return torch.empty_like(tensor)
+            return _described(torch.empty_like(tensor), tensor)
 
     def _lay_out(self) -> None:
         """Count what is on the device between updates."""
-        load, ledger, trained = self.load, self.ledger, list(self.adapters.student.parameters())
+        load, ledger, student = self.load, self.ledger, self.adapters.student
         if load.ema:
             self.adapters.update_ema(0)
-        pairs = list(self.adapters.parameters())
-        copies = [torch.empty_like(tensor) for tensor in pairs] if load.device == "cpu" else []
-        moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        pairs, trained = list(self.adapters.parameters()), self.adapters.trained
+        copies = [torch.empty_like(tensor) for tensor in trained] if load.device == "cpu" else []
+        moments = [torch.empty_like(parameter) for parameter in student.trained for _ in range(2)]
         self.held = [*copies, *moments]
         away = streamed_tensors(self.network) if load.streaming else set[int]()
         weights = (*self.network.parameters(), *self.network.buffers())
         ledger.hold("weights", [weight for weight in weights if id(weight) not in away])
-        ledger.hold("adapters", [*pairs, *copies])
+        ledger.hold("adapters", [*pairs, *trained, *copies])
         ledger.hold("optimizer", moments)
-        for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(_gradient_keeper(ledger))
+        for parameter, holder in zip(student.parameters(), student.trained, strict=True):
+            parameter.register_post_accumulate_grad_hook(_gradient_keeper(ledger, holder))
 
     def _pass(self) -> None:
         load = self.load
@@ -307,9 +323,9 @@ class _Update:
             return self.forward(self.network, x).float()
 
 
-def _gradient_keeper(ledger: Ledger) -> Callable[[Tensor], None]:
-    def keep(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            ledger.hold("gradients", [parameter.grad])
+def _gradient_keeper(ledger: Ledger, holder: nn.Parameter) -> Callable[[Tensor], None]:
+    def keep(_: Tensor) -> None:
+        if holder.grad is not None:
+            ledger.hold("gradients", [holder.grad])
 
     return keep

@@ -74,7 +74,7 @@ class Trainer(TrainingLoop):
         if config.adversarial and discriminator is None:
             raise PCMError("adversarial is above 0 without a discriminator.", "one.", "Pass a Discriminator.")
         self._part = self.processes.part(config.batch)
-        self.optimizer = adamw(adapters.student.parameters(), config.lr, (0.9, 0.99), config.weight_decay)
+        self.optimizer = adamw(adapters.student.trained, config.lr, (0.9, 0.99), config.weight_decay)
         self.discriminator_optimizer = None
         if self.discriminator is not None:
             self.discriminator_optimizer = adamw(
@@ -91,7 +91,7 @@ class Trainer(TrainingLoop):
             totals += self._pass() / config.accumulate
         self.processes.average([totals, *self._gradients()])
         loss, generator_loss, discriminator_loss = (float(total) for total in totals)
-        norm = float(nn.utils.clip_grad_norm_(self.adapters.student.parameters(), config.max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(self.adapters.student.trained, config.max_grad_norm))
         found = {"loss": loss, "discriminator": discriminator_loss + self._discriminator_norm(), "gradient": norm}
         if broken := [name for name, value in found.items() if not math.isfinite(value)]:
             raise self._diverged(broken[0])
@@ -106,6 +106,7 @@ class Trainer(TrainingLoop):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.adapters.student.publish()
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.step()
 
@@ -123,7 +124,7 @@ class Trainer(TrainingLoop):
         return float(torch.stack(norms).sum()) if norms else 0.0
 
     def _gradients(self) -> list[Tensor]:
-        parameters = [*self.adapters.student.parameters(), *self._heads()]
+        parameters = [*self.adapters.student.trained, *self._heads()]
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _pass(self) -> Tensor:
@@ -210,6 +211,7 @@ class Trainer(TrainingLoop):
             "losses": list(self.losses),
             "adapters": self.adapters.state(),
             "alpha": self.adapters.alpha,
+            "adapter_dtype": self.adapters.dtype_name,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "discriminator": self.discriminator.heads.state_dict() if self.discriminator else {},
@@ -246,7 +248,8 @@ class Trainer(TrainingLoop):
         # A setting newer than the checkpoint had its default value then.
         made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
         changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
-        changed += self.adapters.differences(state["adapters"], state.get("alpha", self.adapters.alpha))
+        made_with = state.get("alpha", self.adapters.alpha), state.get("adapter_dtype", "float32")
+        changed += self.adapters.differences(state["adapters"], *made_with)
         if self.discriminator is not None:
             changed += self.discriminator.heads.differences(state["discriminator"])
         return changed

@@ -94,6 +94,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--memory", choices=("auto", "off", "stream"), default="auto", help="auto: checkpointing, then "
                      "streaming of the weights, where it would not fit; stream: always")  # fmt: skip
     run.add_argument("--bf16", action="store_true", help="bf16 autocast; the LoRA stays fp32")
+    run.add_argument("--adapter-dtype", choices=("fp32", "bf16"), default="fp32", help="bf16: a rounded LoRA on the "
+                     "device, its fp32 values and the optimizer in main memory")  # fmt: skip
     run.add_argument("--seed", type=int, default=0)
 
 
@@ -212,6 +214,7 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
         rank=options.rank,
         alpha=options.alpha,
         targets=tuple(part.strip() for part in options.targets.split(",") if part.strip()),
+        adapter_dtype=torch.bfloat16 if options.adapter_dtype == "bf16" else torch.float32,
         checkpointing=options.checkpointing,
         existing=options.start,
         stage=options.stage,

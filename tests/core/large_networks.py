@@ -96,11 +96,15 @@ def fill(network: nn.Module) -> None:
 
 
 def trainer(
-    network: nn.Module, config: distill.DistillConfig, rank: int, shape: tuple[int, ...]
+    network: nn.Module,
+    config: distill.DistillConfig,
+    rank: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[distill.Adapters, distill.Trainer]:
     """Adapters with nonzero weights (at zero half of all gradients vanish), and a trainer on 16 latents."""
     generator = torch.Generator().manual_seed(1)
-    adapters = distill.Adapters(distill.adaptable(network), rank, generator=generator)
+    adapters = distill.Adapters(distill.adaptable(network), rank, generator=generator, dtype=dtype)
     with torch.no_grad():
         for pair in adapters.pairs.values():
             pair.up.copy_(0.05 * torch.randn(pair.up.shape, generator=generator))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -21,6 +23,7 @@ WORK = {
     "transformer, rank 32": (Tokens, {"shape": (4, 8, 8), "rank": 32, "ema": True}),
     "transformer, checkpointing": (Tokens, {"shape": (4, 16, 16), "rank": 4, "batch": 2, "checkpointing": True}),
     "transformer, accumulated": (Tokens, {"shape": (4, 8, 8), "rank": 16, "accumulate": 2, "checkpointing": True}),
+    "transformer, bf16 adapters": (Tokens, {"shape": (4, 12, 12), "rank": 32, "adapter_dtype": torch.bfloat16}),
     "U": (Levels, {"shape": (4, 32, 32), "rank": 8}),
     "U, unguided": (Levels, {"shape": (4, 32, 32), "rank": 8, "batch": 2, "guided": False}),
     "U, checkpointing": (Levels, {"shape": (4, 64, 64), "rank": 4, "checkpointing": True}),
@@ -51,14 +54,14 @@ def recomputing(adapters: distill.Adapters, network: nn.Module, load: memory.Wor
 
 def measured(network: nn.Module, load: memory.Workload) -> int:
     """What one update really takes, by torch's allocator: the memory in use before it, and the peak on top of that."""
-    adapters, running = trainer(network, config(load), load.rank, load.shape)
+    adapters, running = trainer(network, config(load), load.rank, load.shape, load.adapter_dtype)
     with adapters.attached(), recomputing(adapters, network, load):
         running.step()
         running._zero_grad()
         with Allocated() as during:
             running.step()
     moments = [value for state in running.optimizer.state.values() for value in state.values()]
-    lying = [*adapters.parameters(), *running._good, *moments]
+    lying = [*adapters.parameters(), *adapters.student.masters, *running._good, *moments]
     away = streaming.streamed_tensors(network) if load.streaming else set()
     lying += [weight for weight in network.parameters() if id(weight) not in away]
     return sum(tensor.nbytes for tensor in lying) + during.peak
@@ -110,6 +113,8 @@ def test_the_parts_are_what_they_are_called():
     assert averaged.parts["adapters"] == 2 * pairs
     on_cpu = memory.plan(network, forward, memory.Workload(shape=shape, rank=8, device="cpu"))
     assert on_cpu.parts["adapters"] == 2 * pairs, "the copy to fall back on"
+    rounded = memory.plan(network, forward, memory.Workload(shape=shape, rank=8, adapter_dtype=torch.bfloat16))
+    assert rounded.parts["adapters"] == pairs // 2 and rounded.parts["optimizer"] == rounded.parts["gradients"] == 0
     assert str(memory.MemoryPlan({"weights": 5 << 30, "adapters": 3 << 29, "activations": 3 << 28})) == (
         "7.2 GB (weights 5.0, adapters and optimizer 1.5, activations 0.75)"
     )
@@ -135,9 +140,28 @@ def test_streamed_gradients_are_the_resident_ones_to_the_bit(make):
     sizes = sorted(streaming.blocks_bytes(network))
     assert device.resident == 0, "all of it is gone in the end"
     assert sizes[-1] < device.most <= sum(sizes[-3:]) < sum(sizes)
+    assert device.brought <= 3 * 4 * sum(sizes), "each weight once for student, teacher, target and backward pass"
     for way in ("checkpointed", "streamed"):
         for one, other in zip(seen["resident"], seen[way], strict=True):
             assert one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True)), way
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [lambda: Tokens(128), lambda: Levels(64)], ids=["transformer", "U"])
+def test_streaming_costs_at_most_two_fifths_more_time(make):
+    """CPU seconds of updates in turns, every copy a real one; benchmarks.streaming_cost has the host's families."""
+    network = make()
+    adapters, running = trainer(network, distill.DistillConfig(steps=99, batch=2, cfg=(4.0, 6.0)), 4, (4, 32, 32))
+    ways = (lambda: adapters.checkpointed(network),
+            lambda: streaming.streamed(adapters, network, streaming.carrier_for(torch.device("cpu"))))  # fmt: skip
+    seconds: list[list[float]] = [[], []]
+    for turn in range(8):
+        for way in (0, 1) if turn % 2 else (1, 0):
+            with adapters.attached(), ways[way]():
+                started = time.process_time()
+                running.step()
+            seconds[way].append(time.process_time() - started)
+    assert statistics.median(b / a for a, b in zip(*seconds, strict=True)) < 1.4, seconds
 
 
 def test_a_weight_used_while_it_is_away_is_noticed():

@@ -54,11 +54,11 @@ class Recorder:
         return x - sigma[:, None] * self.network(x, sigma, captions)
 
 
-def make(processes: distill.Processes | None = None, **settings):
+def make(processes: distill.Processes | None = None, dtype: torch.dtype = torch.float32, **settings):
     config = distill.DistillConfig(**{"phases": 2, "steps": 40, "batch": 16, "lr": 1e-2, "warmup": 4, **settings})
     network = Velocity()
     adapters = distill.Adapters(
-        distill.adaptable(network, ["blocks", "leave"]), 4, generator=torch.Generator().manual_seed(1)
+        distill.adaptable(network, ["blocks", "leave"]), 4, generator=torch.Generator().manual_seed(1), dtype=dtype
     )
     backbone = Recorder(network, adapters)
     clean = torch.randn(64, 2, generator=torch.Generator().manual_seed(2)) * 0.2 + 1

@@ -20,17 +20,20 @@ from pcm_core.errors import PCMError
 def setting(**settings) -> SimpleNamespace:
     """Network, adapters, bank plan and store of a run; the student starts away from zero, like a distilled one."""
     folder, pairs, refresh = settings.pop("folder", None), settings.pop("pairs", 64), settings.pop("refresh", False)
+    dtype = settings.pop("dtype", torch.float32)
     config = distill.MatchingConfig(**{
         "phases": 2, "steps": 12, "batch": 16, "lr": 3e-3, "fake_lr": 5e-3, "fake_warmup": 4, "cfg": 2.0,
         "teacher_cfg": 1.5, "ema": 0.9, **settings,
     })  # fmt: skip
     network = Velocity()
     adapters = distill.Adapters(
-        distill.adaptable(network, ["blocks", "leave"]), 4, generator=torch.Generator().manual_seed(1)
+        distill.adaptable(network, ["blocks", "leave"]), 4, generator=torch.Generator().manual_seed(1), dtype=dtype
     )
     with torch.no_grad():
         for i, pair in enumerate(adapters.pairs.values()):
             pair.up.copy_(0.1 * torch.randn(pair.up.shape, generator=torch.Generator().manual_seed(i)))
+    adapters.load({"student": {name: {"down": pair.down.float(), "up": pair.up.float()}
+                               for name, pair in adapters.pairs.items()}})  # fmt: skip
     backbone = Recorder(network, adapters)
     plan = distill.BankPlan.of(
         FLOW_TABLE, config.phases, config.grid, config.terminal, shape=(2,), texts=3, pairs=pairs, chunk=24,

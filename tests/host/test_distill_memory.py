@@ -154,11 +154,13 @@ def test_what_cannot_be_traced_is_estimated_and_says_so(host, zoo, distil, said,
     plan = planner.plan(given.model, given.positive, memory.Workload(shape=given.shapes[0], rank=4))
     assert plan.estimated == "its layers write over what their gradient needs"
     assert plan.total > given.model.model_size()
+    room(1e3)
+    distil(given, steps=1)
+    assert "estimated (its layers write over what their gradient needs); 9.3e-07 GB are free" in said()
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("this network cannot be traced\nsecond line")
 
-    room(1e3)
     monkeypatch.setattr(type(zoo["sd3"].model.model.diffusion_model), "forward", refuse)
     plan = planner.plan(zoo["sd3"].model, zoo["sd3"].positive, memory.Workload(shape=(16, 8, 8), rank=4))
     assert plan.estimated == "this network cannot be traced" and plan.total > 0
@@ -207,28 +209,32 @@ def test_streaming_is_chosen_where_checkpointing_is_not_enough(host, deep, room,
     assert chosen.load.streaming and "which may not be enough" in chosen.text
 
 
-def test_a_run_that_exceeds_its_plan_keeps_what_it_had(host, zoo, distil, monkeypatch):
-    """The device runs out in the third step: the LoRA of two steps is saved, and the sentence names the plan."""
+@pytest.mark.parametrize("way", ["whole", "stream"])
+def test_a_run_that_exceeds_its_plan_keeps_what_it_had(host, zoo, distil, monkeypatch, way):
+    """The device runs out inside the third step: the LoRA of two steps is saved, and the sentence names the plan."""
     import comfy.model_management
 
     given, error = zoo["sd3"], host.pack("pcm_core.errors").PCMError
-    training = host.pack("nodes.training.session")
-    after, known = training.Session._after_step, set(host.pack("nodes.host.lora").lora_names())
+    trainer, before = host.pack("pcm_core.distill.trainer"), tiny.fingerprint(zoo["sd3"].model.model.state_dict())
+    made, known = [], set(host.pack("nodes.host.lora").lora_names())
+    original = trainer.phased_pair
 
-    def full(session, report):
-        after(session, report)
-        if report.step == 2:
+    def full(*arguments, **options):
+        made.append(original(*arguments, **options))
+        if len(made) == 3:
             raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return made[-1]
 
-    monkeypatch.setattr(training.Session, "_after_step", full)
+    monkeypatch.setattr(trainer, "phased_pair", full)
     with pytest.raises(
         error, match=r"Memory ran out; the run needs about .* GB .*Saved as .*pcm_interrupted"
     ) as caught:
-        distil(given)
+        distil(given, fit_memory="stream" if way == "stream" else "auto")
     assert "CUDA" not in str(caught.value)
     (saved,) = set(host.pack("nodes.host.lora").lora_names()) - known
     metadata = host.pack("pcm_core.lora").read_lora(host.pack("nodes.host.lora").lora_path(saved))[1]
     assert metadata["pcm_train_steps"] == "2"
+    assert tiny.fingerprint(given.model.model.state_dict()) == before
 
 
 def test_only_a_lack_of_memory_is_called_one(host):
@@ -255,3 +261,37 @@ def test_everything_but_the_blocks_is_moved_and_comes_back(host):
         assert not network[1][0][0].weight.is_meta
     after = {name: id(t) for name, t in [*network.named_parameters(), *network.named_buffers()]}
     assert after == vars(before)
+
+
+def test_adapters_in_bf16_train_and_need_less_on_the_device(host, deep, distil):
+    """The node's widget: a float32 LoRA near that of float32 adapters, and a plan without masters and optimizer."""
+    memory, planner = host.pack("pcm_core.distill.memory"), host.pack("nodes.host.memory")
+    given = deep["sd3_deep"]
+    whole, rounded = (distil(given, adapter_dtype=dtype)[0] for dtype in ("fp32", "bf16"))
+    assert all(value.dtype == torch.float32 for value in rounded.values())
+    apart = {key: float((rounded[key] - value).norm() / value.norm()) for key, value in whole.items() if "up" in key}
+    assert 0 < max(apart.values()) < 0.5, apart
+    load = {"shape": given.shapes[0], "rank": 32}
+    plain = planner.plan(given.model, given.positive, memory.Workload(**load))
+    less = planner.plan(given.model, given.positive, memory.Workload(**load, adapter_dtype=torch.bfloat16))
+    trained = [sum(plan.parts[part] for part in ("adapters", "gradients", "optimizer")) for plan in (plain, less)]
+    assert not less.estimated and trained[1] == plain.parts["adapters"] // 2 and trained[1] < trained[0] / 7
+
+
+def test_texts_stay_where_they_are_but_the_last_few(host, zoo):
+    """Of 40 captions at most 16 lie encoded on the device at a time."""
+    backbone, training = host.pack("nodes.host.backbone"), host.pack("nodes.host.training")
+    given, sizes = zoo["sd3"], []
+    texts = [given.cond(i) for i in range(40)]
+
+    def body(guider, extra_args):
+        called = backbone.Backbone(guider, extra_args, texts, None)
+        x, sigma = torch.zeros(2, *given.shapes[0], device=given.model.load_device), torch.ones(2)
+        for i in range(0, 40, 2):
+            with torch.no_grad():
+                called(x, sigma.to(x), torch.tensor([i, i + 1]))
+            sizes.append(len(called._encoded))
+
+    training.with_model(given.model, texts[0], (1, *given.shapes[0]), body)
+    assert max(sizes) == 16 and len(sizes) == 20
+    assert all(text[0][0].device.type == "cpu" for text in texts)
