@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from .job import Job
 
 STEPS = 20  # of the teacher's sampling, Euler
 _AT_LEAST = 64  # latents of a run; fewer captions get several each
+# In how many samples of the training a latent may come: with few latents the LoRA learns them, see "Captions alone" in
+# benchmarks/results/experiments.md.
+_USES = 16
 _ROWS = 8  # latents at once
 # An update costs about as much as this many evaluations per latent: four passes, and a backward one.
 _EVALUATIONS_PER_UPDATE = 6
@@ -68,7 +72,7 @@ def with_drawn_latents(job: Job, folder: Path) -> Job:
     Raises:
         PCMError: if the folder cannot be written.
     """
-    count = -(-_AT_LEAST // len(job.texts))
+    count = latents_per_text(job)
     shape, rows = tuple(job.latents[0].shape[1:]), [index for index, _ in enumerate(job.texts) for _ in range(count)]
     place = folder / _key(job, count)
     _say_cost(job, len(rows))
@@ -85,6 +89,13 @@ def with_drawn_latents(job: Job, folder: Path) -> Job:
         raise PCMError(f"{place} cannot be written ({error}).", "a writable folder.", "Free some space.") from error
     latents = torch.cat(drawn)
     return replace(job, latents=[latents[i * count : (i + 1) * count] for i in range(len(job.texts))])
+
+
+def latents_per_text(job: Job) -> int:
+    """As many that each is used ``_USES`` times at most over the run; the same number for every text."""
+    config = job.config
+    samples = config.steps * config.batch * config.accumulate
+    return math.ceil(max(_AT_LEAST, samples / _USES) / len(job.texts))
 
 
 def placeholders(model: Any, texts: list[Conditioning], size: Size) -> list[Tensor]:

@@ -139,6 +139,17 @@ def test_it_says_what_that_costs(zoo, distil, caplog):
     assert said == [f"Distill PCM LoRA: draws 4 latents from 2 captions first: {cost}"]
 
 
+@pytest.mark.parametrize(
+    ("texts", "steps", "batch", "accumulate", "each"),
+    [(2, 10, 4, 1, 32), (100, 10, 4, 1, 1), (3, 10, 4, 1, 22), (2, 1000, 4, 1, 125), (100, 1000, 4, 2, 5)],
+)  # fmt: skip
+def test_a_longer_run_draws_more(host, texts, steps, batch, accumulate, each):
+    """64 at least, and as many that each is used 16 times at most."""
+    config = host.pack("pcm_core.distill").DistillConfig(steps=steps, batch=batch, accumulate=accumulate)
+    job = SimpleNamespace(texts=[None] * texts, config=config)
+    assert host.pack("nodes.training.states").latents_per_text(job) == each
+
+
 def test_sizes_that_cannot_be_drawn(host, zoo, distil):
     error = host.pack("pcm_core.errors").PCMError
     with pytest.raises(error, match=r"The size is 4 x 64 x 1\. Expected: at least 8 x 8 pixels"):
