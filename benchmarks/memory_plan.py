@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -34,23 +35,26 @@ BEGIN, END = "<!-- memory_plan: begin -->", "<!-- memory_plan: end -->"
 RESERVE = 0.6
 
 
-WAYS = ("as it is", "checkpointing", "streaming", "streaming, rank 16")
+WAYS = ("as it is", "checkpointing", "streaming", "streaming, bf16 adapters", "streaming, rank 16")
 
 
 def ways(load: Any) -> Iterator[tuple[str, Any]]:
     """What a user can switch, from nothing to all of it."""
     checkpointed, streamed = replace(load, checkpointing=True), replace(load, checkpointing=True, streaming=True)
-    yield from zip(WAYS, (load, checkpointed, streamed, replace(streamed, rank=16)), strict=True)
+    rounded = replace(streamed, adapter_dtype=torch.bfloat16)
+    yield from zip(WAYS, (load, checkpointed, streamed, rounded, replace(streamed, rank=16)), strict=True)
 
 
-def measure(names: list[str], pack: Any) -> None:
-    """Plan every way of every model, and keep each in ``STORED`` as it comes."""
+def measure(names: list[str], chosen: list[str], pack: Any) -> None:
+    """Plan these ways of these models, and keep each in ``STORED`` as it comes."""
     memory, planner = pack("pcm_core.distill.memory"), pack("nodes.host.memory")
     for name in names:
         model = MODELS[name]
         started, patcher = time.monotonic(), model.build(torch.bfloat16)
         load = memory.Workload(shape=model.latent, rank=32, batch=1)
         for words, way in ways(load):
+            if words not in chosen:
+                continue
             plan = planner.plan(patcher, model.conditioning(), way)
             if plan.estimated:
                 sys.exit(f"{name}, {words}: cannot be traced, {plan.estimated}")
@@ -71,8 +75,8 @@ def table() -> str:
 
 def _fits(needs: dict[str, float], card: int) -> str:
     """The first switch with which the card holds it; else what is missing with the last."""
-    for words, value in needs.items():
-        if value <= card - RESERVE:
+    for words in WAYS:
+        if needs.get(words, math.inf) <= card - RESERVE:
             return words
     complete = all(words in needs for words in WAYS)
     return f"{min(needs.values()) - card + RESERVE:.1f} GB missing" if complete else "not planned"
@@ -156,7 +160,8 @@ def one(settings: dict[str, Any], device: str) -> None:
         else:
             self._zero_grad()
             moments = [value for state in self.optimizer.state.values() for value in state.values()]
-            lying = sum(tensor.nbytes for tensor in [*self.adapters.parameters(), *self._good, *moments])
+            held = [*self.adapters.parameters(), *self.adapters.trained, *self._good, *moments]
+            lying = sum(tensor.nbytes for tensor in {id(t): t for t in held}.values())
             with Allocated() as during:
                 report = step(self)
             found["allocator"] = (0 if load.streaming else weights) + lying + during.peak
@@ -177,6 +182,7 @@ def session_metadata(steps: int) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="plan only these anew")
     parser.add_argument("--truth", action="store_true", help="run models and compare")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help="with --truth: a narrow model, to try the script")
@@ -188,7 +194,7 @@ def main() -> None:
         one(json.loads(options.one), options.device)
         return
     if not (options.truth or options.stored):
-        measure(options.models, start_host())
+        measure(options.models, options.ways, start_host())
     text = truth(options) if options.truth else table()
     print(text)
     if options.write:

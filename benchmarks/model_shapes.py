@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
@@ -90,6 +90,38 @@ MODELS = {
     "wan_14b": Model(
         "Wan 14B, 480p, 33 frames", "WAN21_T2V",
         WAN | {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, (16, 9, 60, 104), (512, 4096),
+    ),
+}  # fmt: skip
+
+# The same networks on latents of a fourth of the side, so narrow and short that an update takes seconds on the CPU.
+NARROW = {
+    "sd15": replace(MODELS["sd15"], unet=SD15 | {"model_channels": 128}, latent=(4, 32, 32)),
+    "sd35": replace(
+        MODELS["sd35"], latent=(16, 32, 32),
+        unet=SD35_MEDIUM | {
+            "depth": 8, "x_block_self_attn_layers": list(range(4)),
+            "context_embedder_config": {
+                "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 512}
+            },
+        },
+    ),
+    "flux": replace(
+        MODELS["flux"], latent=(16, 32, 32),
+        unet=FLUX | {"hidden_size": 512, "num_heads": 4, "depth": 3, "depth_single_blocks": 6},
+    ),
+    "wan_1b": replace(
+        MODELS["wan_1b"], latent=(16, 3, 16, 26),
+        unet=WAN | {"dim": 512, "ffn_dim": 2048, "num_heads": 4, "num_layers": 8},
+    ),
+}  # fmt: skip
+
+# What the host's detection knows from a file: of the UNet one level instead of fewer channels.
+DETECTED = NARROW | {
+    "sd15": replace(
+        MODELS["sd15"], latent=(4, 16, 16),
+        unet=SD15 | {
+            "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]
+        },
     ),
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ PARTS = {
     "distill_cost": Part("Cost of a distillation step", ["--updates", "20"]),
     "video_memory": Part("Memory of long clips", ["--frames", "16", "32", "64"]),
     "cost_curves": Part("How cost grows", ["--rounds", "2"]),
+    "streaming_cost": Part("What streaming of the weights costs in time", ["--rounds", "2"]),
     "real_size": Part("Models of real size, stock nodes against ours", ["--rounds", "1"]),
 }
 

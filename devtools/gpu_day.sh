@@ -1,37 +1,82 @@
 #!/bin/sh
 # Everything that only a GPU can show, in at most eight minutes, on a machine that is lent for a short time.
 #
-#     COMFYUI_PATH=ComfyUI sh devtools/gpu_day.sh OUT          on an NVIDIA card
-#     COMFYUI_PATH=ComfyUI sh devtools/gpu_day.sh OUT tiny     the same steps on the CPU with tiny shapes, to try them
+#     COMFYUI_PATH=ComfyUI sh devtools/gpu_day.sh OUT                 on an NVIDIA card
+#     COMFYUI_PATH=ComfyUI sh devtools/gpu_day.sh --rehearse OUT      the same steps on the CPU with tiny models
 #
-# Writes a file per step into OUT as it goes: what was measured when the time ran out is there. PYTHON names the
-# interpreter. benchmarks/results/gpu.md is written by hand from these files.
+# Every part has a time limit of its own, and none may go past the end of all (GPU_DAY_SECONDS, 480): a part that fails
+# or takes too long is a line in the report, and the next one runs. OUT/report.md grows part by part, so it is whole up
+# to where the time ran out. PYTHON names the interpreter. The exit code is the number of parts that failed.
+# benchmarks/results/gpu.md is written by hand from the report.
 set -u
+mode=gpu
+if [ "${1:-}" = --rehearse ]; then
+    mode=rehearsal
+    shift
+fi
 out=${1:?a folder to write to}
-mode=${2:-gpu}
 python=${PYTHON:-python}
+end=$(($(date +%s) + ${GPU_DAY_SECONDS:-480}))
+failed=0
 mkdir -p "$out"
+report=$out/report.md
 
-step() { # seconds, name, command...
+head=$("$python" -c "import platform, torch
+card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+print(f'{card}, torch {torch.__version__}, Python {platform.python_version()}')" 2>/dev/null || echo "torch cannot be imported")
+printf '# GPU day, %s\n\n%s, commit %s, begun %s\n' "$mode" "$head" \
+    "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(date -u '+%Y-%m-%d %H:%M UTC')" >"$report"
+
+part() { # seconds, name, command...
     limit=$1 name=$2
     shift 2
-    echo "== $name"
+    left=$((end - $(date +%s)))
+    [ "$left" -lt "$limit" ] && limit=$left
+    printf '\n## %s\n\n`%s`\n\n' "$name" "$*" >>"$report"
+    if [ "$limit" -lt 5 ]; then
+        echo "Not run: the time was over." | tee -a "$report"
+        failed=$((failed + 1))
+        return
+    fi
+    echo "== $name, at most $limit s"
     started=$(date +%s)
-    timeout "$limit" "$@" >"$out/$name.txt" 2>"$out/$name.err"
+    timeout -k 5 "$limit" "$@" >"$out/$name.txt" 2>"$out/$name.err" </dev/null
     code=$?
-    echo "$name: exit $code, $(($(date +%s) - started)) s" | tee -a "$out/summary.txt"
+    took=$(($(date +%s) - started))
+    case $code in
+    0) said="Done in $took s." ;;
+    124 | 137) said="Stopped after $took s: it took too long." ;;
+    *) said="Failed with exit code $code after $took s." ;;
+    esac
+    {
+        echo "$said"
+        echo
+        cat "$out/$name.txt"
+        if [ "$code" -ne 0 ]; then
+            echo
+            echo '```'
+            tail -n 8 "$out/$name.err"
+            echo '```'
+        fi
+    } >>"$report"
+    [ "$code" -eq 0 ] || failed=$((failed + 1))
+    echo "$name: $said"
 }
 
-if [ "$mode" = tiny ]; then
-    step 300 versions "$python" -c "import torch; print(torch.__version__)"
-    step 600 training "$python" -m benchmarks.memory_plan --truth --tiny
-    step 600 tests "$python" -m pytest tests/core/test_distill_memory.py -q -k "to_the_bit or noticed"
+if [ "$mode" = rehearsal ]; then
+    part 60 versions "$python" -c "import torch; print(torch.__config__.show().splitlines()[0])"
+    part 150 training "$python" -m benchmarks.memory_plan --truth --tiny
+    part 120 streaming "$python" -m benchmarks.streaming_cost --models sd35 wan_1b --rounds 1
+    part 150 real_size "$python" -m benchmarks.real_size --tiny --models sd15 flux_fp8 wan_14b --rounds 1
+    part 120 tests "$python" -m pytest tests/core/test_distill_memory.py tests/core/test_distill_masters.py -q -p no:cacheprovider
 else
-    step 20 versions nvidia-smi
-    step 200 training "$python" -m benchmarks.memory_plan --truth --device cuda
-    step 100 real_size_512 "$python" -m benchmarks.real_size --device cuda --models sd15 --size 512 --rounds 2
-    step 80 real_size_1024 "$python" -m benchmarks.real_size --device cuda --models sdxl --size 1024 --rounds 1
+    part 20 versions nvidia-smi
+    part 170 training "$python" -m benchmarks.memory_plan --truth --device cuda
+    part 70 streaming "$python" -m benchmarks.streaming_cost --device cuda --models sd15 wan_1b --rounds 2
+    part 80 real_size_512 "$python" -m benchmarks.real_size --device cuda --models sd15 --size 512 --rounds 2
+    part 80 real_size_1024 "$python" -m benchmarks.real_size --device cuda --models sdxl --size 1024 --rounds 1
     export PCM_DEVICE=cuda
-    step 80 tests "$python" -m pytest tests/host/test_distill.py tests/host/test_distill_memory.py -q -m "not long" -x
+    part 80 tests "$python" -m pytest tests/host/test_distill.py tests/host/test_distill_memory.py -q -m "not long" -p no:cacheprovider
 fi
-cat "$out/summary.txt"
+printf '\n%s parts failed.\n' "$failed" | tee -a "$report"
+exit "$failed"
