@@ -194,7 +194,8 @@ def test_the_command_line_draws_once(host, zoo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loaders, "encode_texts", encode)
     monkeypatch.setattr(command, "load_model", lambda path, pack: given.model)
     chosen = options(
-        tmp_path, rank=4, alpha=None, targets="", checkpointing=False, memory="off", stage="consistency", start=None,
+        tmp_path, rank=4, alpha=None, targets="", checkpointing=False, adapter_dtype="fp32", memory="off",
+        stage="consistency", start=None,
         bank=None, new_bank=False,
     )  # fmt: skip
     config = host.pack("pcm_core.distill").DistillConfig(steps=1, batch=2, cfg=(4.0, 6.0))
