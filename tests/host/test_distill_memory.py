@@ -207,6 +207,9 @@ def test_streaming_is_chosen_where_checkpointing_is_not_enough(host, deep, room,
     room(1000)
     chosen = fit.fit(given.model, given.positive, load, "auto")
     assert chosen.load.streaming and "which may not be enough" in chosen.text
+    assert chosen.load.adapter_dtype == torch.float32, "what trains another LoRA is advice only"
+    room(planner.plan(given.model, given.positive, load).total - 1)
+    assert " or adapter_dtype bf16 (" in fit.fit(given.model, given.positive, load, "off").text
 
 
 @pytest.mark.parametrize("way", ["whole", "stream"])
