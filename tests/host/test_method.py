@@ -112,9 +112,21 @@ def test_embedded_guidance_is_set_and_one_that_is_there_stays(host, zoo, caplog)
     assert positive[0][1]["guidance"] == 4.0 and "guidance 4; FLUX.2-Turbo is made for 2.5" in note
 
 
+def test_the_sampler_runs_at_the_embedded_guidance_of_the_method(host, zoo):
+    """faults.md 18: it ran at the 3.5 of the host while the report said 2.5."""
+    tiny = zoo["flux2"]
+    model, _ = with_method(tiny.model, "FLUX.2-Turbo")
+    common = {"negative": tiny.negative, "latent_image": tiny.latent(), "seed": 3, "steps": 2}
+    plain = host.call("PCMSampler", model=model, positive=tiny.positive, **common)[0]["samples"]
+    for guidance in (2.5, 3.5):
+        (guided,) = host.call("FluxGuidance", conditioning=tiny.positive, guidance=guidance)
+        made = host.call("PCMSampler", model=model, positive=guided, **common)[0]["samples"]
+        assert torch.equal(made, plain) == (guidance == 2.5)
+
+
 @pytest.mark.parametrize("first", ["node", "settings"])
 def test_minimax_h3_is_told_both_shifts(host, zoo, first):
-    """As MiniMaxH3SigmaShift sets them, in either order; the network maps the audio's noise level with them."""
+    """faults.md 17. As MiniMaxH3SigmaShift sets them, in either order: the network maps the audio's level with them."""
     h3 = pytest.importorskip("comfy_extras.nodes_minimax_h3")
     tiny = zoo["minimax_h3_av"]
     right = h3.MiniMaxH3SigmaShift.execute(tiny.model, 6.0, 3.0).args[0]

@@ -41,7 +41,7 @@ def test_a_prompt_runs(host, give):
 
 
 def test_a_prompt_names_what_it_must_and_the_rest_is_the_default(host, give):
-    """So that a new widget breaks no stored prompt."""
+    """faults.md 32: so that a new widget breaks no stored prompt."""
     short = prompt()
     kept = ("model", "positive", "negative", "latent_image", "seed")
     short["s"]["inputs"] = {name: value for name, value in short["s"]["inputs"].items() if name in kept}

@@ -1,4 +1,4 @@
-"""What ran can be read: the output ``info``, and what is in a picture that Save Image or PCM Save Image wrote."""
+"""What ran can be read (faults.md 35): the output ``info``, and the pictures of Save Image and PCM Save Image."""
 
 from __future__ import annotations
 
