@@ -5,25 +5,25 @@ Both forms are prompts of the part that samples, from the loaders to the sampler
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pcm_core.workflow_check.check import check_graph
 from pcm_core.workflow_check.files import FewStepFile
-from pcm_core.workflow_check.finding import Bypass, Mend, SetWidget
+from pcm_core.workflow_check.finding import Mend, Remove, Replace, SetWidget
 from pcm_core.workflow_check.graph import Constant, Graph, Node, Port
 from pcm_core.workflow_check.mend import apply_mends
-from pcm_core.workflow_check.pcm_nodes import Replace, pcm_nodes
+from pcm_core.workflow_check.pcm_nodes import Exchanges
 from pcm_core.workflow_check.read import read_workflow
 from pcm_core.workflow_check.runs import Run
 from pcm_core.workflow_check.schedules import ClosedForm
-from pcm_core.workflow_check.values import switch_branch, value_of
+from pcm_core.workflow_check.values import chosen_input, value_of
 
 from .graph import SWITCHES
 
 Prompt = dict[str, dict[str, Any]]
+_SAMPLERS = ("PCMSampler", "PCMVideoSampler")
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,25 @@ def convert(workflow: Mapping[str, Any]) -> Converted | None:
     graph = read_workflow(data)
     report = check_graph(graph, ClosedForm())
     used = [file for file in report.files if any(file in run.files for run in report.runs)]
+    exchanges = Exchanges(graph, report, ClosedForm())
     for file in used:
-        steps = pcm_nodes(graph, report, file)
+        steps = exchanges.of(file).steps
         runs = [run for run in report.runs if file in run.files]
         if not steps:
             continue
-        replaced = [step for step in steps if isinstance(step, Replace) and step.type != "PCMLoraLoader"]
+        replaced = [step for step in steps if isinstance(step, Replace) and step.type in _SAMPLERS]
         ends = [old for step in replaced for old, slot, _ in step.outputs if slot == 0]
         official = _prompt(graph, ends)
         official |= {f"take:{end}": {"class_type": "Take", "inputs": {"value": [end, 0]}} for end in ends}
-        ours = apply(official, steps)
-        files = tuple({f.node.id: f for run in (*runs, *_others(report.runs, replaced)) for f in run.files}.values())
+        ours, _ = apply_mends(official, steps)  # what does not lead to a sampler is not in the prompt
+        files = tuple({f.node.id: f for run in (*runs, *_others(report.runs, steps)) for f in run.files}.values())
         return Converted(official, ours, files, {node.id: node.outputs for node in graph.nodes.values()})
     return None
 
 
-def _others(runs: Sequence[Run], replaced: Sequence[Replace]) -> list[Run]:
-    """The runs of all that a replacement takes the place of: both halves of a pair."""
-    gone = {name for step in replaced for name in step.removes}
+def _others(runs: Sequence[Run], steps: Sequence[Mend]) -> list[Run]:
+    """The runs of all that is removed: both halves of a pair."""
+    gone = {step.node for step in steps if isinstance(step, Remove)}
     return [run for run in runs if run.node.id in gone]
 
 
@@ -108,7 +109,7 @@ def _through(graph: Graph, source: Port | Constant | None) -> Port | Constant | 
     """Past switches and primitives."""
     while isinstance(source, Port):
         node: Node = graph.nodes[source.node]
-        if node.type in SWITCHES and (branch := switch_branch(graph, node)):
+        if node.type in SWITCHES and (branch := chosen_input(graph, node)):
             found = graph.source(node.id, branch)
             if found is None and branch in node.values:
                 return Constant(node.values[branch], value_of(graph, node, branch).place)  # pyright: ignore
@@ -119,41 +120,3 @@ def _through(graph: Graph, source: Port | Constant | None) -> Port | Constant | 
         else:
             return source
     return source
-
-
-def apply(prompt: Prompt, steps: Sequence[Replace | Mend]) -> Prompt:
-    """A copy of a prompt with the steps of ``pcm_nodes`` done, as the frontend does them on the canvas.
-
-    Raises:
-        TypeError: for a step of another kind.
-    """
-    made = copy.deepcopy(prompt)
-    for step in steps:
-        if isinstance(step, Replace):
-            _replace(made, step)
-        elif isinstance(step, Bypass):
-            if step.node in made:
-                _rewire(made, [step.node, 0], made.pop(step.node)["inputs"]["model"])
-        else:
-            raise TypeError(step)
-    return made
-
-
-def _replace(prompt: Prompt, step: Replace) -> None:
-    name = f"pcm:{step.at}"
-    fed = {new: prompt[old]["inputs"][slot] for new, old, slot in step.inputs if slot in prompt[old]["inputs"]}
-    prompt[name] = {"class_type": step.type, "inputs": {**dict(step.values), **fed}}
-    for old, slot, new in step.outputs:
-        _rewire(prompt, [old, slot], [name, new])
-    for old, slot, source in step.through:
-        if source in prompt[old]["inputs"]:
-            _rewire(prompt, [old, slot], prompt[old]["inputs"][source])
-    for old in step.removes:
-        prompt.pop(old, None)
-
-
-def _rewire(prompt: Prompt, old: list[Any], new: Any) -> None:
-    for node in prompt.values():
-        for name, value in node["inputs"].items():
-            if value == old:
-                node["inputs"][name] = new

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .graph import Graph, Input, Link, Node
+from .notes import Note
 from .shapes import at, fields, items
 
 
@@ -21,7 +22,7 @@ def read_api(data: Mapping[str, Any]) -> Graph:
         if isinstance(at(entry, "class_type"), str):
             graph.nodes[str(name)] = _node(str(name), fields(entry))
         else:
-            graph.notes.append(f'The entry "{str(name)[:80]}" is no node.')
+            graph.notes.append(Note.of("no_node", name=str(name)[:80]))
     return graph
 
 
@@ -35,7 +36,7 @@ def _node(name: str, entry: dict[str, Any]) -> Node:
         else:
             inputs[key] = Input(link=link)
     title = str(at(entry, "_meta", "title") or "")
-    return Node(id=name, type=entry["class_type"], title=title, values=values, inputs=inputs)
+    return Node(id=name, type=entry["class_type"], title=title, values=values, inputs=inputs, stored=name)
 
 
 def _link(value: Any) -> Link | None:

@@ -6,23 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import PCMError
 from ..guidance import phase_at
-from ..plan import AUTO, Plan, plan
-from ..profiles import PCMProfile, profile_of_method
+from ..plan import Plan
+from ..profiles import PCMProfile
 from ..sigma_table import SigmaTable
-from .files import FewStepFile, Lookup, few_step_files
-from .graph import Graph, Node
-from .judge_levels import shifts_on
-from .model_path import model_path
-from .schedules import Levels, Schedules, discrete_table, flow_table, wanted_levels
-from .values import value_of
-
-# Widgets that say something about the steps, with the value that asks the file.
-_WIDGETS: dict[str, Any] = {
-    "steps": 0, "cfg": AUTO, "denoise": 1.0, "phases": 0, "spacing": AUTO, "terminal": AUTO, "grid": 0,
-    "spend_extra_steps": False,
-}  # fmt: skip
+from .schedules import Levels, Schedules, wanted_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +23,9 @@ class Bar:
         phases: phase of each step, 0 for the noisiest.
         cfg: of each phase.
         notes: what is snapped, overridden or assumed, one sentence each.
+        ran: the steps of them that run, from and up to, where these are not all.
+        second: the first step that the second expert takes.
+        windows: frames in one context window, and frames that two share.
     """
 
     levels: Levels
@@ -42,6 +33,9 @@ class Bar:
     phases: tuple[int, ...]
     cfg: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    ran: tuple[int, int] | None = None
+    second: int | None = None
+    windows: tuple[int, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -51,6 +45,9 @@ class Bar:
             "phases": list(self.phases),
             "cfg": list(self.cfg),
             "notes": list(self.notes),
+            "ran": self.ran,
+            "second": self.second,
+            "windows": self.windows,
         }
 
 
@@ -76,55 +73,6 @@ def plan_bar(made: Plan) -> Bar:
         cfg=made.cfg,
         notes=made.notes,
     )
-
-
-def node_bar(graph: Graph, node: Node, schedules: Schedules, lookup: Lookup | None = None) -> Bar:
-    """What one of our nodes will run, from its widgets and the file upstream, before anything is loaded.
-
-    Args:
-        graph: of the workflow.
-        node: PCM Sampler, PCM Video Sampler or PCM Phase Scheduler.
-        schedules: what knows the base models.
-        lookup: what a file says of itself.
-
-    Raises:
-        PCMError: as the node will, for settings it refuses.
-    """
-    models = model_path(graph, node, "model")
-    above = {entry.id for entry in models}
-    files = [file for file in few_step_files(graph, lookup) if file.active and not file.mixed and file.node.id in above]
-    files.sort(key=lambda file: not file.settings)  # PCM Settings speaks for the files of other loaders
-    profile = files[0].profile if files else PCMProfile()
-    for widget in ("preset", "method"):
-        chosen = value_of(graph, node, widget).text
-        if chosen not in ("", AUTO):
-            profile = PCMProfile() if chosen == "none" else profile_of_method(chosen)
-    asked = {name: value_of(graph, node, name) for name in _WIDGETS}
-    settings = {name: value.value if value.known else _WIDGETS[name] for name, value in asked.items()}
-    wrong = next((name for name, value in settings.items() if not _fits(value, _WIDGETS[name])), None)
-    if wrong is not None:
-        raise PCMError(f"{wrong} is no value of its kind.", "what the widget takes.", f"Correct {wrong}.")
-    return plan_bar(plan(profile, _table(graph, node, models, files, profile, schedules), **settings))
-
-
-def _fits(value: Any, usual: Any) -> bool:
-    if isinstance(usual, bool):
-        return isinstance(value, bool)
-    if isinstance(usual, str):
-        return isinstance(value, (str, int, float))
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _table(
-    graph: Graph, node: Node, models: Sequence[Node], files: Sequence[FewStepFile], profile: PCMProfile,
-    schedules: Schedules,
-) -> SigmaTable:  # fmt: skip
-    """The model's table as far as a workflow says it; any table shows where equal parts lie."""
-    set_here = value_of(graph, node, "shift").number
-    shifts = shifts_on(graph, models, files)
-    shift = set_here or (shifts[0].number if shifts else None) or profile.shift
-    found = schedules.table(profile.base_model, shift if shift is None or shift > 0 else None)
-    return found or (flow_table(profile.shift or 3.0) if profile.sigmas or profile.levels else discrete_table())
 
 
 def _places(levels: Sequence[float], table: SigmaTable) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from .finding import LEVELS, Finding, Level
 from .graph import Graph
 from .judge_graph import judge_experts, judge_extra, judge_halves, judge_unused, judge_video_experts, pairs
 from .judge_levels import judge_levels, judge_shift
-from .judge_run import finding, judge_cfg, judge_sampler, judge_steps, judge_strength
+from .judge_run import finding, judge_cfg, judge_sampler, judge_split, judge_steps, judge_strength
+from .notes import Note
 from .read import read_workflow
 from .runs import Run, sampler_runs
 from .schedules import ClosedForm, Schedules
@@ -30,13 +31,13 @@ class Report:
         files: every few-step file, those switched off too.
         runs: every sampler that one reaches.
         findings: the worst first.
-        skipped: what could not be judged, one sentence each.
+        skipped: what could not be judged.
     """
 
     files: tuple[FewStepFile, ...] = ()
     runs: tuple[Run, ...] = ()
     findings: tuple[Finding, ...] = ()
-    skipped: tuple[str, ...] = field(default=())
+    skipped: tuple[Note, ...] = field(default=())
 
     @property
     def wrong(self) -> bool:
@@ -75,6 +76,7 @@ def check_graph(graph: Graph, schedules: Schedules, lookup: Lookup | None = None
         partner, role = roles.get(run.node.id, (None, ""))
         found += judge_video_experts(graph, run) if run.second_models else judge_experts(graph, run, partner, role)
         found += _judge(graph, run, kept, schedules, skipped)
+        skipped += _computed(run, kept)
     order = {level: index for index, level in enumerate(LEVELS)}
     unique = {(f.rule, f.node, f.file, f.mends): f for f in found}
     ordered = sorted(unique.values(), key=lambda f: order[f.level])
@@ -86,7 +88,7 @@ def check_graph(graph: Graph, schedules: Schedules, lookup: Lookup | None = None
     )
 
 
-def _judge(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[str]) -> list[Finding]:
+def _judge(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[Note]) -> list[Finding]:
     if file.profile.sampling_class == "unsupported":
         # Nodes of its authors' own are what it needs; of those nothing is known here.
         level: Level = "wrong" if run.ours else "doubtful"
@@ -95,12 +97,25 @@ def _judge(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skip
     loaded = [other for other in run.files if other is not file] if file.settings else []
     return [
         *(found for other in (file, *loaded) for found in judge_strength(run, other)),
-        *judge_steps(run, file),
+        *judge_steps(graph, run, file),
+        *judge_split(graph, run, file),
         *judge_cfg(run, file),
         *judge_sampler(run, file),
         *judge_shift(graph, run, file),
         *judge_levels(graph, run, file, schedules, skipped),
     ]
+
+
+def _computed(run: Run, file: FewStepFile) -> Iterator[Note]:
+    """What no finding can be about, because another node computes it."""
+    asked = {
+        "steps": run.sigmas.steps, "cfg": run.cfg, "sampler": run.sampler, "scheduler": run.sigmas.scheduler,
+        "strength": file.strength,
+    }  # fmt: skip
+    for name, value in asked.items():
+        if not value.known and value.because:
+            node = file.node if name == "strength" else run.node
+            yield Note.of("computed", name=name, node=node.name, id=node.id, by=value.because)
 
 
 @cache

@@ -17,16 +17,17 @@ def as_text(report: Report, *, skipped: bool = True) -> str:
     """The report for a terminal: what others wrote stays one line of printable characters."""
     if not report.files:
         return "No few-step file that is known here."
-    lines = [_file_line(report, file) for file in report.files]
+    used = _used(report)
+    lines = [_file_line(file, file.node.id in used) for file in report.files]
     lines += [_finding_lines(found) for found in report.findings]
     if not report.findings:
         lines.append("Nothing to mend.")
-    lines += [f"  not judged  {one_line(text)}" for text in report.skipped] if skipped else []
+    lines += [f"  not judged  {one_line(note.sentence())}" for note in report.skipped] if skipped else []
     return "\n".join(lines)
 
 
-def _file_line(report: Report, file: FewStepFile) -> str:
-    state = "" if _is_used(report, file) else ", not in use" if file.active else ", switched off"
+def _file_line(file: FewStepFile, used: bool) -> str:
+    state = "" if used else ", not in use" if file.active else ", switched off"
     return one_line(f"{file.title}: {file.profile.method}{state}")
 
 
@@ -54,6 +55,7 @@ def mend_text(mend: Mend) -> str:
 
 def as_json(report: Report, language: str = "en") -> dict[str, Any]:
     """The report as an object of plain JSON, with its sentences in a language."""
+    used = _used(report)
     return {
         "files": [
             {
@@ -64,12 +66,12 @@ def as_json(report: Report, language: str = "en") -> dict[str, Any]:
                 "method": file.profile.method,
                 "base_model": file.profile.base_model,
                 "active": file.active,
-                "used": _is_used(report, file),
+                "used": file.node.id in used,
             }
             for file in report.files
         ],
         "findings": [_finding(found, language) for found in report.findings],
-        "skipped": list(report.skipped),
+        "skipped": [note.sentence(language) for note in report.skipped],
         "wrong": report.wrong,
     }
 
@@ -89,5 +91,6 @@ def _finding(found: Finding, language: str) -> dict[str, Any]:
     }
 
 
-def _is_used(report: Report, file: FewStepFile) -> bool:
-    return any(file.node.id == other.node.id for run in report.runs for other in (*run.files, *run.second))
+def _used(report: Report) -> set[str]:
+    """The nodes whose files a sampler uses."""
+    return {file.node.id for run in report.runs for file in (*run.files, *run.second)}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from ..profiles import PCMProfile, method_choices, profile_from_name, profile_of_method
 from .graph import ACTIVE, MODEL_TYPES, Graph, Node, Place
 from .model_path import model_path
-from .shapes import fields
+from .shapes import fields, items, objects
 from .values import UNKNOWN, Value, first_number, value_of
 
 _FILE = re.compile(r"[^\n]{1,300}\.(safetensors|sft|ckpt|pt|pth|bin|gguf)$", re.IGNORECASE)
@@ -22,7 +21,7 @@ _NOT_A_MODEL = re.compile(
 )
 _NOT_A_WIDGET = re.compile(r"vae|clip|text_encoder|control_net|upscale", re.IGNORECASE)
 _STRENGTHS = ("strength_model", "strength", "lora_strength", "lora_model_strength", "model_strength", "strength_01")
-_NUMBERED = ("model_weight", "strength", "lora_wt", "model_str", "lora_weight")
+_NUMBERED = ("model_weight", "strength", "lora_wt", "model_str", "lora_weight", "lora_strength", "strength_model")
 
 
 Kind = Literal["lora", "checkpoint"]
@@ -51,7 +50,7 @@ class FewStepFile:
     @property
     def title(self) -> str:
         """The file without its folder."""
-        return PurePosixPath(self.name.replace("\\", "/")).name
+        return self.name.replace("\\", "/").rpartition("/")[2]
 
     @property
     def ours(self) -> bool:
@@ -116,17 +115,40 @@ def _of_node(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
         return
     named = {name for name, entry in node.inputs.items() if entry.link is not None and entry.type in ("", "COMBO")}
     for name in [*node.values, *sorted(named - node.values.keys())]:
-        row = fields(node.values.get(name))
-        widget = f"{name}.lora" if row else name
         if _NOT_A_WIDGET.search(name):
             continue
-        value = value_of(graph, node, widget)
-        if not value.text or not _FILE.match(value.text):
-            continue
-        kind: Kind = "lora" if "lora" in node.type.lower() or "lora" in name.lower() else "checkpoint"
-        profile = lookup(value.text, kind)
-        if profile is not None:
-            yield _file(graph, node, name, kind, bool(row), value, profile)
+        for row, widget in _file_widgets(name, node.values.get(name)):
+            value = value_of(graph, node, widget)
+            text = value.text if _FILE.match(value.text) or not row else f"{value.text}.safetensors"
+            if not _FILE.match(text):
+                continue
+            kind: Kind = "lora" if row or _is_lora(node, name, text) else "checkpoint"
+            profile = lookup(text, kind)
+            if profile is not None:
+                yield _file(graph, node, row or name, kind, bool(row), replace(value, value=text), profile)
+
+
+def _file_widgets(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(row, widget that names a file): rows are an object per LoRA, alone or in a list."""
+    if "lora" in fields(value):
+        yield name, f"{name}.lora"
+    elif objects(value):
+        for index, row in enumerate(items(value)):
+            key = next((key for key in ("lora", "name", "lora_name") if key in fields(row)), "")
+            if key and "strength" in fields(row):
+                yield f"{name}.{index}", f"{name}.{index}.{key}"
+    else:
+        yield "", name
+
+
+def _is_lora(node: Node, name: str, text: str) -> bool:
+    """By the node or the widget; a widget without a name by the file, or by the strength behind it."""
+    if "lora" in node.type.lower() or "lora" in name.lower():
+        return True
+    if not name.startswith("#"):
+        return False
+    follows = node.values.get(f"#{int(name[1:]) + 1}")
+    return "lora" in text.lower() or isinstance(follows, float)
 
 
 def _chosen(graph: Graph, node: Node, lookup: Lookup) -> Iterator[FewStepFile]:
@@ -162,20 +184,35 @@ def _strength(graph: Graph, node: Node, name: str, in_row: bool) -> Value:
         return value_of(graph, node, f"{name}.strength")
     if name.startswith("#"):  # the number behind the file
         return first_number(graph, node, (f"#{int(name[1:]) + 1}",))
-    number = re.search(r"_?(\d+)$", name)
+    number = _number_in(name)
     if number:
-        tail = number[0]
-        numbered = tuple(
-            f"{stem}{tail}" for stem in ("model_weight", "strength", "lora_wt", "model_str", "lora_weight")
+        full = (
+            value_of(graph, node, "input_mode").text == "advanced" or value_of(graph, node, "mode").text == "advanced"
         )
-        return first_number(graph, node, numbered)
+        stems = ("model_str", *_NUMBERED) if full else _NUMBERED
+        numbered = [f"{stem}{number}" for stem in stems]
+        digits = number.strip("_")
+        names = ("model_strength", "strength") if full else ("strength", "model_strength")
+        return first_number(graph, node, (*numbered, *(f"lora_{digits}_{tail}" for tail in names)))
     return first_number(graph, node, _STRENGTHS)
+
+
+def _number_in(name: str) -> str:
+    """What the widgets of one slot of a stack have in common: ``_1`` of ``lora_name_1`` and ``lora_1_name``."""
+    match = re.search(r"_?\d+$", name) or re.search(r"_\d+(?=_name$)", name)
+    return match[0] if match else ""
 
 
 def _switched_off(graph: Graph, node: Node, name: str, in_row: bool) -> bool:
     if in_row:
-        return value_of(graph, node, f"{name}.on").value is False
-    number = re.search(r"_?\d+$", name)
-    switch = f"#{int(name[1:]) - 1}" if name.startswith("#") else f"switch{number[0]}" if number else ""
-    found = value_of(graph, node, switch)
-    return found.known and (found.value in ("Off", "off") or (found.value is False and name[0] != "#"))
+        return any(value_of(graph, node, f"{name}.{switch}").value is False for switch in ("on", "active", "enabled"))
+    if name.startswith("#"):
+        return value_of(graph, node, f"#{int(name[1:]) - 1}").value in ("Off", "off")
+    if value_of(graph, node, "toggle").value is False:
+        return True
+    number = _number_in(name)
+    used = first_number(graph, node, ("lora_count", "num_loras")).count
+    if number and used is not None and int(number.strip("_")) > used:
+        return True
+    found = value_of(graph, node, f"switch{number}") if number else UNKNOWN
+    return found.known and found.value in ("Off", "off", False)

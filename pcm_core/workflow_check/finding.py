@@ -49,7 +49,44 @@ class Insert:
     values: tuple[tuple[str, Any], ...]
 
 
-Mend = SetWidget | Bypass | Connect | Insert
+@dataclass(frozen=True)
+class InsertAfter:
+    """Put a new node with these widgets between an output and all that it feeds."""
+
+    node: str
+    slot: int
+    type: str
+    values: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replace:
+    """A new node that takes over the links of others, which stay until ``Remove`` takes them.
+
+    Attributes:
+        at: the node whose place it takes.
+        type: of the new node; ``values`` its widgets, the others keep their defaults.
+        inputs: (input of the new node, old node, old input): it is fed from what feeds that.
+        outputs: (old node, old output, new output): it feeds what that fed.
+        through: (old node, old output, old input): what that output fed is fed from what feeds that input.
+    """
+
+    at: str
+    type: str
+    values: tuple[tuple[str, Any], ...] = ()
+    inputs: tuple[tuple[str, str, str], ...] = ()
+    outputs: tuple[tuple[str, int, int], ...] = ()
+    through: tuple[tuple[str, int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete a node."""
+
+    node: str
+
+
+Mend = SetWidget | Bypass | Connect | Insert | InsertAfter | Replace | Remove
 
 
 @dataclass(frozen=True, kw_only=True)

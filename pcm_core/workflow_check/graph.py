@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .notes import Note
+
 ACTIVE, MUTED, BYPASSED = 0, 2, 4
 # Links that carry a model, or a LoRA on its way to one.
 MODEL_TYPES = frozenset({"MODEL", "WANVIDEOMODEL", "WANVIDLORA", "LORA_STACK"})
+# Links of packs that carry a model among other things; a model that comes by itself goes before theirs.
+BUNDLES = frozenset({"PIPE_LINE", "BASIC_PIPE", "DETAILER_PIPE", "RGTHREE_CONTEXT", "PIPE"})
 # The same links in API prompts, which have no types.
 _MODEL_INPUTS = (
     "model", "model1", "model2", "model_1", "model_2", "base_model", "lora", "prev_lora", "lora_stack",
     "optional_lora_stack", "on_true", "on_false",
 )  # fmt: skip
+_NUMBERED_INPUT = re.compile(r"(any|input|value|model)_?\d+|model_(high|low)\w*|(high|low)\w*_model")
+_BUNDLE_INPUTS = ("pipe", "basic_pipe", "base_ctx", "ctx")
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Node:
         raw: widget values as stored, for nodes whose names nobody knows.
         outputs: types of the outputs, empty strings where the file does not say them.
         subgraph: whether it stands for a graph of its own, whose nodes are in the graph too.
+        stored: the one node of the file behind it; the instances of a subgraph share theirs.
     """
 
     id: str
@@ -82,6 +90,7 @@ class Node:
     inputs: Mapping[str, Input] = field(default_factory=dict[str, Input])
     outputs: tuple[str, ...] = ()
     subgraph: bool = False
+    stored: str = ""
 
     @property
     def name(self) -> str:
@@ -94,8 +103,9 @@ class Node:
         typed = [name for name, kind in linked.items() if kind in MODEL_TYPES]
         if typed:
             return typed
-        untyped = [name for name, kind in linked.items() if kind in ("", "*")]
-        return [name for name in untyped if name in _MODEL_INPUTS or name.startswith("any_")]
+        untyped = [name for name, kind in linked.items() if kind in ("", "*", "COMFY_MATCHTYPE_V3")]
+        found = [name for name in untyped if name in _MODEL_INPUTS or _NUMBERED_INPUT.fullmatch(name)]
+        return found or [name for name, kind in linked.items() if kind in BUNDLES or name in _BUNDLE_INPUTS]
 
 
 # A step back along a link: what a link leads to, or None at a node that ends the way.
@@ -104,13 +114,21 @@ Step = Callable[["Graph", Link], "Link | Constant | None"]
 
 @dataclass
 class Graph:
-    """Nodes by id. ``steps`` finds the next piece of a link through a node that is not one: see ``ui_json``."""
+    """Nodes by id.
+
+    Attributes:
+        step: finds the next piece of a link through a node that is not one, see ``ui_json``.
+        notes: what could not be read.
+        values: what outputs carry, as far as it was asked for.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
     form: str = "api"
     step: Step | None = None
-    notes: list[str] = field(default_factory=list[str])
+    notes: list[Note] = field(default_factory=list[Note])
+    values: dict[Port, Any] = field(default_factory=dict[Port, Any])
     _sources: dict[tuple[str, str], Port | Constant | None] = field(default_factory=dict[Any, Any])
+    _consumers: dict[str, list[tuple[str, str]]] | None = None
 
     def source(self, node: str, name: str) -> Port | Constant | None:
         """What really feeds an input; ``None`` if nothing does or the link is broken."""
@@ -136,7 +154,9 @@ class Graph:
 
     def consumers(self) -> dict[str, list[tuple[str, str]]]:
         """(node, input) pairs that each node feeds."""
-        found: dict[str, list[tuple[str, str]]] = {}
+        if self._consumers is not None:
+            return self._consumers
+        self._consumers = found = dict[str, list[tuple[str, str]]]()
         for node in self.nodes.values():
             for name in node.inputs:
                 source = self.source(node.id, name)

@@ -130,8 +130,7 @@ def judge_halves(first: Run, second: Run) -> Iterator[Finding]:
     end, start = first.end.count, second.start.count
     if not total or end is None or start is None:
         return
-    ends = [at for at in (end, start) if 0 < at < total]
-    split = total // 2 if total // 2 in ends or not ends else ends[0]
+    split = split_of(first, second, total)
     mends: list[Mend] = []
     if end != split:
         mends += set_value(first.end, Place(first.node.id, "end_at_step"), split)
@@ -141,6 +140,12 @@ def judge_halves(first: Run, second: Run) -> Iterator[Finding]:
         facts = {"end": end, "start": start, "want": split}
         yield finding(first, file, "halves", "wrong", node=second.node, mends=tuple(mends), facts=facts)
     yield from _judge_leftover(first, second, file)
+
+
+def split_of(first: Run, second: Run, total: int) -> int:
+    """The step at which a pair should change over: the middle, or where one of the two says."""
+    ends = [at for at in (first.end.count, second.start.count) if at is not None and 0 < at < total]
+    return total // 2 if total // 2 in ends or not ends else ends[0]
 
 
 def _judge_leftover(first: Run, second: Run, file: FewStepFile) -> Iterator[Finding]:
@@ -161,7 +166,11 @@ def judge_extra(run: Run) -> tuple[FewStepFile, list[Finding]]:
 
     PCM Settings says what a model is sampled with; the file it speaks of is no second one.
     """
-    files = sorted(run.files or run.second, key=lambda file: (not file.settings, *_fit(run, file)))
+    places = {node.id: place for place, node in enumerate(run.models)}
+    files = sorted(
+        run.files or run.second,
+        key=lambda file: (not file.settings, *_fit(run, file, places.get(file.node.id, 0))),
+    )
     kept, found = files[0], list[Finding]()
     for extra in files[1:]:
         if extra.title == kept.title and extra.node.id == kept.node.id:
@@ -175,11 +184,9 @@ def judge_extra(run: Run) -> tuple[FewStepFile, list[Finding]]:
     return kept, found
 
 
-def _fit(run: Run, file: FewStepFile) -> tuple[bool, bool, int]:
+def _fit(run: Run, file: FewStepFile, place: int) -> tuple[bool, bool, int]:
     """Sorts the file that fits a run best to the front: a checkpoint cannot be switched off."""
     steps = run.sigmas.steps.count or (len(run.sigmas.levels) - 1 if run.sigmas.levels else 0)
-    order = [node.id for node in run.models]
-    place = order.index(file.node.id) if file.node.id in order else 0
     return file.kind == "lora", bool(steps) and steps != file.profile.steps, -place
 
 

@@ -12,6 +12,7 @@ from .finding import Bypass, Finding, Insert, Level, Mend, SetWidget, set_value
 from .graph import Graph, Node, Place
 from .host_names import SCHEDULERS
 from .judge_run import finding
+from .notes import Note
 from .runs import Run
 from .schedules import Schedules, base_models, furthest, own_shift, wanted_levels
 from .values import UNKNOWN, Value, value_of
@@ -27,6 +28,7 @@ _SHIFTS = {
 
 # Nodes that set the shift of the file they name.
 _OURS = ("PCMLoraLoader", "PCMSettings")
+_OWN_SHIFT = {"PCMVideoSampler": "shift", "WanVideoSampler": "shift", "WanMoeKSampler": "sigma_shift"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def judge_shift(graph: Graph, run: Run, file: FewStepFile) -> Iterator[Finding]:
     models = run.sigmas.models or run.models
     shifts = [shift for shift in shifts_on(graph, models, run.files) if shift.node.mode == 0]
     patches = [shift for shift in shifts if shift.node.type not in _OURS]
-    asked = value_of(graph, run.node, "shift") if run.node.type in ("PCMVideoSampler", "WanVideoSampler") else UNKNOWN
+    asked = value_of(graph, run.node, _OWN_SHIFT.get(run.node.type, ""))
     if profile.shift is None or run.sigmas.kind == "list":
         return
     if len(patches) > 1:
@@ -120,8 +122,8 @@ def _level(shift: float, part: float) -> float:
 def _shift_mends(run: Run, file: FewStepFile, node: Node, value: Value, patched: bool) -> tuple[Mend, ...]:
     want = file.profile.shift
     assert want is not None
-    if run.node.type == "PCMVideoSampler":
-        return set_value(value, Place(run.node.id, "shift"), want)
+    if run.node.type in _OWN_SHIFT:
+        return set_value(value, Place(run.node.id, _OWN_SHIFT[run.node.type]), want)
     if node.type in _SHIFTS:
         return set_value(value, Place(node.id, _SHIFTS[node.type]), want)
     if node.type == "ModelSamplingFlux":
@@ -139,7 +141,7 @@ def _shift_mends(run: Run, file: FewStepFile, node: Node, value: Value, patched:
     return tuple(Insert(target, name, patch, (("shift", want),)) for target, name in inputs)
 
 
-def judge_levels(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[str]) -> list[Finding]:
+def judge_levels(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[Note]) -> list[Finding]:
     """A scheduler or a list whose noise levels are not the file's; what cannot be judged goes to ``skipped``."""
     if file.profile.sampling_class == "unsupported" or run.sigmas.kind == "ours":
         return []
@@ -150,7 +152,7 @@ def judge_levels(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules
     node = run.sigmas.node or run.node
     if node.type == "Flux2Scheduler" and file.profile.dynamic_shift == "flux2":
         return list(_judge_size(graph, run, file, schedules, node))
-    skipped.append(f"The noise levels of {node.name} ({node.id}) are not known here.")
+    skipped.append(Note.of("levels", node=node.name, id=node.id))
     return []
 
 
@@ -174,7 +176,7 @@ def _judge_size(graph: Graph, run: Run, file: FewStepFile, schedules: Schedules,
 
 
 def _judge_scheduler(
-    graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[str]
+    graph: Graph, run: Run, file: FewStepFile, schedules: Schedules, skipped: list[Note]
 ) -> Iterator[Finding]:
     profile, name = file.profile, run.sigmas.scheduler.text
     node = run.sigmas.node or run.node
@@ -195,7 +197,7 @@ def _judge_scheduler(
             return
         if name in SCHEDULERS and not (profile.sigmas and name == "linear_quadratic"):
             yield finding(run, file, "scheduler_name", "doubtful", node=node, facts={"have": name}, mends=mends)
-        skipped.append(f'The scheduler "{name}" of {node.name} ({node.id}) cannot be judged here.')
+        skipped.append(Note.of("scheduler", name=name, node=node.name, id=node.id))
         return
     off = furthest(have, wanted)
     if off > DOUBTFUL:

@@ -9,10 +9,11 @@ from ..guidance import guidance_entries
 from ..profiles import PCMProfile
 from .files import FewStepFile
 from .finding import Finding, Level, Mend, set_value
-from .graph import Node, Place
+from .graph import Graph, Node, Place
 from .host_names import FIRST_ORDER, sampler_kind
 from .runs import Run
 from .sources import source_of
+from .values import value_of
 
 
 def finding(
@@ -49,7 +50,30 @@ def wanted_steps(profile: PCMProfile) -> tuple[int, int, int]:
     return usual, usual, usual
 
 
-def judge_steps(run: Run, file: FewStepFile) -> Iterator[Finding]:
+def judge_split(graph: Graph, run: Run, file: FewStepFile) -> Iterator[Finding]:
+    """SplitSigmas behind the last step, which leaves nothing for the second sampler."""
+    low, usual, most = wanted_steps(file.profile)
+    steps = run.sigmas.steps.count or 0
+    for node in run.sigmas.splits if low <= steps <= most else ():
+        value = value_of(graph, node, "step")
+        if node.type == "SplitSigmas" and value.count is not None and value.count >= steps > 1:
+            mends = set_value(value, Place(node.id, "step"), max(usual // 2, 1))
+            facts = {"have": value.count, "steps": steps}
+            yield finding(run, file, "split", "wrong", node=node, facts=facts, mends=mends)
+
+
+def split_mends(graph: Graph, run: Run, profile: PCMProfile) -> Iterator[Mend]:
+    """A split counts steps: where the file wants other steps, it goes to the same part of them."""
+    have, want = run.sigmas.steps.count, profile.steps
+    low, _, most = wanted_steps(profile)
+    for node in run.sigmas.splits if have is not None and not low <= have <= most else ():
+        value = value_of(graph, node, "step")
+        if node.type == "SplitSigmas" and value.count is not None and have:
+            at = min(max(round(value.count * want / have), 1), max(want - 1, 1))
+            yield from set_value(value, Place(node.id, "step"), at)
+
+
+def judge_steps(graph: Graph, run: Run, file: FewStepFile) -> Iterator[Finding]:
     """More or fewer steps than the file is made for."""
     steps = run.sigmas.steps.count
     if not steps or (run.sigmas.kind == "list"):
@@ -63,6 +87,7 @@ def judge_steps(run: Run, file: FewStepFile) -> Iterator[Finding]:
     level: Level = "wrong" if exact or steps > 2 * most or steps < low else "doubtful"
     node = run.sigmas.node or run.node
     mends = set_value(run.sigmas.steps, Place(node.id, "steps"), 0 if run.sigmas.kind == "ours" else usual)
+    mends += tuple(split_mends(graph, run, file.profile))
     yield finding(run, file, "steps", level, node=node, facts={"have": steps, "want": usual}, mends=mends)
 
 
@@ -77,7 +102,7 @@ def judge_cfg(run: Run, file: FewStepFile) -> Iterator[Finding]:
         return
     level: Level = "wrong" if have > 1.5 * high or have < 1 else "doubtful"
     wanted = "auto" if run.ours else file.profile.cfg
-    place = Place(run.node.id, "cfg")
+    place = Place(run.node.id, "cfg")  # where the value does not say its own
     if run.cfg.place is None and run.model_node not in ("", run.node.id):
         place = Place(run.model_node, "cfg")
     facts = {"have": f"{have:g}", "low": f"{low:g}", "high": f"{high:g}", "want": f"{file.profile.cfg:g}"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .graph import Graph, Node, Port
-from .values import switch_branch
+from .values import chosen_input
 
 _LONGEST = 10_000
 
@@ -20,16 +20,34 @@ def model_path(graph: Graph, node: Node, name: str) -> list[Node]:
             continue
         above = graph.nodes[source.node]
         found[above.id] = above
-        waiting += [(above.id, entry) for entry in _followed(graph, above)]
+        waiting += [(above.id, entry) for entry in followed(graph, above)]
     return list(found.values())
 
 
-def _followed(graph: Graph, node: Node) -> Iterator[str]:
+def edges_to(graph: Graph, starts: Iterable[tuple[str, str]], target: str) -> list[tuple[str, str, Port]]:
+    """The links (node, input, what feeds it) from inputs back to a node, the nearest to that node first."""
+    came: dict[str, tuple[str, str, Port]] = {}
+    waiting = list(starts)
+    while waiting and target not in came and len(came) < _LONGEST:
+        node, name = waiting.pop(0)
+        source = graph.source(node, name)
+        if isinstance(source, Port) and source.node not in came:
+            came[source.node] = (node, name, source)
+            waiting += [(source.node, entry) for entry in followed(graph, graph.nodes[source.node])]
+    found: list[tuple[str, str, Port]] = []
+    while target in came and len(found) < _LONGEST:
+        found.append(came[target])
+        target = came[target][0]
+    return found
+
+
+def followed(graph: Graph, node: Node) -> Iterator[str]:
+    """The inputs that the model on a node's output may come from."""
     names = node.model_inputs()
-    if node.type == "ComfySwitchNode":
-        branch = switch_branch(graph, node)
-        linked = [name for name in ("on_true", "on_false") if name in node.inputs]
-        yield from [branch] if branch else linked
+    branch = chosen_input(graph, node)
+    if branch:
+        yield branch
         return
-    # The first connected input is what a switch of another pack lets through.
-    yield from names[:1] if "switch" in node.type.lower() else names
+    # Which branch of a switch is not known: then it may be any.
+    switched = [name for name in ("on_true", "on_false") if name in node.inputs] if branch == "" else []
+    yield from switched or names

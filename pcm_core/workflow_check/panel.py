@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any
 
 from ..errors import PCMError
-from .bars import file_bar, node_bar
+from .bars import file_bar
 from .check import check_graph
 from .describe import as_json
+from .exchange import Exchange
 from .files import Lookup
-from .pcm_nodes import pcm_nodes
+from .node_bars import node_bar
+from .pcm_nodes import Exchanges
 from .read import read_workflow
 from .schedules import Schedules
 from .shapes import items
@@ -31,12 +33,17 @@ def answer(asked: dict[str, Any], schedules: Schedules, lookup: Lookup | None = 
     """
     graph = read_workflow(asked.get("workflow"))
     report = check_graph(graph, schedules, lookup)
-    found = as_json(report, str(asked.get("language", "en")))
+    language = str(asked.get("language", "en"))
+    found = as_json(report, language)
+    exchanges = Exchanges(graph, report, schedules)
+    mended = {entry.file for entry in report.findings}
     for file, shown in zip(report.files, found["files"], strict=True):
         bar = file_bar(file.profile, schedules)
-        steps = pcm_nodes(graph, report, file)
+        # The panel offers our nodes where something was found.
+        exchange = exchanges.of(file) if file.title in mended else Exchange()
         shown["bar"] = None if bar is None else bar.as_json()
-        shown["pcm_nodes"] = [{"kind": type(step).__name__, **dataclasses.asdict(step)} for step in steps]
+        shown["pcm_nodes"] = [{"kind": type(step).__name__, **dataclasses.asdict(step)} for step in exchange.steps]
+        shown["pcm_reason"] = exchange.reason.sentence(language) if exchange.reason else ""
     return found
 
 

@@ -2,191 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from ..profiles import method_choices, profile_of_method
+from ..video import expert_edge
 from .check import Report
+from .exchange import Exchange, NoExchangeError
 from .files import FewStepFile
-from .finding import Bypass, Mend
-from .graph import Graph, Node, Port
-from .judge_graph import pairs
+from .finding import Bypass, Mend, Remove, Replace
+from .graph import Graph
+from .judge_graph import pairs, split_of
 from .judge_levels import shifts_on
+from .judge_run import wanted_steps
+from .pcm_loaders import loader_steps
+from .pcm_samplers import VIDEO, Values, name_of, sampler_steps, scope, whole
 from .runs import Run
-from .schedules import ClosedForm, base_models, furthest
-from .values import value_of
+from .schedules import Schedules, wanted_levels
 
-_LOADERS = ("LoraLoaderModelOnly", "LoraLoader", "LoraLoader|pysssh", "LoraLoaderBypassModelOnly", "LoraLoaderBypass")
-_SAME = 1e-3  # relative difference of a noise level that was rounded
-_VIDEO = ("wan", "hunyuan-video", "hunyuan-video-1.5", "mochi", "ltxv", "ltx-2")
+_PARTS = ("SamplerPCM", "PCMPhaseScheduler", "PCMGuider")
+_BOUNDARY = 875  # the default of PCM Video Sampler
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replace:
-    """A new node in the place of others.
-
-    Attributes:
-        at: the node whose place and size it takes.
-        removes: nodes that go, this one among them.
-        type: of the new node; ``values`` its widgets, the others keep their defaults.
-        inputs: (input of the new node, old node, old input): it is fed from what fed that.
-        outputs: (old node, old output, new output): it feeds what that fed.
-        through: (old node, old output, old input): what that output fed is fed from what feeds that input.
-    """
-
-    at: str
-    removes: tuple[str, ...]
-    type: str
-    values: tuple[tuple[str, Any], ...] = ()
-    inputs: tuple[tuple[str, str, str], ...] = ()
-    outputs: tuple[tuple[str, int, int], ...] = ()
-    through: tuple[tuple[str, int, str], ...] = ()
+def spoken_for(run: Run) -> tuple[FewStepFile, ...]:
+    """The files that say how a run is sampled: PCM Settings alone where there is one, which stays with its loaders."""
+    files = (*run.files, *run.second) if run.files else run.second
+    settings = tuple(file for file in files if file.settings)
+    return settings or files
 
 
-def pcm_nodes(graph: Graph, report: Report, file: FewStepFile) -> tuple[Replace | Mend, ...]:
-    """What to do for a file to be loaded and sampled by our nodes; empty where that cannot be done by replacing.
+class Exchanges:
+    """What "Use PCM nodes" would do in one workflow."""
 
-    A checkpoint keeps its loader: our samplers recognize it by its name.
-    """
-    runs = [run for run in report.runs if file in run.files]
-    if not runs or any(run.ours for run in runs) or not _served(file):
-        return ()
-    steps: list[Replace | Mend] = []
-    pair = next((pair for pair in pairs(graph, report.runs) if runs[0] in pair), None)
-    sampled = list(pair) if pair else runs
-    loaders = {other.node.id: other for run in sampled for other in run.files}
-    if not all(map(_served, loaders.values())):
-        return ()
-    steps += [_loader(other) for other in loaders.values() if other.kind == "lora"]
-    made = [_pair(graph, *pair)] if pair else [_sampler(graph, run) for run in runs]
-    if any(replacement is None for replacement in made):
-        return ()
-    steps += [replacement for replacement in made if replacement is not None]
-    steps += _shift_nodes(graph, sampled, file)
-    return tuple(steps) if _one_graph(steps) else ()
+    def __init__(self, graph: Graph, report: Report, schedules: Schedules) -> None:
+        self.graph, self.runs, self.schedules = graph, report.runs, schedules
+        self.pairs = pairs(graph, report.runs)
+        self.partners = {run.node.id: pair for pair in self.pairs for run in pair}
+        self.order = {run.node.id: index for index, run in enumerate(self.runs)}
+        self.groups: dict[str, list[Run]] = {}
+        self.counts = {run.node.id: len({file.place for file in spoken_for(run)}) for run in self.runs}
+        self.by_file: dict[str, list[Run]] = {}
+        for run in report.runs:
+            for file in {other.node.id for other in (*run.files, *run.second)}:
+                self.by_file.setdefault(file, []).append(run)
+
+    def of(self, file: FewStepFile) -> Exchange:
+        """What it would do for a file, and for whatever shares a sampler with it."""
+        try:
+            return Exchange(steps=tuple(self._steps(file)))
+        except NoExchangeError as no:
+            return Exchange(reason=no.reason)
+
+    def _steps(self, file: FewStepFile) -> list[Mend]:
+        """The steps for a file, and for every file whose sampler shares a part with its own."""
+        nodes = [file.node.id]
+        while True:
+            sampled = self._sampled(nodes)
+            if not sampled:
+                raise NoExchangeError("unused", file=file.title)
+            steps = self._changes(sampled, file)
+            sharing = self._sharing(steps, sampled, file)
+            if not sharing:
+                return self._in_order(steps, sampled)
+            nodes += sharing
+
+    def _changes(self, sampled: Sequence[Run], file: FewStepFile) -> list[Mend]:
+        steps: list[Mend] = []
+        for run in sampled:
+            if self.counts[run.node.id] > 1:
+                raise NoExchangeError("two_files", count=self.counts[run.node.id])
+            for other in spoken_for(run):
+                if other.profile.sampling_class == "unsupported":
+                    raise NoExchangeError("unsupported", family=other.profile.method)
+                steps += loader_steps(self.graph, run, other)
+        steps += self._sampler_steps(sampled)
+        if not steps:
+            raise NoExchangeError("ours" if any(run.ours for run in sampled) else "nothing", file=file.title)
+        return [*steps, *self._shift_nodes(sampled)]
+
+    def _sampled(self, nodes: Sequence[str]) -> list[Run]:
+        """The runs of the files in these nodes, of their partners, and of the files on those."""
+        found = {run.node.id: run for node in nodes for run in self._together(node)}
+        return sorted(found.values(), key=lambda run: self.order[run.node.id])
+
+    def _together(self, node: str) -> list[Run]:
+        """The runs that a file's node belongs to, with every run that shares a file or a schedule with one of them."""
+        if node not in self.groups:
+            found: dict[str, Run] = {}
+            waiting, seen = [node], {node}
+            while waiting:
+                for run in self.by_file.get(waiting.pop(), []):
+                    new = [other for other in (run, *self.partners.get(run.node.id, ())) if other.node.id not in found]
+                    found |= {other.node.id: other for other in new}
+                    more = {file.node.id for other in new for file in (*other.files, *other.second)} - seen
+                    seen |= more
+                    waiting += more
+            runs = list(found.values())
+            self.groups |= {entry: runs for entry in seen}
+        return self.groups[node]
+
+    def _sampler_steps(self, sampled: Sequence[Run]) -> Iterator[Mend]:
+        done: set[str] = set()
+        for first, second in self.pairs:
+            if first in sampled and not (first.ours or second.ours):
+                done |= {first.node.id, second.node.id}
+                yield from self._pair(first, second)
+                yield from (Remove(first.node.id), Remove(second.node.id))
+        for run in sampled:
+            if run.node.id not in done and not run.ours:
+                yield from sampler_steps(self.graph, run, spoken_for(run)[0])
+
+    def _pair(self, first: Run, second: Run) -> Iterator[Mend]:
+        """Two experts become PCM Video Sampler; two parts of one schedule otherwise two PCM Samplers."""
+        one, two, file = first.node, second.node, spoken_for(first)[0]
+        split = split_of(first, second, file.profile.steps)
+        words = [self.graph.source(node.id, name) for name in ("positive", "negative") for node in (one, two)]
+        apart = {node.id for node in first.models}.isdisjoint(node.id for node in second.models)
+        together = words[0] == words[1] and words[2] == words[3] and scope(one.id) == scope(two.id)
+        low, usual, most = wanted_steps(file.profile)
+        steps = first.sigmas.steps.count
+        count = steps if steps is not None and low <= steps <= most else usual
+        if file.profile.base_model in VIDEO and apart and together and count > 1:
+            step = whole(self.graph, first, file)
+            values = (*step.values, *self._boundary(file, count, split))
+            inputs = (*step.inputs, ("second_model", two.id, second.model_input))
+            yield Replace(at=one.id, type=step.type, values=values, inputs=inputs, outputs=((two.id, 0, 0),))
+            return
+        part: Values = [("add_noise", True), ("end_step", split), ("return_with_leftover_noise", True)]
+        yield whole(self.graph, first, file, part)
+        yield whole(self.graph, second, spoken_for(second)[0], [("add_noise", False), ("start_step", split)])
+
+    def _boundary(self, file: FewStepFile, steps: int, split: int) -> Values:
+        """The boundary that gives the first expert as many steps as before; none where the usual one does."""
+        table = self.schedules.table(file.profile.base_model, file.profile.shift)
+        levels = wanted_levels(file.profile, table, steps) if table is not None else None
+        if table is None or levels is None or not 0 < split < len(levels) - 1:
+            return []
+        usual, _ = expert_edge(levels, _BOUNDARY, table)
+        return [] if usual == levels[split] else [("boundary", round(1000 * levels[split]))]
+
+    def _shift_nodes(self, runs: Iterable[Run]) -> Iterator[Mend]:
+        """A ModelSampling node goes before the file's own shift in our nodes: one that says another is taken out."""
+        for run in runs:
+            want = spoken_for(run)[0].profile.shift
+            for shift in shifts_on(self.graph, run.models, run.files):
+                same = want is not None and shift.number is not None and abs(shift.number / want - 1) <= 0.005
+                if want is not None and not same and not shift.node.type.startswith("PCM"):
+                    yield Bypass(shift.node.id)
+
+    def _in_order(self, steps: Sequence[Mend], sampled: Sequence[Run]) -> list[Mend]:
+        """Each change of a stored node once, and what goes at the end, unless something still needs it."""
+        kept: dict[tuple[str, str], Mend] = {}
+        for step in steps:
+            node = step.at if isinstance(step, Replace) else getattr(step, "node", "")
+            kept.setdefault((type(step).__name__, self.graph.nodes[node].stored), step)
+        replaced = {step.at for step in kept.values() if isinstance(step, Replace)}
+        going = {step.node for step in steps if isinstance(step, Remove)}
+        while needed := {node for node in going - replaced - self._samplers(sampled) if self._feeds(node) - going}:
+            going -= needed
+        changes = [step for step in kept.values() if not isinstance(step, Remove)]
+        return [*changes, *(Remove(node) for node in going_in_order(kept.values(), going))]
+
+    def _samplers(self, sampled: Sequence[Run]) -> set[str]:
+        return {run.node.id for run in sampled}
+
+    def _feeds(self, node: str) -> set[str]:
+        return {target for target, _ in self.graph.consumers().get(node, [])}
+
+    def _sharing(self, steps: Sequence[Mend], sampled: Sequence[Run], file: FewStepFile) -> list[str]:
+        """Loaders of other few-step files whose samplers use a part that is exchanged.
+
+        Raises:
+            NoExchangeError: if a sampler without such a file uses one.
+        """
+        known = {run.node.id: run for run in self.runs}
+        parts = [step.at for step in steps if isinstance(step, Replace) and step.type in _PARTS]
+        ours, found = self._samplers(sampled), list[str]()
+        for part in parts:
+            for target in self._served(part) - ours:
+                if target not in known:
+                    node, other = name_of(self.graph, part), name_of(self.graph, target)
+                    raise NoExchangeError("shared", node=node, other=other, file=file.title)
+                found += [entry.node.id for entry in (*known[target].files, *known[target].second)]
+        return found
+
+    def _served(self, part: str) -> set[str]:
+        """The active samplers that a part of a custom sampler serves."""
+        waiting, seen, found = [part], set[str](), set[str]()
+        while waiting:
+            for target in self._feeds(waiting.pop()) - seen:
+                seen.add(target)
+                if "latent_image" not in self.graph.nodes[target].inputs:
+                    waiting.append(target)
+                elif self.graph.nodes[target].mode == 0:
+                    found.add(target)
+        return found
 
 
-def _served(file: FewStepFile) -> bool:
-    """Whether our nodes can take its place as it is loaded now."""
-    known = file.kind == "checkpoint" or file.node.type in _LOADERS
-    return known and file.profile.sampling_class != "unsupported"
-
-
-def _one_graph(steps: Sequence[Replace | Mend]) -> bool:
-    """Links cannot be made from one subgraph into another."""
-    for step in steps:
-        names = [*step.removes, *(old for _, old, _ in step.inputs)] if isinstance(step, Replace) else []
-        if len({name.rpartition(":")[0] for name in names}) > 1:
-            return False
-    return True
-
-
-def _loader(file: FewStepFile) -> Replace:
-    node = file.node.id
-    through = ((node, 1, "clip"),) if "clip" in file.node.inputs else ()
-    return Replace(
-        at=node,
-        removes=(node,),
-        type="PCMLoraLoader",
-        values=(("lora_name", file.name),),
-        inputs=(("model", node, "model"),),
-        outputs=((node, 0, 0),),
-        through=through,
-    )
-
-
-def _shift_nodes(graph: Graph, runs: Sequence[Run], file: FewStepFile) -> Iterator[Mend]:
-    """A ModelSampling node goes before the file's own shift in our nodes: one that says another is taken out."""
-    want, seen = file.profile.shift, set[str]()
-    for run in runs:
-        for shift in shifts_on(graph, run.models, run.files):
-            same = want is not None and shift.number is not None and abs(shift.number / want - 1) <= 0.005
-            if want is not None and not same and shift.node.id not in seen:
-                seen.add(shift.node.id)
-                yield Bypass(shift.node.id)
-
-
-def _is_video(run: Run) -> bool:
-    return any(file.profile.base_model in _VIDEO for file in run.files) and bool(base_models())
-
-
-def _sampler(graph: Graph, run: Run) -> Replace | None:
-    node = run.node
-    kind = "PCMVideoSampler" if _is_video(run) else "PCMSampler"
-    values = _entry(run)
-    removes, words = [node.id], node
-    if node.type == "SamplerCustomAdvanced":
-        words = graph.nodes[run.model_node]
-        noise = _source(graph, node, "noise")
-        seed = value_of(graph, noise, "noise_seed") if noise is not None else None
-        removes += [part.id for part in (words, noise) if part is not None and _only_for(graph, part, node)]
-    else:
-        seed = value_of(graph, node, "seed" if "seed" in node.values or "seed" in node.inputs else "noise_seed")
-    alone = words.type == "BasicGuider"
-    if (alone and any(file.profile.cfg != 1 for file in run.files)) or not run.sigmas.whole or run.start.known:
-        return None  # no negative prompt to hand on where one is needed, or a part of a schedule
-    if seed is not None and seed.count is not None:
-        values.append(("seed", seed.count))
-    for name in ("sampler", "sigmas"):
-        part = _source(graph, node, name)
-        removes += [part.id] if part is not None and _only_for(graph, part, node) else []
-    source = run.model_node or node.id
-    inputs = [("model", source, run.model_input)]
-    inputs += [(name, words.id, "conditioning" if alone else name) for name in ("positive", "negative")]
-    inputs.append(("latent_image", node.id, "latent_image"))
-    slots = [slot for slot, kind in enumerate(node.outputs) if kind == "LATENT"]
-    outputs = [(node.id, slot, min(index, 1)) for index, slot in enumerate(slots)]
-    through = [(node.id, slot, run.model_input) for slot, name in enumerate(node.outputs) if name == "MODEL"]
-    if kind == "PCMVideoSampler":
-        outputs = [(old, slot, 0) for old, slot, _ in outputs]
-    return Replace(
-        at=node.id, removes=tuple(dict.fromkeys(removes)), type=kind, values=tuple(values), inputs=tuple(inputs),
-        outputs=tuple(outputs), through=tuple(through),
-    )  # fmt: skip
-
-
-def _entry(run: Run) -> list[tuple[str, Any]]:
-    """Where a later stage enters: by ``denoise``, or by a method of its own for a written list that the table has."""
-    denoise = run.sigmas.denoise.number
-    if denoise is not None and denoise < 1:
-        return [("denoise", denoise)]
-    levels, profile = run.sigmas.levels, run.files[0].profile
-    table = ClosedForm().table(profile.base_model, profile.shift)
-    if run.sigmas.kind != "list" or table is None or len(levels) < 2 or levels[0] >= table.top * 0.995:
-        return []
-    for choice in method_choices():
-        other = profile_of_method(choice)
-        if other.base_model == profile.base_model and furthest(levels, other.sigmas or ()) < _SAME:
-            return [("method", choice)]
-    return [("denoise", round((table.index(levels[0]) + 1) / len(table), 4))]
-
-
-def _pair(graph: Graph, first: Run, second: Run) -> Replace | None:
-    """Two samplers of one schedule become PCM Video Sampler with both experts."""
-    one, two = first.node.id, second.node.id
-    seed = value_of(graph, first.node, "noise_seed").count
-    return Replace(
-        at=one,
-        removes=(one, two),
-        type="PCMVideoSampler",
-        values=(("seed", seed),) if seed is not None else (),
-        inputs=(
-            ("model", one, "model"),
-            ("second_model", two, "model"),
-            ("positive", one, "positive"),
-            ("negative", one, "negative"),
-            ("latent_image", one, "latent_image"),
-        ),
-        outputs=((two, 0, 0),),
-    )
-
-
-def _source(graph: Graph, node: Node, name: str) -> Node | None:
-    source = graph.source(node.id, name)
-    return graph.nodes[source.node] if isinstance(source, Port) else None
-
-
-def _only_for(graph: Graph, part: Node, node: Node) -> bool:
-    """Whether a node that is no longer needed, a scheduler or a guider, feeds this sampler alone."""
-    return {target for target, _ in graph.consumers().get(part.id, [])} == {node.id}
+def going_in_order(steps: Iterable[Mend], going: set[str]) -> list[str]:
+    """The nodes to remove, each once, in the order they were named."""
+    return list(dict.fromkeys(step.node for step in steps if isinstance(step, Remove) and step.node in going))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from .files import FewStepFile
-from .graph import ACTIVE, Graph, Node, Port
+from .graph import ACTIVE, Graph, Node
 from .model_path import model_path
-from .values import UNKNOWN, Value, first_number, value_of
+from .values import UNKNOWN, Value, first_number, source_node, value_of
 
 # SAMPLER nodes that stand for one sampler.
 _SAMPLER_NODES = {
@@ -19,8 +19,13 @@ _SAMPLER_NODES = {
     "SamplerER_SDE": "er_sde", "SamplerSASolver": "sa_solver", "SamplerPCM": "pcm", "SamplerLMS": "lms",
     "SamplerEulerCFGpp": "euler_cfg_pp",
 }  # fmt: skip
+# SIGMAS nodes that hand on a part of what they get.
+SPLITTERS = ("SplitSigmas", "SplitSigmasDenoise", "SetFirstSigma", "ExtendIntermediateSigmas")
+_KEEPS_COUNT = re.compile(r"multiply|detail.?daemon|rescale", re.IGNORECASE)
+_DEEPEST = 20
 OURS = ("PCMSampler", "PCMVideoSampler")
 _STEPS = ("steps", "num_steps", "sample_steps")
+_CFGS = ("cfg", "cfg_high_noise")
 _SCHEDULERS = ("scheduler", "scheduler_name")
 _SAMPLERS = ("sampler_name", "sampler")
 
@@ -35,6 +40,7 @@ class Sigmas:
         levels: of a written list, with the final 0.
         whole: False where only a part of them is run.
         models: the nodes the scheduler's own model comes from.
+        splits: nodes that cut it, the last first.
     """
 
     kind: str = "unknown"
@@ -45,6 +51,7 @@ class Sigmas:
     levels: tuple[float, ...] = ()
     whole: bool = True
     models: tuple[Node, ...] = ()
+    splits: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class Run:
 
     Attributes:
         models: nodes the model comes from, the nearest first; ``files`` the active few-step files among them.
-        second: the same for the second model of PCM Video Sampler.
+        second: the same for the low-noise model of a sampler that takes both experts; ``second_input`` takes it.
         start, end: steps of KSamplerAdvanced; unknown for every other node.
     """
 
@@ -67,6 +74,7 @@ class Run:
     start: Value = UNKNOWN
     end: Value = UNKNOWN
     model_node: str = ""
+    second_input: str = ""
     second: tuple[FewStepFile, ...] = ()
     second_models: tuple[Node, ...] = field(default=())
 
@@ -100,7 +108,7 @@ def _of_node(graph: Graph, node: Node, by_node: dict[str, list[FewStepFile]]) ->
     else:
         return
     models = model_path(graph, graph.nodes[run.model_node or node.id], run.model_input)
-    second = model_path(graph, node, "second_model") if node.type == "PCMVideoSampler" else []
+    second = model_path(graph, node, run.second_input) if run.second_input else []
     yield replace(
         run,
         models=tuple(models),
@@ -117,14 +125,22 @@ def _files_on(models: list[Node], by_node: dict[str, list[FewStepFile]]) -> tupl
 def _is_sampler(node: Node) -> bool:
     """A node with a model, steps and cfg that no model leaves, whatever pack it is of."""
     names = node.values.keys() | node.inputs.keys()
-    if not node.model_inputs() or not names & set(_STEPS) or "cfg" not in names or "GUIDER" in node.outputs:
+    if not node.model_inputs() or not names & set(_STEPS) or not names & set(_CFGS) or "GUIDER" in node.outputs:
         return False
     return "SIGMAS" not in node.outputs and bool(names & {*_SCHEDULERS, *_SAMPLERS})
 
 
 def _model_input(node: Node) -> str:
     names = node.model_inputs()
-    return "model" if "model" in names or not names else names[0]
+    high = [name for name in names if "high" in name.lower()]
+    return "model" if "model" in names or not names else (high or names)[0]
+
+
+def _low_input(node: Node) -> str:
+    """The low-noise expert's input of a sampler that takes both."""
+    names = node.model_inputs()
+    low = [name for name in names if "low" in name.lower()]
+    return low[0] if low and any("high" in name.lower() for name in names) else ""
 
 
 def _stock(graph: Graph, node: Node) -> Run:
@@ -139,10 +155,11 @@ def _stock(graph: Graph, node: Node) -> Run:
     return Run(
         node=node,
         model_input=_model_input(node),
+        second_input=_low_input(node),
         models=(),
         files=(),
         sigmas=sigmas,
-        cfg=value_of(graph, node, "cfg"),
+        cfg=first_number(graph, node, _CFGS),
         sampler=first_number(graph, node, _SAMPLERS),
         start=value_of(graph, node, "start_at_step"),
         end=value_of(graph, node, "end_at_step"),
@@ -153,7 +170,8 @@ def _ours(graph: Graph, node: Node) -> Run:
     steps = value_of(graph, node, "steps")
     sigmas = Sigmas(kind="ours", node=node, steps=steps, denoise=value_of(graph, node, "denoise"))
     cfg = value_of(graph, node, "cfg")
-    return Run(node=node, model_input="model", models=(), files=(), sigmas=sigmas, cfg=cfg)
+    second = "second_model" if node.type == "PCMVideoSampler" else ""
+    return Run(node=node, model_input="model", second_input=second, models=(), files=(), sigmas=sigmas, cfg=cfg)
 
 
 def _custom(graph: Graph, node: Node) -> Run:
@@ -169,8 +187,7 @@ def _custom(graph: Graph, node: Node) -> Run:
 
 
 def _custom_advanced(graph: Graph, node: Node) -> Run:
-    source = graph.source(node.id, "guider")
-    guider = graph.nodes[source.node] if isinstance(source, Port) else node
+    guider = source_node(graph, node, "guider") or node
     cfg = UNKNOWN
     if guider.type == "BasicGuider":
         cfg = Value(1.0, True)
@@ -189,25 +206,33 @@ def _custom_advanced(graph: Graph, node: Node) -> Run:
 
 
 def _sampler(graph: Graph, node: Node) -> Value:
-    source = graph.source(node.id, "sampler")
-    if not isinstance(source, Port):
+    """The sampler of a custom one; nodes that change how the model is called inside it (Detail Daemon) are passed."""
+    chosen = source_node(graph, node, "sampler")
+    for _ in range(_DEEPEST):
+        inner = source_node(graph, chosen, "sampler") if chosen is not None else None
+        if inner is None:
+            break
+        chosen = inner
+    if chosen is None:
         return UNKNOWN
-    chosen = graph.nodes[source.node]
     if chosen.type == "KSamplerSelect":
         return value_of(graph, chosen, "sampler_name")
     name = _SAMPLER_NODES.get(chosen.type)
     if name == "euler_ancestral" and value_of(graph, chosen, "eta").number == 0:
         name = "euler"
-    return Value(name, name is not None)
+    return Value(name, name is not None, because="" if name else chosen.name)
 
 
 def _sigmas(graph: Graph, node: Node, depth: int = 0) -> Sigmas:
-    source = graph.source(node.id, "sigmas")
-    if not isinstance(source, Port) or depth > 20:
+    made = source_node(graph, node, "sigmas")
+    if made is None or depth > _DEEPEST:
         return Sigmas()
-    made = graph.nodes[source.node]
-    if made.type in ("SplitSigmas", "SplitSigmasDenoise", "SetFirstSigma", "ExtendIntermediateSigmas"):
-        return replace(_sigmas(graph, made, depth + 1), whole=False)
+    if made.type in SPLITTERS:
+        inner = _sigmas(graph, made, depth + 1)
+        return replace(inner, whole=False, splits=(made, *inner.splits))
+    if "sigmas" in made.inputs:  # changed in a way that nobody here knows, but as many of them
+        inner = _sigmas(graph, made, depth + 1) if _KEEPS_COUNT.search(made.type) else Sigmas()
+        return replace(inner, kind="unknown", node=made if inner.node is None else inner.node, whole=False)
     if made.type == "ManualSigmas":
         text = value_of(graph, made, "sigmas").text
         return Sigmas(kind="list", node=made, levels=_numbers(text))

@@ -35,3 +35,17 @@ def at(value: Any, *names: str) -> Any:
     for name in names:
         value = fields(value).get(name)
     return value
+
+
+def put(value: Any, path: list[str], new: Any) -> bool:
+    """Set a value deep inside objects and lists, ``["0", "strength"]``; says whether there is such a place."""
+    *way, last = path
+    for name in way:
+        value = items(value)[int(name)] if name.isdigit() and int(name) < len(items(value)) else at(value, name)
+    if is_object(value):
+        value[last] = new
+        return True
+    if last.isdigit() and int(last) < len(items(value)):
+        value[int(last)] = new
+        return True
+    return False

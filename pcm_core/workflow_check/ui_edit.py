@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .shapes import at, fields, is_list, is_object, items, objects
+from .shapes import at, fields, is_list, is_object, items, objects, put
 from .ui_json import instance_widgets, widget_order
 
 _INPUT_NODE = "-10"
@@ -35,9 +35,9 @@ class UIEditor:
         if found is None:
             return False
         graph, node = found
-        slot = _slot(node, name)
+        slot = slot_of(node, name)
         if slot is not None and slot.get("link") is not None:
-            self._unlink(graph, node, slot)
+            self.unlink(graph, node, slot)
         return self._store(node, name, value)
 
     def _store(self, node: dict[str, Any], name: str, value: Any) -> bool:
@@ -46,14 +46,13 @@ class UIEditor:
             fields(values)[name] = value
             return True
         stored = items(values)
-        row, _, key = name.partition(".")
-        if key:
+        row, *keys = name.split(".")
+        if keys and self._index(node, name, stored) is None:
+            index = self._index(node, row, stored)
             rows = [entry for entry in objects(stored) if "lora" in entry]
-            index = int(row.removeprefix("lora_")) - 1 if row.removeprefix("lora_").isdigit() else len(rows)
-            if not 0 <= index < len(rows):
-                return False
-            rows[index][key] = value
-            return True
+            if index is None and row.removeprefix("lora_").isdigit():  # rgthree's, counted from 1
+                return put(rows, [str(int(row.removeprefix("lora_")) - 1), *keys], value)
+            return index is not None and put(stored, [str(index), *keys], value)
         index = self._index(node, name, stored)
         if index is None:
             return False
@@ -83,18 +82,18 @@ class UIEditor:
         if target is None or origin is None or path.rpartition(":")[0] != source.rpartition(":")[0]:
             return False
         graph, node = target
-        entry = _slot(node, name)
+        entry = slot_of(node, name)
         if entry is None or slot >= len(objects(origin[1].get("outputs"))):
             return False
         if entry.get("link") is not None:
-            self._unlink(graph, node, entry)
-        self._link(graph, origin[1].get("id"), slot, node, entry)
+            self.unlink(graph, node, entry)
+        self.link(graph, origin[1].get("id"), slot, node, entry)
         return True
 
     def insert(self, path: str, name: str, kind: str, values: dict[str, Any]) -> bool:
         """Put a new node between an input and what feeds it."""
         found = self.find(path)
-        entry = _slot(found[1], name) if found else None
+        entry = slot_of(found[1], name) if found else None
         if found is None or entry is None or entry.get("link") is None:
             return False
         graph, node = found
@@ -103,19 +102,19 @@ class UIEditor:
             return False
         _, origin, origin_slot, _, _, link_type = link
         made: dict[str, Any] = {
-            "id": _next(graph, "node"), "type": kind, "pos": _left_of(node), "size": [270, 58], "flags": {},
+            "id": next_id(graph, "node"), "type": kind, "pos": left_of(node), "size": [270, 58], "flags": {},
             "order": 0, "mode": 0, "properties": {"Node name for S&R": kind},
             "inputs": [{"name": "model", "type": link_type, "link": None}],
             "outputs": [{"name": "MODEL", "type": link_type, "links": []}],
             "widgets_values": list(values.values()),
         }  # fmt: skip
-        self._unlink(graph, node, entry)
+        self.unlink(graph, node, entry)
         graph["nodes"].append(made)
-        self._link(graph, origin, origin_slot, made, made["inputs"][0])
-        self._link(graph, made["id"], 0, node, entry)
+        self.link(graph, origin, origin_slot, made, made["inputs"][0])
+        self.link(graph, made["id"], 0, node, entry)
         return True
 
-    def _unlink(self, graph: dict[str, Any], node: dict[str, Any], slot: dict[str, Any]) -> None:
+    def unlink(self, graph: dict[str, Any], node: dict[str, Any], slot: dict[str, Any]) -> None:
         name, slot["link"] = slot["link"], None
         graph["links"] = [link for link in items(graph.get("links")) if _link_id(link) != name]
         ends = [("links", output) for other in objects(graph.get("nodes")) for output in objects(other.get("outputs"))]
@@ -124,8 +123,8 @@ class UIEditor:
             if name in items(end.get(key)):
                 end[key] = [entry for entry in items(end[key]) if entry != name]
 
-    def _link(self, graph: dict[str, Any], origin: Any, slot: int, node: dict[str, Any], entry: dict[str, Any]) -> None:
-        name = _next(graph, "link")
+    def link(self, graph: dict[str, Any], origin: Any, slot: int, node: dict[str, Any], entry: dict[str, Any]) -> None:
+        name = next_id(graph, "link")
         position = next(index for index, known in enumerate(node["inputs"]) if known is entry)
         links = items(graph.get("links"))
         as_list = is_list(links[0]) if links else graph is self.data and graph.get("version") != 1
@@ -139,11 +138,11 @@ class UIEditor:
             source = [known.get("outputs") for known in objects(graph["nodes"]) if known.get("id") == origin]
             ends = objects(source[0]) if source else []
             key = "links"
-        if slot < len(ends):
+        if 0 <= slot < len(ends):
             ends[slot][key] = [*items(ends[slot].get(key)), name]
 
 
-def _slot(node: dict[str, Any], name: str) -> dict[str, Any] | None:
+def slot_of(node: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((slot for slot in objects(node.get("inputs")) if slot.get("name") == name), None)
 
 
@@ -159,7 +158,7 @@ def _link_id(link: Any) -> Any:
     return fields(link).get("id") if is_object(link) else (items(link) or [None])[0]
 
 
-def _next(graph: dict[str, Any], kind: str) -> int:
+def next_id(graph: dict[str, Any], kind: str) -> int:
     """A free id of a node or link, counted on wherever the file counts them."""
     used = (
         [link[0] for link in _links(graph)] if kind == "link" else [node.get("id") for node in objects(graph["nodes"])]
@@ -176,7 +175,7 @@ def _next(graph: dict[str, Any], kind: str) -> int:
     return free
 
 
-def _left_of(node: dict[str, Any]) -> list[float]:
+def left_of(node: dict[str, Any]) -> list[float]:
     given = node.get("pos")
     # A Float32Array is written as an object.
     where = [fields(given).get("0"), fields(given).get("1")] if is_object(given) else items(given)[:2]

@@ -11,8 +11,10 @@ from typing import Any
 
 from .graph import ACTIVE, BYPASSED, MUTED, Constant, Graph, Input, Link, Node, Place
 from .host_names import is_sampler_name, is_scheduler_name
+from .notes import Note
 from .shapes import at, is_object, items, objects
 
+_ANY = ("*", "COMFY_MATCHTYPE_V3")
 _CONTROLS = ("fixed", "increment", "decrement", "randomize")
 _WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _IN, _OUT = "-10", "-20"  # the two ends of a subgraph, as node ids
@@ -32,10 +34,17 @@ class _Scope:
     """One graph of the file: the top one, or an instance of a subgraph."""
 
     links: dict[Any, Link]
+    graph: str = ""
     instance: str = ""
     outer: str = ""
     inputs: list[str] = field(default_factory=list[str])
     outputs: dict[int, Link] = field(default_factory=dict[int, Link])
+    types: dict[Any, str] = field(default_factory=dict[Any, str])
+
+    def input(self, slot: Mapping[str, Any]) -> Input:
+        """A slot of a node; one of any type has the type of its link."""
+        name, kind = _key(slot.get("link")), str(slot.get("type"))
+        return Input(self.types.get(name, kind) if kind in _ANY else kind, self.links.get(name))
 
 
 class _Reader:
@@ -50,7 +59,7 @@ class _Reader:
         self.open(data, "", None, ACTIVE, 0)
 
     def open(self, data: Mapping[str, Any], prefix: str, instance: Node | None, mode: int, depth: int) -> None:
-        scope = _Scope(links=_links(data, prefix))
+        scope = _Scope(links=_links(data, prefix), types=_types(data), graph=str(data.get("id", "")) if prefix else "")
         if instance is not None:
             scope.instance, scope.outer = instance.id, instance.id.rpartition(":")[0]
             scope.outer += ":" if scope.outer else ""
@@ -61,7 +70,7 @@ class _Reader:
         self.scopes[prefix] = scope
         for entry in objects(data.get("nodes")):
             if len(self.graph.nodes) >= _MOST_NODES:
-                self.graph.notes.append(f"Only the first {_MOST_NODES} nodes were read.")
+                self.graph.notes.append(Note.of("too_many", count=_MOST_NODES))
                 return
             self.add(entry, prefix, scope, mode, depth)
 
@@ -71,10 +80,7 @@ class _Reader:
         own = entry.get("mode")
         own = own if own in (MUTED, BYPASSED) else ACTIVE
         slots = objects(entry.get("inputs"))
-        inputs = {
-            str(slot.get("name")): Input(str(slot.get("type")), scope.links.get(_key(slot.get("link"))))
-            for slot in slots
-        }
+        inputs = {str(slot.get("name")): scope.input(slot) for slot in slots}
         raw: Any = entry.get("widgets_values")
         node = Node(
             id=f"{prefix}{entry.get('id')}",
@@ -86,6 +92,7 @@ class _Reader:
             inputs=inputs,
             outputs=tuple(str(output.get("type")) for output in objects(entry.get("outputs"))),
             subgraph=inner is not None,
+            stored=f"{scope.graph}:{entry.get('id')}",
         )
         self.graph.nodes[node.id] = node
         self.passed[node.id] = tuple(inputs.values())
@@ -93,6 +100,8 @@ class _Reader:
             link = self.passed[node.id][0].link
             if link is not None and isinstance(node.raw[0], str):
                 self.setters.setdefault(node.raw[0], link)
+        if kind.startswith(("workflow>", "workflow/")):
+            self.graph.notes.append(Note.of("group_node", node=node.name, id=node.id))
         if inner is not None and depth < _DEEPEST:
             self.open(inner, f"{node.id}:", node, own or mode, depth + 1)
 
@@ -156,11 +165,14 @@ def instance_widgets(entry: Mapping[str, Any], inner: Mapping[str, Any]) -> list
 def widget_order(kind: str, slots: Iterable[Mapping[str, Any]], raw: list[Any]) -> list[str]:
     """A name for every stored widget value: empty for what follows a seed, ``#3`` where nobody knows the name."""
     known = widget_names().get(kind)
-    names = list(known or (str(at(slot, "widget", "name")) for slot in slots if slot.get("widget")))
+    named = [slot for slot in slots if slot.get("widget")]
+    names = list(known or (str(at(slot, "widget", "name")) for slot in named))
     if known is None and len(names) < len(raw) - 1:
         guessed = _guess(raw)
         if guessed:
             return guessed
+        if not _fits([str(slot.get("type")) for slot in named], raw):
+            names = []  # an older frontend names those alone that are inputs now
     order: list[str] = []
     for value in raw:
         follows_seed = bool(order) and order[-1] in ("seed", "noise_seed", "value", "start_seed")
@@ -169,6 +181,18 @@ def widget_order(kind: str, slots: Iterable[Mapping[str, Any]], raw: list[Any]) 
         else:
             order.append(names.pop(0) if names else f"#{len(order)}")
     return order
+
+
+def _fits(kinds: list[str], raw: list[Any]) -> bool:
+    """Whether stored values are of the kinds that slots in the same order have."""
+    numbers = {"INT": (int,), "FLOAT": (int, float)}
+    values = [value for place, value in enumerate(raw) if not (place and value in _CONTROLS)]
+    for kind, value in zip(kinds, values, strict=False):
+        if kind in numbers and (isinstance(value, bool) or not isinstance(value, numbers[kind])):
+            return False
+        if (kind == "BOOLEAN" and not isinstance(value, bool)) or (kind == "STRING" and not isinstance(value, str)):
+            return False
+    return True
 
 
 def _guess(raw: list[Any]) -> list[str]:
@@ -215,6 +239,14 @@ def _links(data: Mapping[str, Any], prefix: str) -> dict[Any, Link]:
         if ends is not None:
             found[name] = Link(prefix, str(ends[0]), ends[1])
     return found
+
+
+def _types(data: Mapping[str, Any]) -> dict[Any, str]:
+    """What the links carry, as far as the file says it."""
+    links = items(data.get("links"))
+    objects_ = {_key(entry.get("id")): entry.get("type") for entry in objects(links)}
+    listed = {_key(items(entry)[0]): items(entry)[5] for entry in links if len(items(entry)) > 5}
+    return {name: kind for name, kind in (objects_ | listed).items() if isinstance(kind, str) and kind not in _ANY}
 
 
 def _ends(data: Mapping[str, Any], prefix: str) -> Iterable[tuple[Link, str, int]]:

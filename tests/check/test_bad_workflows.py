@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 from official import workflows
 from right_graphs import RIGHT, as_ui, build, build_pair
+from sampler_graphs import KINDS, demo, in_subgraph
 
 from pcm_core.errors import PCMError
 from pcm_core.workflow_check import apply_mends, check, read_file, sentences
-from pcm_core.workflow_check.panel import bar_answer
+from pcm_core.workflow_check.check import check_graph
+from pcm_core.workflow_check.panel import answer, bar_answer
+from pcm_core.workflow_check.pcm_nodes import Exchanges
+from pcm_core.workflow_check.read import read_workflow
 from pcm_core.workflow_check.schedules import ClosedForm
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\n{0.__class__}{family}"
@@ -147,3 +151,35 @@ def test_5000_nodes(chained: bool):
     started = time.perf_counter()
     survives(prompt)
     assert time.perf_counter() - started < 5
+
+
+def test_5000_nodes_in_the_panel():
+    """What our nodes could do is worked out for every file, each of which shares the sampler with all others."""
+    started = time.perf_counter()
+    found = answer({"workflow": loop(5000)}, ClosedForm())
+    assert time.perf_counter() - started < 10
+    assert len(found["files"]) == 5000 and "on one model" in found["files"][7]["pcm_reason"]
+
+
+def test_damaged_workflows_never_raise_in_the_panel():
+    """Check, bars, our nodes in the place of others, and that applied."""
+    lot = random.Random(11)
+    whole = [demo(kind, 20, 7.0, "pcm_deterministic_4step_shift3.safetensors") for kind in KINDS]
+    whole += [in_subgraph(as_ui(prompt), ("UNETLoader", "LoraLoaderModelOnly"), "seed") for prompt in whole]
+    for workflow in whole:
+        for rate in (0.005, 0.03):
+            for _ in range(3):
+                in_panel(damaged(workflow, lot, rate))
+
+
+def in_panel(data: Any) -> None:
+    try:
+        found = answer({"workflow": data}, ClosedForm())
+        graph = read_workflow(data)
+    except PCMError:
+        return
+    json.dumps(found, allow_nan=True)
+    bar_answer({"workflow": data, "nodes": list(graph.nodes)}, ClosedForm())
+    report = check_graph(graph, ClosedForm())
+    for file in report.files:
+        apply_mends(data, Exchanges(graph, report, ClosedForm()).of(file).steps)

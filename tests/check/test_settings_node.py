@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pcm_core.workflow_check.bars import node_bar
 from pcm_core.workflow_check.check import Report, check
+from pcm_core.workflow_check.node_bars import node_bar
 from pcm_core.workflow_check.read import read_workflow
 from pcm_core.workflow_check.schedules import ClosedForm
 

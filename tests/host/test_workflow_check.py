@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from devtools.generate.workflow_builder import is_widget
+from pcm_core.workflow_check.arithmetic import formula
 from pcm_core.workflow_check.host_names import SCHEDULERS, sampler_kind
 from pcm_core.workflow_check.schedules import ClosedForm, base_models
 from pcm_core.workflow_check.ui_json import widget_names
+from pcm_core.workflow_check.ui_replace import node_slots
 from phased_consistency.nodes.host.schedules import HostSchedules, own_shifts
 
 # Of newer hosts, or of packs; their widgets were read off official workflows.
@@ -35,6 +37,42 @@ def test_the_widgets_of_stock_nodes_are_in_their_places(host):
         if name not in ELSEWHERE:
             have = widgets(host, name)
             assert names[: len(have)] == have, name  # an older host may lack the newest widgets
+
+
+def test_the_nodes_that_take_the_place_of_others_have_these_slots(host):
+    for name, facts in node_slots().items():
+        node = host.node(name)
+        inputs = {key: entry for part in node.INPUT_TYPES().values() if isinstance(part, dict)
+                  for key, entry in part.items()}  # fmt: skip
+        names = widgets(host, name)
+        assert list(facts["defaults"]) == list(names[: len(facts["defaults"])]), name
+        sockets = {key: entry[0] for key, entry in inputs.items() if key not in names}
+        assert facts["inputs"].items() <= sockets.items(), name
+        assert tuple(facts["outputs"]) == tuple(node.RETURN_TYPES)[: len(facts["outputs"])], name
+        for widget, default in facts["defaults"].items():
+            if widget != "lora_name":
+                assert inputs[widget][1].get("default", default) == default, (name, widget)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a + b * 2",
+        "7 // b",
+        "-a % 5",
+        "a if a > b and not b == 3 else 2.5",
+        "max(a, b, 9) / 2",
+        "round(a / 7) ** 2",
+        "floor(sqrt(a)) - ceil(2.2)",
+        "1 < a < 3",
+        "min(a, b) >= 2",
+    ],
+)
+def test_a_formula_gives_what_the_host_gives(host, text):
+    module = pytest.importorskip("comfy_extras.nodes_math")
+    values = {"a": 6, "b": 2}
+    theirs = module.MathExpressionNode.execute(text, values).args
+    assert theirs[0] == float(formula(text, values)) and theirs[2] == bool(formula(text, values))
 
 
 def test_the_shifts_of_base_models_are_the_hosts(host):

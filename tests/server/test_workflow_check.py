@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
+import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from demo.quickstart import SAVE
 from devtools.base import WORKFLOW, make_base
 from devtools.browser import DRAWN, READY
 from devtools.paths import FRONTENDS
@@ -66,14 +67,15 @@ def picture(page: Page) -> bytes:
     page.evaluate("() => window.app.queuePrompt(0, 1)")
     page.wait_for_function("() => window.ended")
     assert page.evaluate("() => window.ended") == "execution_success"
-    found = page.evaluate("""async id => {
-        const image = window.app.nodeOutputs[id].images[0];
+    found = page.evaluate("""async () => {
+        const node = (window.app.rootGraph ?? window.app.graph)._nodes.find(node => node.type === "SaveImage");
+        const image = window.app.nodeOutputs[node.id].images[0];
         const url = `/view?filename=${image.filename}&type=${image.type}&subfolder=${image.subfolder}`;
         const pixels = await createImageBitmap(await (await fetch(url)).blob());
         const canvas = new OffscreenCanvas(pixels.width, pixels.height).getContext("2d");
         canvas.drawImage(pixels, 0, 0);
         return Array.from(canvas.getImageData(0, 0, pixels.width, pixels.height).data);
-    }""", SAVE)  # fmt: skip
+    }""")
     return bytes(found)
 
 
@@ -84,6 +86,15 @@ def close_panel(page: Page) -> None:
 
 def undo(page: Page) -> None:
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Undo')")
+
+
+DISTILLED = "sd3.5_large_turbo.safetensors"
+
+
+def distilled_checkpoint(base: Path) -> None:
+    """The demo's model under the name of a distilled one: four steps at cfg 1, which is how its file is sampled."""
+    folder = base / "models" / "diffusion_models"
+    shutil.copy(folder / "demo_sd3.safetensors", folder / DISTILLED)
 
 
 def open_page(browser: Any, url: str) -> Page:
@@ -102,10 +113,12 @@ def open_page(browser: Any, url: str) -> Page:
 def checked_page(request: Any, browser: Any, server: Server, tmp_path_factory: Any) -> Iterator[Page]:
     """The page on the host's own frontend, the newest and the oldest that is supported."""
     if request.param == "own":
+        distilled_checkpoint(server.base)
         yield open_page(browser, server.url)
         return
     base = tmp_path_factory.mktemp("frontend")
     make_base(base)
+    distilled_checkpoint(base)
     folder = FRONTENDS / request.param / "comfyui_frontend_package" / "static"
     assert folder.exists(), f"no frontend in {folder}: run dev.py test once, which installs it"
     with Server(Path(sys.executable), server.host, base, log=base / "server.log", frontend=folder) as other:
@@ -149,6 +162,85 @@ def test_a_wrong_workflow_is_mended_both_ways_in_one_step_of_undo(page: Page) ->
             "PCMSampler" in types
         )
         assert picture(page) == right, words
+
+
+sys.path.append(str(ROOT / "tests" / "check"))
+from right_graphs import as_ui  # noqa: E402
+from sampler_graphs import KINDS, demo, in_subgraph  # noqa: E402
+
+LOADERS = ("UNETLoader", "LoraLoaderModelOnly", "SaveImage", "VAELoader", "VAEDecode")
+PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "one graph": as_ui,
+    "subgraph": lambda prompt: in_subgraph(as_ui(prompt), ("SaveImage",)),
+    "loader outside": lambda prompt: in_subgraph(as_ui(prompt), LOADERS, "seed"),
+}
+# Types of our nodes, in subgraphs too.
+OURS = """() => {
+    const found = [];
+    const look = graph => graph._nodes.forEach(node => {
+        found.push(node.type);
+        if (node.subgraph) look(node.subgraph);
+    });
+    look(window.app.rootGraph ?? window.app.graph);
+    return found.filter(type => type.includes("PCM") && type !== "PCMDemoPrompt").sort();
+}"""
+
+
+def furthest(picture: bytes, other: bytes) -> int:
+    """The largest difference of two pictures, of 255."""
+    return max(abs(a - b) for a, b in zip(picture, other, strict=True))
+
+
+@pytest.mark.parametrize("place", [pytest.param(name, marks=[] if name == "loader outside" else pytest.mark.long)
+                                   for name in PLACES])  # fmt: skip
+def test_every_stock_sampler_is_exchanged_undone_and_makes_the_right_picture(
+    request: Any, page: Page, place: str
+) -> None:
+    """With the whole prompt of the quick start: the picture of four right steps, whatever sampled it before."""
+    load(page, PLACES[place](demo("KSampler")))
+    right = picture(page)
+    for kind in KINDS:
+        close_panel(page)
+        load(page, PLACES[place](demo(kind, 20, 7.0)))
+        before = page.evaluate(STATE)
+        page.locator(BADGE).click()
+        panel = page.locator(".pcm-panel")
+        expect(panel.locator(".pcm-finding").first).to_be_visible()
+        use = panel.get_by_role("button", name="Use PCM nodes")
+        use.click()
+        expect(panel).to_contain_text("Sampled as its authors mean it.")
+        undo(page)
+        expect(panel.locator(".pcm-finding").first).to_be_visible()
+        assert page.evaluate(STATE) == before and not page.evaluate(OURS), kind
+        use.click()
+        expect(panel).to_contain_text("Sampled as its authors mean it.")
+        ours = page.evaluate(OURS)
+        assert "PCMLoraLoader" in ours and ("SamplerPCM" in ours) == (kind == "SplitSigmas"), (kind, ours)
+        off = furthest(picture(page), right)
+        request.node.user_properties.append((f"{place}, {kind}", off))
+        assert off <= (0 if kind not in ("halves", "SplitSigmas") else 1), kind
+
+
+def test_a_distilled_checkpoint_keeps_its_loader(page: Page) -> None:
+    load(page, as_ui(demo("CFGGuider", file="", base=DISTILLED)))
+    right = picture(page)
+    load(page, as_ui(demo("CFGGuider", 20, 7.0, file="", base=DISTILLED)))
+    page.evaluate("() => window.app.extensionManager.command.execute('PhasedConsistency.CheckFewStepSettings')")
+    panel = page.locator(".pcm-panel")
+    panel.get_by_role("button", name="Use PCM nodes").click()
+    expect(panel).to_contain_text("Sampled as its authors mean it.")
+    assert page.evaluate(OURS) == ["PCMSampler"]
+    assert picture(page) == right
+
+
+def test_where_our_nodes_cannot_the_button_says_why(page: Page) -> None:
+    prompt = demo("KSamplerAdvanced", 20)
+    next(node for node in prompt.values() if node["class_type"] == "KSamplerAdvanced")["inputs"]["start_at_step"] = 5
+    load(page, as_ui(prompt))
+    page.locator(BADGE).click()
+    panel = page.locator(".pcm-panel")
+    expect(panel).to_contain_text("KSamplerAdvanced takes steps 5 to 20 of 20")
+    expect(panel.get_by_role("button", name="Use PCM nodes")).to_be_disabled()
 
 
 def test_one_value_alone_can_be_set(page: Page) -> None:
@@ -222,13 +314,20 @@ TYPE_STEPS = """async values => {
 }"""
 
 
-def test_the_bar_follows_typing_and_is_not_stored(page: Page) -> None:
+def test_the_bar_follows_typing_and_is_not_stored(request: Any, page: Page) -> None:
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
     load(page, workflow)
     bar = page.locator(BAR)
     expect(bar).to_have_attribute("data-steps", "4")
-    times = page.evaluate(TYPE_STEPS, [2, 3, 1, 4, 2, 3])
-    assert min(times) < 100, times  # of a machine that may be busy
+    tries = [page.evaluate(TYPE_STEPS, [2, 3, 1, 4, 2, 3]) for _ in range(3)]  # on a machine that may be busy
+    request.node.user_properties.append(("milliseconds", tries))
+    assert min(statistics.median(times) for times in tries) < 100, tries
+    page.evaluate(SET, ["steps", 0])
+    page.evaluate(SET, ["start_step", 1])
+    page.evaluate(SET, ["end_step", 3])
+    expect(bar).to_have_attribute("data-words", "4 steps, only steps 2 to 3, 4 phases, cfg 1")
+    page.evaluate(SET, ["start_step", 0])
+    page.evaluate(SET, ["end_step", 10000])
     page.evaluate(SET, ["steps", 8])
     expect(bar).to_have_attribute("title", "8 steps were asked of a 4-phase model; ran its 4 phase jumps.")
     page.evaluate(SET, ["cfg", "1, 2, nonsense"])

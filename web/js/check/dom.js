@@ -22,6 +22,7 @@ header strong { flex: 1; font-size: 14px; }
 button { color: inherit; background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555);
   border-radius: 5px; padding: 3px 9px; font: inherit; cursor: pointer; }
 button:hover { filter: brightness(1.25); }
+button:disabled { opacity: .45; cursor: default; filter: none; }
 button.pcm-main { background: #2f6f4f; border-color: #3d8a64; color: #fff; }
 .pcm-card { padding: 10px 12px; border-top: 1px solid var(--border-color, #444); }
 h3 { margin: 0 0 2px; font-size: 13px; overflow-wrap: anywhere; }

@@ -51,8 +51,12 @@ function apply(step) {
       return connect(findNode(step.source), step.slot, findNode(step.node), step.input);
     case "Insert":
       return insert(step);
+    case "InsertAfter":
+      return insertAfter(findNode(step.node), step);
     case "Replace":
       return replace(step);
+    case "Remove":
+      return remove(findNode(step.node));
     default:
       return false;
   }
@@ -61,14 +65,28 @@ function apply(step) {
 function setWidget(node, name, value) {
   if (!node) return false;
   const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
-  if (slot >= 0 && node.inputs[slot].link != null) node.disconnectInput(slot);
-  const [row, key] = name.split(".");
-  const isPrimitive = node.type === "PrimitiveNode" && name === "value";
-  const widget = isPrimitive ? node.widgets?.[0] : node.widgets?.find((entry) => entry.name === row);
+  if (slot >= 0 && linkInto(node, slot)) node.disconnectInput(slot);
+  const widget = widgetOf(node, name) ?? widgetOf(node, name.split(".")[0]);
   if (!widget) return false;
-  widget.value = key ? { ...widget.value, [key]: value } : value;
+  const keys = widget === widgetOf(node, name) ? [] : name.split(".").slice(1);
+  widget.value = changed(widget.value, keys, value);
   widget.callback?.(widget.value, app.canvas, node);
   return true;
+}
+
+// A widget by its name; "#3" is the fourth of those that are stored.
+function widgetOf(node, name) {
+  if (node.type === "PrimitiveNode" && name === "value") return node.widgets?.[0];
+  if (/^#\d+$/.test(name)) return node.widgets?.filter((entry) => entry.serialize !== false)[Number(name.slice(1))];
+  return node.widgets?.find((entry) => entry.name === name);
+}
+
+// A copy of a value with one place deep inside it changed.
+function changed(value, [key, ...keys], next) {
+  if (key === undefined) return next;
+  const copy = Array.isArray(value) ? [...value] : { ...value };
+  copy[key] = changed(copy[key], keys, next);
+  return copy;
 }
 
 function bypass(node) {
@@ -83,18 +101,27 @@ function connect(source, slot, target, name) {
   return source.connect(slot, target, index) != null;
 }
 
-function linkOf(graph, id) {
-  return id == null ? null : (graph.getLink?.(id) ?? graph._links?.get?.(id) ?? graph.links?.[id] ?? null);
+// The link into an input; null where there is none.
+export function linkInto(node, index) {
+  if (node?.getInputLink) return node.getInputLink(index);
+  const id = node?.inputs?.[index]?.link;
+  return id == null ? null : (node.graph.getLink?.(id) ?? node.graph.links?.[id] ?? null);
+}
+
+// The links of an output. Their ids may be numbers or texts.
+function linksFrom(node, slot) {
+  const { _links: links } = node.graph;
+  const all = links instanceof Map ? [...links.values()] : Object.values(node.graph.links ?? {});
+  return all.filter((link) => link && String(link.origin_id) === String(node.id) && link.origin_slot === slot);
 }
 
 // What feeds an input: a function that feeds another input of the same graph from there; null if nothing does.
 function feeder(node, name) {
-  const input = node?.inputs?.find((entry) => entry.name === name);
-  const link = linkOf(node?.graph, input?.link);
+  const link = node ? linkInto(node, inputIndex(node, name)) : null;
   if (!link) return null;
   const graph = node.graph;
   const { origin_id: origin, origin_slot: slot } = link;
-  if (origin === SUBGRAPH_IN) {
+  if (Number(origin) === SUBGRAPH_IN) {
     return (target, index) => graph.inputs[slot].connect(target.inputs[index], target);
   }
   const source = graph.getNodeById(origin);
@@ -125,14 +152,34 @@ function insert(step) {
 // Feeds everything that an output feeds from another node's output, or by a feeder.
 function rewire(node, slot, next) {
   const graph = node.graph;
-  for (const id of [...(node.outputs?.[slot]?.links ?? [])]) {
-    const link = linkOf(graph, id);
-    if (!link) continue;
-    if (link.target_id === SUBGRAPH_OUT) next.toOutput?.(graph.outputs[link.target_slot]);
+  for (const link of linksFrom(node, slot)) {
+    if (Number(link.target_id) === SUBGRAPH_OUT) next.toOutput?.(graph.outputs[link.target_slot]);
     else next.toInput(graph.getNodeById(link.target_id), link.target_slot);
   }
 }
 
+function insertAfter(node, step) {
+  if (!node?.outputs?.[step.slot]) return false;
+  const made = newNode(step.type, step.values, node.graph, [node.pos[0] + node.size[0] + 40, node.pos[1] + 60]);
+  if (!made) return false;
+  rewire(node, step.slot, into(made, 0));
+  node.connect(step.slot, made, inputIndex(made, "model"));
+  return true;
+}
+
+function inputIndex(node, name) {
+  return node.inputs?.findIndex((input) => input.name === name) ?? -1;
+}
+
+// Where a link goes that is moved to an output of a new node.
+function into(made, slot) {
+  return {
+    toInput: (target, index) => made.connect(slot, target, index),
+    toOutput: (output) => output.connect(made.outputs[slot], made),
+  };
+}
+
+// A new node that takes over the links of others; they are removed by steps of their own.
 function replace(step) {
   const old = findNode(step.at);
   if (!old) return false;
@@ -140,21 +187,34 @@ function replace(step) {
   const through = step.through.map(([node, slot, input]) => [findNode(node), slot, feeder(findNode(node), input)]);
   const made = newNode(step.type, step.values, old.graph, old.pos);
   if (!made) return false;
+  copyControl([old, ...old.inputs.map((_, index) => originOf(old, index))], made);
   for (const [name, feed] of feeds) {
-    const index = made.inputs.findIndex((input) => input.name === name);
+    const index = inputIndex(made, name);
     if (feed && index >= 0) feed(made, index);
   }
   for (const [path, slot, newSlot] of step.outputs) {
-    rewire(findNode(path), slot, {
-      toInput: (target, index) => made.connect(newSlot, target, index),
-      toOutput: (output) => output.connect(made.outputs[newSlot], made),
-    });
+    const source = findNode(path);
+    if (source) rewire(source, slot, into(made, newSlot));
   }
-  for (const [node, slot, feed] of through) if (feed) rewire(node, slot, { toInput: feed });
-  for (const path of step.removes) {
-    const node = findNode(path);
-    node?.graph.remove(node);
-  }
+  for (const [node, slot, feed] of through) if (node && feed) rewire(node, slot, { toInput: feed });
+  return true;
+}
+
+function originOf(node, index) {
+  const link = linkInto(node, index);
+  return link ? node.graph.getNodeById(link.origin_id) : null;
+}
+
+// What becomes of the seed after a run stays as it was.
+function copyControl(nodes, made) {
+  const control = (node) => node?.widgets?.find((widget) => widget.name === "control_after_generate");
+  const [old, own] = [nodes.map(control).find((widget) => widget), control(made)];
+  if (old && own) own.value = old.value;
+}
+
+function remove(node) {
+  if (!node) return false;
+  node.graph.remove(node);
   return true;
 }
 

@@ -4,9 +4,9 @@
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
 import { ask, rootGraph } from "./ask.js";
-import { drawBar } from "./bar.js";
+import { barWords, drawBar } from "./bar.js";
 import { element } from "./dom.js";
-import { findNode } from "./mends.js";
+import { findNode, linkInto } from "./mends.js";
 
 const KINDS = ["PCMSampler", "PCMVideoSampler", "PCMPhaseScheduler"];
 const HEIGHT = 38;
@@ -41,7 +41,7 @@ function signature(node) {
     const passes = other.outputs?.some((output) => output.type === "MODEL") || other.type === "LORA_STACK";
     if (passes) above.push(other.id, other.mode, ...(other.widgets ?? []).map((widget) => widget.value));
   }
-  const links = (node.inputs ?? []).map((input) => input.link);
+  const links = (node.inputs ?? []).map((_, index) => linkInto(node, index)?.id);
   return JSON.stringify([own, above, links]);
 }
 
@@ -92,6 +92,7 @@ function draw(state) {
   drawBar(canvas, bar);
   canvas.title = bar.error ?? bar.notes.join("\n");
   canvas.dataset.steps = bar.error ? "" : String(bar.levels.length - 1);
+  canvas.dataset.words = bar.error ?? barWords(bar);
 }
 
 export const barExtension = {

@@ -96,9 +96,10 @@ export class CheckPanel {
       ...found.map((entry) => this.finding(entry)),
       element("div", { className: "pcm-row" }, [
         mends.length ? button(words.setAll, () => this.mend(mends), { className: "pcm-main" }) : null,
-        found.length && file.pcm_nodes.length ? button(words.pcm, () => this.mend(file.pcm_nodes)) : null,
+        found.length ? button(words.pcm, () => this.mend(file.pcm_nodes), { disabled: !file.pcm_nodes.length }) : null,
         button(words.show, () => showNode(file.node)),
       ]),
+      file.pcm_reason ? element("div", { className: "pcm-soft", textContent: `${words.pcm}: ${file.pcm_reason}` }) : null,
     ];
     return element("div", { className: "pcm-card" }, children);
   }

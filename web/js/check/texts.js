@@ -24,6 +24,9 @@ const TEXTS = {
     partly: (count) => `${count} of the changes found no place; undo takes back the others.`,
     steps: (count) => (count === 1 ? "1 step" : `${count} steps`),
     phases: (count) => `${count} phases`,
+    ran: (from, to) => (from > to ? "none of them run" : from === to ? `only step ${to}` : `only steps ${from} to ${to}`),
+    second: (step) => `second model from step ${step}`,
+    windows: (frames, shared) => `windows of ${frames} frames, ${shared} shared`,
   },
   zh: {
     command: "检查少步设置",
@@ -46,6 +49,9 @@ const TEXTS = {
     partly: (count) => `${count} 处更改未能应用；撤销可恢复其余更改。`,
     steps: (count) => `${count} 步`,
     phases: (count) => `${count} 个阶段`,
+    ran: (from, to) => (from > to ? "均不运行" : from === to ? `仅第 ${to} 步` : `仅第 ${from} 到 ${to} 步`),
+    second: (step) => `从第 ${step} 步起使用第二个模型`,
+    windows: (frames, shared) => `窗口 ${frames} 帧，重叠 ${shared} 帧`,
   },
 };
 
