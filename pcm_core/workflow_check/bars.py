@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch import Tensor
+
 from ..guidance import phase_at
 from ..plan import Plan
 from ..profiles import PCMProfile
@@ -65,7 +67,7 @@ def file_bar(profile: PCMProfile, schedules: Schedules) -> Bar | None:
 
 def plan_bar(made: Plan) -> Bar:
     """The steps of a plan."""
-    levels = tuple(cast(list[float], cast(Any, made.sigmas).tolist()))
+    levels = tuple(numbers(made.sigmas))
     return Bar(
         levels=levels,
         places=_places(levels, made.table),
@@ -73,6 +75,11 @@ def plan_bar(made: Plan) -> Bar:
         cfg=made.cfg,
         notes=made.notes,
     )
+
+
+def numbers(sigmas: Tensor) -> list[float]:
+    """A tensor as numbers, with their type."""
+    return cast(list[float], cast(Any, sigmas).tolist())
 
 
 def _places(levels: Sequence[float], table: SigmaTable) -> tuple[float, ...]:

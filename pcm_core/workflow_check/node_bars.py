@@ -12,7 +12,7 @@ from ..errors import PCMError
 from ..plan import AUTO, Plan, check_r, plan
 from ..profiles import PCMProfile, profile_of_method
 from ..sigma_table import SigmaTable
-from .bars import Bar, plan_bar
+from .bars import Bar, numbers, plan_bar
 from .files import FewStepFile, Lookup, few_step_files
 from .graph import Graph, Node, Port
 from .judge_levels import shifts_on
@@ -153,8 +153,8 @@ def _part(bar: Bar, made: Plan, asked: dict[str, Any]) -> Bar:
 def _clip(bar: Bar, made: Plan, clip: video.VideoModel | None, asked: dict[str, Any], *, two: bool) -> Bar:
     """The steps of the second expert, and the context windows."""
     if two and made.steps:
-        edge, note = video.expert_edge(made.whole.tolist(), asked["boundary"], made.table)
-        second = sum(level > edge * (1 + 1e-6) for level in made.sigmas.tolist()[:-1])
+        edge, note = video.expert_edge(numbers(made.whole), asked["boundary"], made.table)
+        second = sum(level > edge * (1 + 1e-6) for level in numbers(made.sigmas)[:-1])
         bar = replace(bar, second=second, notes=(*bar.notes, note))
     window, overlap = int(asked["window"]), int(asked["overlap"])
     if not window:

@@ -34,6 +34,7 @@ class Exchanges:
 
     def __init__(self, graph: Graph, report: Report, schedules: Schedules) -> None:
         self.graph, self.runs, self.schedules = graph, report.runs, schedules
+        self.findings = report.findings
         self.pairs = pairs(graph, report.runs)
         self.partners = {run.node.id: pair for pair in self.pairs for run in pair}
         self.order = {run.node.id: index for index, run in enumerate(self.runs)}
@@ -76,7 +77,9 @@ class Exchanges:
         steps += self._sampler_steps(sampled)
         if not steps:
             raise NoExchangeError("ours" if any(run.ours for run in sampled) else "nothing", file=file.title)
-        return [*steps, *self._shift_nodes(sampled)]
+        ours = {run.node.id for run in sampled if run.ours}
+        settings = [mend for found in self.findings if found.node in ours for mend in found.mends]
+        return [*steps, *settings, *self._shift_nodes(sampled)]
 
     def _sampled(self, nodes: Sequence[str]) -> list[Run]:
         """The runs of the files in these nodes, of their partners, and of the files on those."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from ..errors import PCMError
 from ..plan import plan
 from ..profiles import method_choices, profile_of_method
+from .bars import numbers
 from .exchange import NoExchangeError
 from .files import FewStepFile
 from .finding import Mend, Remove, Replace, SetWidget
@@ -245,7 +246,7 @@ def _entry(run: Run, file: FewStepFile) -> Values | None:
         entered = plan(profile, table, denoise=denoise).sigmas
     except PCMError:
         return None
-    return [("denoise", denoise)] if furthest(levels, cast(Any, entered).tolist()) < _SAME else None
+    return [("denoise", denoise)] if furthest(levels, numbers(entered)) < _SAME else None
 
 
 def _sigma_way(graph: Graph, run: Run) -> tuple[list[Node], Node | None]:
@@ -321,7 +322,7 @@ def _scheduled(graph: Graph, run: Run, file: FewStepFile, made: Node | None) -> 
     denoise = value_of(graph, made, "denoise").number
     values += [("denoise", denoise)] if denoise is not None and denoise < 1 else []
     step = Replace(
-        at=made.id, type="PCMPhaseScheduler", values=tuple(values), inputs=(("model", *source),),
+        at=made.id, type="PCMPhaseScheduler", values=tuple(values), inputs=(("model", source[0], source[1]),),
         outputs=((made.id, 0, 0),),
     )  # fmt: skip
     return [step, Remove(made.id), *split_mends(graph, run, file.profile)]

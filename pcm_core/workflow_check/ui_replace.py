@@ -144,8 +144,9 @@ def _note(graph: Graph, origin: Any, slot: int, link: Any, *, there: bool) -> No
     if str(origin) == _INPUT_NODE:
         ends, key = objects(graph.get("inputs")), "linkIds"
     else:
-        node = next((node for node in objects(graph.get("nodes")) if node.get("id") == origin), {})
-        ends, key = objects(node.get("outputs")), "links"
+        ends = [end for node in objects(graph.get("nodes")) if node.get("id") == origin
+                for end in objects(node.get("outputs"))]  # fmt: skip
+        key = "links"
     if 0 <= slot < len(ends):
         kept = [entry for entry in items(ends[slot].get(key)) if entry != link]
         ends[slot][key] = [*kept, link] if there else kept

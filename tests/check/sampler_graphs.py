@@ -20,6 +20,7 @@ CLASSES |= {
     "SaveImage": ({"images": "IMAGE"}, ["filename_prefix"], []),
 }
 KINDS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "BasicGuider", "halves", "SplitSigmas")
+INNER, OUTER = "5e1f0000-0000-4000-8000-00000000abcd", "5e1f0000-0000-4000-8000-00000000abce"
 FILE = "demo_pcm_4phase.safetensors"
 
 
@@ -74,18 +75,20 @@ def _sampled(builder: Builder, kind: str, model: Any, words: Any, latent: Any, s
     return latent
 
 
-def in_subgraph(ui: Mapping[str, Any], outside: tuple[str, ...] = (), promoted: str = "") -> dict[str, Any]:
+def in_subgraph(
+    ui: Mapping[str, Any], outside: tuple[str, ...] = (), promoted: str = "", name: str = INNER
+) -> dict[str, Any]:  # fmt: skip
     """A workflow whose nodes lie in a subgraph, but those of some types.
 
     Args:
         ui: the UI form, version 0.4.
         outside: types that stay where they are.
         promoted: a widget that becomes one of the subgraph's own.
+        name: of the subgraph.
     """
     ui = copy.deepcopy(dict(ui))
     inner = [node for node in ui["nodes"] if node["type"] not in outside]
     ids = {node["id"] for node in inner}
-    name = "5e1f0000-0000-4000-8000-00000000abcd"
     instance: dict[str, Any] = {
         "id": ui["last_node_id"] + 1, "type": name, "pos": [0, 0], "size": [300, 200], "flags": {}, "order": 0,
         "mode": 0, "properties": {}, "inputs": [], "outputs": [], "widgets_values": [],
@@ -110,9 +113,10 @@ def in_subgraph(ui: Mapping[str, Any], outside: tuple[str, ...] = (), promoted: 
             outer.append(link)
     if promoted:
         _promote(graph, instance, promoted)
+    others = ui.get("definitions", {}).get("subgraphs", [])
     ui |= {
         "nodes": [node for node in ui["nodes"] if node["id"] not in ids] + [instance], "links": outer,
-        "last_node_id": instance["id"], "definitions": {"subgraphs": [graph]},
+        "last_node_id": instance["id"], "definitions": {"subgraphs": [graph, *others]},
     }  # fmt: skip
     return ui
 
@@ -149,15 +153,20 @@ def _cross(
 def _promote(graph: dict[str, Any], instance: dict[str, Any], widget: str) -> None:
     place, number = len(graph["inputs"]), 900
     for node in graph["nodes"]:
-        names = CLASSES[node["type"]][1]
+        names = CLASSES[node["type"]][1] if node["type"] in CLASSES else list(node.get("promoted", ()))
         named = next((name for name in (widget, f"noise_{widget}") if name in names), "")
         if named:
             widget = named
             value = node["widgets_values"][names.index(widget)]
-            node["inputs"].append({"name": widget, "type": "INT", "link": number, "widget": {"name": widget}})
+            own = next((slot for slot in node["inputs"] if slot["name"] == widget), None)
+            if own is None:
+                own = {"name": widget, "type": "INT", "widget": {"name": widget}}
+                node["inputs"].append(own)
+            own["link"] = number
             graph["inputs"].append({"id": f"{widget}-1", "name": widget, "type": "INT", "linkIds": [number]})
-            target = _as_object(number, -10, place, node["id"], len(node["inputs"]) - 1, "INT")
+            target = _as_object(number, -10, place, node["id"], node["inputs"].index(own), "INT")
             graph["links"].append(target)
             instance["inputs"].append({"name": widget, "type": "INT", "link": None, "widget": {"name": widget}})
             instance["widgets_values"].append(value)
+            instance["promoted"] = [widget]
             return

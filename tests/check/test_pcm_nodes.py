@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from official import workflows
 from right_graphs import LORA_LOADERS, RIGHT, SAMPLERS, as_ui, build, build_pair
-from sampler_graphs import KINDS, demo, in_subgraph
+from sampler_graphs import KINDS, OUTER, demo, in_subgraph
 
 from pcm_core.workflow_check import apply_mends, check
 from pcm_core.workflow_check.check import check_graph
@@ -34,6 +34,9 @@ FORMS: dict[str, Form] = {
     "subgraph": lambda prompt: in_subgraph(as_ui(prompt)),
     "loader outside": lambda prompt: in_subgraph(as_ui(prompt), LOADERS),
     "promoted seed": lambda prompt: in_subgraph(as_ui(prompt), ("SaveImage", "PCMDemoPrompt"), "seed"),
+    "subgraph in a subgraph": lambda prompt: in_subgraph(
+        in_subgraph(as_ui(prompt), ("SaveImage", "UNETLoader"), "seed"), ("SaveImage",), "seed", OUTER
+    ),
     "parts outside": lambda prompt: in_subgraph(as_ui(prompt), ("KSamplerSelect", "CFGGuider", "BasicGuider")),
 }
 
@@ -131,6 +134,18 @@ def test_a_pair_of_experts_keeps_its_split():
     sampler = next(node for node in result.values() if node["class_type"] == "PCMVideoSampler")
     assert sampler["inputs"]["boundary"] == 938  # sigma 0.9375 of shift 5 at the first of four steps
     assert "boundary" not in str(exchanged(build_pair()))
+
+
+def test_our_sampler_behind_a_stock_loader_gets_our_loader_and_its_settings():
+    prompt = demo("KSampler", 20, 7.0, FILE, BASE)
+    sampler = next(node for node in prompt.values() if node["class_type"] == "KSampler")
+    sampler["class_type"] = "PCMSampler"
+    for name in ("sampler_name", "scheduler"):
+        del sampler["inputs"][name]
+    sampler["inputs"]["cfg"] = "7"
+    assert check(prompt).findings
+    result = exchanged(prompt)
+    assert not check(result).findings and "LoraLoaderModelOnly" not in str(result)
 
 
 def test_an_instance_used_twice_is_changed_once():
