@@ -8,7 +8,7 @@ from ..video import expert_edge
 from .check import Report
 from .exchange import Exchange, NoExchangeError
 from .files import FewStepFile
-from .finding import Bypass, Mend, Remove, Replace
+from .finding import Bypass, Mend, Remove, Replace, SetWidget
 from .graph import Graph
 from .judge_graph import pairs, split_of
 from .judge_levels import shifts_on
@@ -24,9 +24,15 @@ _BOUNDARY = 875  # the default of PCM Video Sampler
 
 def spoken_for(run: Run) -> tuple[FewStepFile, ...]:
     """The files that say how a run is sampled: PCM Settings alone where there is one, which stays with its loaders."""
-    files = (*run.files, *run.second) if run.files else run.second
-    settings = tuple(file for file in files if file.settings)
-    return settings or files
+    return (*_speaking(run.files), *_speaking(run.second))
+
+
+def _speaking(files: Sequence[FewStepFile]) -> tuple[FewStepFile, ...]:
+    return tuple(file for file in files if file.settings) or tuple(files)
+
+
+def _count(files: Sequence[FewStepFile]) -> int:
+    return len({file.place for file in _speaking(files)})
 
 
 class Exchanges:
@@ -39,7 +45,7 @@ class Exchanges:
         self.partners = {run.node.id: pair for pair in self.pairs for run in pair}
         self.order = {run.node.id: index for index, run in enumerate(self.runs)}
         self.groups: dict[str, list[Run]] = {}
-        self.counts = {run.node.id: len({file.place for file in spoken_for(run)}) for run in self.runs}
+        self.counts = {run.node.id: max(map(_count, (run.files, run.second))) for run in self.runs}
         self.by_file: dict[str, list[Run]] = {}
         for run in report.runs:
             for file in {other.node.id for other in (*run.files, *run.second)}:
@@ -153,10 +159,11 @@ class Exchanges:
 
     def _in_order(self, steps: Sequence[Mend], sampled: Sequence[Run]) -> list[Mend]:
         """Each change of a stored node once, and what goes at the end, unless something still needs it."""
-        kept: dict[tuple[str, str], Mend] = {}
+        kept: dict[tuple[str, str, str], Mend] = {}
         for step in steps:
-            node = step.at if isinstance(step, Replace) else getattr(step, "node", "")
-            kept.setdefault((type(step).__name__, self.graph.nodes[node].stored), step)
+            node = step.at if isinstance(step, Replace) else step.node
+            widget = step.widget if isinstance(step, SetWidget) else ""
+            kept.setdefault((type(step).__name__, self.graph.nodes[node].stored, widget), step)
         replaced = {step.at for step in kept.values() if isinstance(step, Replace)}
         going = {step.node for step in steps if isinstance(step, Remove)}
         while needed := {node for node in going - replaced - self._samplers(sampled) if self._feeds(node) - going}:
