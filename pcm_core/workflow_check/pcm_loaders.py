@@ -7,7 +7,7 @@ from typing import Any
 from .exchange import NoExchangeError
 from .files import FewStepFile
 from .finding import InsertAfter, Mend, Remove, Replace, set_value
-from .graph import Graph, Place
+from .graph import Graph, Node, Place
 from .model_path import edges_to
 from .runs import Run
 
@@ -38,17 +38,24 @@ def loader_steps(graph: Graph, run: Run, file: FewStepFile) -> list[Mend]:
 
 
 def _replaced(file: FewStepFile) -> list[Mend]:
+    """With the text encoders where the loader has them, and the name of the file by a link where it comes by one."""
     node = file.node
-    linked = node.inputs["lora_name"].link is not None if "lora_name" in node.inputs else False
+    kept = [name for name in ("model", "lora_name", "clip") if _linked(node, name)]
+    clip = node.values.get("strength_clip")
+    values = [("lora_name", file.name), *_strength(file)]
+    values += [("strength_clip", clip)] if isinstance(clip, (int, float)) and clip != 1 and "clip" in kept else []
     step = Replace(
         at=node.id,
         type="PCMLoraLoader",
-        values=(("lora_name", file.name), *_strength(file)),
-        inputs=(("model", node.id, "model"), *([("lora_name", node.id, "lora_name")] if linked else ())),
-        outputs=((node.id, 0, 0),),
-        through=((node.id, 1, "clip"),) if "clip" in node.inputs else (),
+        values=tuple(values),
+        inputs=tuple((name, node.id, name) for name in kept),
+        outputs=((node.id, 0, 0), *([(node.id, 1, 2)] if "clip" in kept else ())),
     )
     return [step, Remove(node.id)]
+
+
+def _linked(node: Node, name: str) -> bool:
+    return name in node.inputs and node.inputs[name].link is not None
 
 
 def _strong_enough(file: FewStepFile) -> list[Mend]:

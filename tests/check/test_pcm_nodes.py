@@ -14,6 +14,7 @@ from sampler_graphs import KINDS, OUTER, demo, in_subgraph
 from pcm_core.workflow_check import apply_mends, check
 from pcm_core.workflow_check.check import check_graph
 from pcm_core.workflow_check.exchange import Exchange
+from pcm_core.workflow_check.graph import Port
 from pcm_core.workflow_check.panel import answer
 from pcm_core.workflow_check.pcm_nodes import Exchanges
 from pcm_core.workflow_check.read import read_workflow
@@ -134,6 +135,22 @@ def test_a_pair_of_experts_keeps_its_split():
     sampler = next(node for node in result.values() if node["class_type"] == "PCMVideoSampler")
     assert sampler["inputs"]["boundary"] == 938  # sigma 0.9375 of shift 5 at the first of four steps
     assert "boundary" not in str(exchanged(build_pair()))
+
+
+def test_text_encoders_go_through_the_loader_as_before():
+    prompt = build(RIGHT[0], "LoraLoader", "KSampler")
+    loader = next(node for node in prompt.values() if node["class_type"] == "LoraLoader")
+    loader["inputs"]["strength_clip"] = 0.5
+    name = next(key for key, node in prompt.items() if node is loader)
+    for node in prompt.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["clip"] = [name, 1]
+    for form in (FORMS["api"], as_ui):
+        graph = read_workflow(exchanged(form(prompt)))
+        ours = next(node for node in graph.nodes.values() if node.type == "PCMLoraLoader")
+        texts = [node for node in graph.nodes.values() if node.type == "CLIPTextEncode"]
+        assert {graph.source(node.id, "clip") for node in texts} == {Port(ours.id, 2)} and len(texts) == 2
+        assert ours.values["strength_clip"] == 0.5 and graph.source(ours.id, "clip") is not None
 
 
 def test_our_sampler_behind_a_stock_loader_gets_our_loader_and_its_settings():
