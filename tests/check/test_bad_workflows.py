@@ -134,11 +134,11 @@ def test_loops_end():
 def test_a_subgraph_inside_itself_ends():
     inner: dict[str, Any] = {"id": "a", "inputs": [], "outputs": [], "links": []}
     inner["nodes"] = [{"id": 1, "type": "a"}, {"id": 2, "type": "a"}]
-    started = time.perf_counter()
+    started = time.process_time()
     report = check(
         {"version": 1, "nodes": [{"id": 1, "type": "a"}], "links": [], "definitions": {"subgraphs": [inner]}}
     )
-    assert not report.findings and time.perf_counter() - started < 5
+    assert not report.findings and time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("chained", [True, False])
@@ -148,16 +148,16 @@ def test_5000_nodes(chained: bool):
         prompt |= {f"{index}x{name}": node for name, node in json.loads(
             json.dumps(build(RIGHT[index % len(RIGHT)])).replace('["', f'["{index}x')
         ).items()}  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()
     survives(prompt)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_5000_nodes_in_the_panel():
     """What our nodes could do is worked out for every file, each of which shares the sampler with all others."""
-    started = time.perf_counter()
+    started = time.process_time()
     found = answer({"workflow": loop(5000)}, ClosedForm())
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(found["files"]) == 5000 and "on one model" in found["files"][7]["pcm_reason"]
 
 

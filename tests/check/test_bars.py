@@ -76,7 +76,7 @@ def test_a_bar_takes_few_milliseconds():
     bar("PCMSampler")
     times = list[float]()
     for steps in range(8):
-        started = time.perf_counter()
+        started = time.process_time()
         bar("PCMSampler", steps=steps)
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert min(times) < 0.02, times

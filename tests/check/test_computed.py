@@ -84,9 +84,9 @@ def test_a_ladder_of_formulas_takes_no_time_and_a_loop_ends():
     prompt["m0"]["inputs"] |= {"values.a": ["m299", 1]}
     sampler = next(node for node in prompt.values() if node["class_type"] == "KSampler")
     sampler["inputs"]["steps"] = ["m299", 1]
-    started = time.perf_counter()
+    started = time.process_time()
     report = check(prompt)
-    assert time.perf_counter() - started < 1 and not report.findings and report.skipped
+    assert time.process_time() - started < 1 and not report.findings and report.skipped
 
 
 def test_saved_primitives_and_set_get_pairs_reach_the_value():

@@ -14,6 +14,8 @@ from reviewed import REASONS, reason
 
 from pcm_core.profiles import profile_from_name
 from pcm_core.workflow_check import check
+from pcm_core.workflow_check.panel import answer
+from pcm_core.workflow_check.schedules import ClosedForm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = sorted([*(ROOT / "workflows").rglob("*.json"), *(ROOT / "demo" / "workflows").rglob("*.json")])
@@ -72,11 +74,12 @@ def test_our_own_workflows_are_clean(path: Path):
 
 
 def test_the_largest_official_workflow_takes_less_than_50_ms():
+    """Of the processor: a busy machine lets everything wait."""
     _, workflow = max(workflows(), key=lambda entry: len(json.dumps(entry[1])))
     check(workflow)
     times = list[float]()
     for _ in range(5):
-        start = time.perf_counter()
-        check(workflow)
-        times.append(time.perf_counter() - start)
+        start = time.process_time()
+        answer({"workflow": workflow}, ClosedForm())
+        times.append(time.process_time() - start)
     assert min(times) < 0.05, times
