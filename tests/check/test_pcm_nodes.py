@@ -19,7 +19,7 @@ from pcm_core.workflow_check.panel import answer
 from pcm_core.workflow_check.pcm_nodes import Exchanges
 from pcm_core.workflow_check.read import read_workflow
 from pcm_core.workflow_check.schedules import ClosedForm
-from pcm_core.workflow_check.values import value_of
+from pcm_core.workflow_check.values import source_node, value_of
 
 FILE = "pcm_deterministic_4step_shift3.safetensors"
 BASE = "sd3_medium.safetensors"
@@ -89,10 +89,9 @@ def test_every_stock_sampler_becomes_ours_with_its_prompts_and_seed(kind: str, f
     for run in report.runs:
         words = graph.nodes[run.model_node or run.node.id]
         name = "positive" if "positive" in words.inputs else "conditioning"
-        source = graph.source(words.id, name)
-        assert "a red circle on blue" in graph.nodes[source.node].values.values()
-        noise = graph.source(run.node.id, "noise")
-        seeded = graph.nodes[noise.node] if noise else run.node
+        source = source_node(graph, words, name)
+        assert source is not None and "a red circle on blue" in source.values.values()
+        seeded = source_node(graph, run.node, "noise") or run.node
         if seeded.type != "DisableNoise" and run.node.values.get("add_noise") is not False:
             assert (value_of(graph, seeded, "seed").number or value_of(graph, seeded, "noise_seed").number) == 1
     if kind != "SplitSigmas" and form != "parts outside":
