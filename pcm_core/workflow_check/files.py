@@ -143,6 +143,8 @@ def _file_widgets(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _is_lora(node: Node, name: str, text: str) -> bool:
     """By the node or the widget; a widget without a name by the file, or by the strength behind it."""
+    if re.search("ckpt|unet|checkpoint|diffusion", name, re.IGNORECASE):
+        return False
     if "lora" in node.type.lower() or "lora" in name.lower():
         return True
     if not name.startswith("#"):

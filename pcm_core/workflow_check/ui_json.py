@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .graph import ACTIVE, BYPASSED, MUTED, Constant, Graph, Input, Link, Node, Place
 from .host_names import is_sampler_name, is_scheduler_name
 from .notes import Note
 from .shapes import at, is_object, items, objects
 
+_EVERYWHERE = ("Anything Everywhere", "Anything Everywhere3", "Prompts Everywhere")
 _ANY = ("*", "COMFY_MATCHTYPE_V3")
 _CONTROLS = ("fixed", "increment", "decrement", "randomize")
 _WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -73,6 +74,20 @@ class _Reader:
                 self.graph.notes.append(Note.of("too_many", count=_MOST_NODES))
                 return
             self.add(entry, prefix, scope, mode, depth)
+        self.spread(prefix)
+
+    def spread(self, prefix: str) -> None:
+        """What "Anything Everywhere" gets feeds every free input of its type in the same graph."""
+        own = [node for name, node in self.graph.nodes.items() if name.rpartition(":")[0] == prefix.rstrip(":")]
+        given: dict[str, Link] = {}
+        for node in own:
+            if node.type in _EVERYWHERE and node.mode == ACTIVE:
+                given |= {entry.type: entry.link for entry in node.inputs.values() if entry.link is not None}
+        for node in own if given else ():
+            for name, entry in list(node.inputs.items()):
+                if entry.link is None and entry.type in given and entry.type not in _WIDGET_TYPES:
+                    cast(dict[str, Input], node.inputs)[name] = Input(entry.type, given[entry.type])
+            self.passed[node.id] = tuple(node.inputs.values())
 
     def add(self, entry: Mapping[str, Any], prefix: str, scope: _Scope, mode: int, depth: int) -> None:
         kind = str(entry.get("type"))

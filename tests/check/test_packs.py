@@ -245,6 +245,30 @@ def test_muted_and_bypassed_loaders_change_nothing_and_are_named():
         assert not report.findings and [file.active for file in report.files] == [False]
 
 
+def test_what_is_given_everywhere_reaches_the_sampler():
+    """cg-use-everywhere: the sampler's model input has no link in the file."""
+    ui = as_ui(prompt_with({}, steps=20))
+    sampler = next(entry for entry in ui["nodes"] if entry["type"] == "KSampler")
+    slot = next(slot for slot in sampler["inputs"] if slot["name"] == "model")
+    link = next(link for link in ui["links"] if link[0] == slot["link"])
+    slot["link"] = None
+    assert not check(ui).findings
+    link[3:5] = [90, 0]
+    everywhere = {"id": 90, "type": "Anything Everywhere", "mode": 0, "outputs": [], "widgets_values": [],
+                  "inputs": [{"name": "MODEL", "type": "*", "link": link[0]}]}  # fmt: skip
+    ui["nodes"].append(everywhere)
+    assert rules(ui) == ["steps"]
+    everywhere["mode"] = 2
+    assert not check(ui).findings
+
+
+def test_a_checkpoint_in_a_loader_with_loras_is_one():
+    for kind, name in (("Checkpoint and LoRA Loader", "ckpt_name"), ("LoRA Diffusion Loader", "unet_name")):
+        prompt = prompt_with({"4": node(kind, **{name: "z_image_turbo_bf16.safetensors"})}, model=BASE_MODEL)
+        (file,) = [file for file in check(prompt).files if file.kind == "checkpoint"]
+        assert file.profile.method == "Z-Image-Turbo"
+
+
 def test_a_group_node_is_named_as_not_opened():
     ui = graph("Some Lora Loader", "ui")
     ui["nodes"].append(

@@ -103,8 +103,8 @@ def open_page(browser: Any, url: str) -> Page:
     expect.set_options(timeout=60_000)
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(url)
-    page.wait_for_function(READY)
+    page.goto(url, timeout=180_000)
+    page.wait_for_function(READY, timeout=180_000)  # a busy machine may take its time
     return page
 
 
