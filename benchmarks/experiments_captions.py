@@ -3,11 +3,12 @@
     python -m benchmarks.experiments_captions [--sets drawings "captions, 8 each"] [--seeds 3] [--steps 600]
         [--pictures 1000] [--log runs.jsonl] [--table]
 
-"drawings" are 16,000 encoded drawings, like those that the teacher was trained on; "captions, n each" are n latents
-for each of the world's 136 captions, drawn as Distill PCM LoRA draws them: 20 Euler steps at the guidance that is
-distilled, each from a seed of its own. "136 drawings" tell the number from the kind. All else is equal: M = 4 phases,
-rank 16, batch 32, the same iterations, learning rate and seeds. Measured at 4 steps as in ``demo.score``: FDt is the
-Frechet distance to the teacher's 50-step pictures, "minutes" is training, "drawing" the minutes of making the latents.
+"drawings" are 16,000 encoded drawings, like those that the teacher was trained on; fewer of them tell the number of
+latents from their kind. "captions, n each" are n latents for each of the world's 136 captions, drawn as Distill PCM LoRA
+draws them: 20 Euler steps without guidance, each from a seed of its own; "guided" with the guidance that is distilled.
+All else is equal: M = 4 phases, rank 16, batch 32, the same iterations, learning rate and seeds. Measured at 4 steps as
+in ``demo.score``: FDt is the Frechet distance to the teacher's 50-step pictures, "minutes" is training, "drawing" the
+minutes of making the latents.
 """
 
 from __future__ import annotations
@@ -56,20 +57,20 @@ def drawings(count: int) -> LatentPool:
 
 
 @torch.no_grad()
-def _sampled(number: int) -> Tensor:
+def _sampled(number: int, cfg: float) -> Tensor:
     """The ``number``-th latent of every caption."""
     captions = all_prompts()
     seeds = range(number * len(captions), (number + 1) * len(captions))
     noise = torch.stack([torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     sigmas = torch.stack([*(TABLE[t] for t in eval_timesteps(TEACHER_STEPS)), torch.tensor(0.0)])
     text, null = embed(list(captions)), embed([None] * len(captions))
-    return sample_pcm(Denoiser(world().teacher, text, None, CFG, null), noise, sigmas, flow=True)
+    return sample_pcm(Denoiser(world().teacher, text, None, cfg, null), noise, sigmas, flow=True)
 
 
 @cache
-def captions_alone(each: int) -> Drawn:
+def captions_alone(each: int, cfg: float = 1.0) -> Drawn:
     context, pooled = embed([*all_prompts(), None])
-    latents = torch.cat([_sampled(number) for number in range(each)]).clone()
+    latents = torch.cat([_sampled(number, cfg) for number in range(each)]).clone()
     return Drawn(latents, torch.arange(len(latents)) % len(all_prompts()), context, pooled)
 
 
@@ -77,9 +78,11 @@ SETS = {
     "drawings": lambda: drawings(16_000),
     "captions, 1 each": lambda: captions_alone(1),
     "captions, 8 each": lambda: captions_alone(8),
-    "captions, 4 each": lambda: captions_alone(4),
     "captions, 32 each": lambda: captions_alone(32),
+    "captions, 1 each, guided": lambda: captions_alone(1, CFG),
+    "captions, 8 each, guided": lambda: captions_alone(8, CFG),
     "136 drawings": lambda: drawings(136),
+    "1,000 drawings": lambda: drawings(1000),
 }
 
 

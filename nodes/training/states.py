@@ -1,4 +1,9 @@
-"""Training latents that the teacher draws itself: captions are all that is needed."""
+"""Training latents that the teacher draws itself: captions are all that is needed.
+
+They are drawn without guidance. Training adds noise to them, and takes them for samples of what the teacher was trained
+on; guided ones are something else, and on the demo world a LoRA trained on them was half again as far from the teacher
+(benchmarks/results/experiments.md).
+"""
 
 from __future__ import annotations
 
@@ -72,7 +77,8 @@ def with_drawn_latents(job: Job, folder: Path) -> Job:
     Raises:
         PCMError: if the folder cannot be written.
     """
-    count = latents_per_text(job)
+    config = job.config
+    count = latents_per_text(config.steps * config.batch * config.accumulate, len(job.texts))
     shape, rows = tuple(job.latents[0].shape[1:]), [index for index, _ in enumerate(job.texts) for _ in range(count)]
     place = folder / _key(job, count)
     _say_cost(job, len(rows))
@@ -91,11 +97,9 @@ def with_drawn_latents(job: Job, folder: Path) -> Job:
     return replace(job, latents=[latents[i * count : (i + 1) * count] for i in range(len(job.texts))])
 
 
-def latents_per_text(job: Job) -> int:
-    """As many that each is used ``_USES`` times at most over the run; the same number for every text."""
-    config = job.config
-    samples = config.steps * config.batch * config.accumulate
-    return math.ceil(max(_AT_LEAST, samples / _USES) / len(job.texts))
+def latents_per_text(samples: int, texts: int) -> int:
+    """So many that each is used ``_USES`` times at most in a training of so many ``samples``."""
+    return math.ceil(max(_AT_LEAST, samples / _USES) / texts)
 
 
 def placeholders(model: Any, texts: list[Conditioning], size: Size) -> list[Tensor]:
@@ -112,7 +116,7 @@ def _batches(texts: int, count: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _say_cost(job: Job, latents: int) -> None:
-    evaluations = latents * STEPS * (2 if job.config.guided else 1)
+    evaluations = latents * STEPS
     updates = evaluations // (_EVALUATIONS_PER_UPDATE * job.config.batch * job.config.accumulate)
     text = (
         f"draws {latents} latents from {len(job.texts)} captions first: {evaluations} evaluations of the model, about "
@@ -147,16 +151,16 @@ def _draw(job: Job, index: int, first: int, shape: tuple[int, ...]) -> Tensor:
          for row in range(shape[0])]
     )  # fmt: skip
     guider = host.CFGGuider(job.model)
-    guider.set_conds(job.texts[index], job.negative or job.texts[index])
-    guider.set_cfg(sum(job.config.cfg) / 2)
+    guider.set_conds(job.texts[index], job.texts[index])
+    guider.set_cfg(1.0)
     sampler, sigmas = host.stock_sampling(job.model, "euler", "simple", STEPS, 1.0)
     latent, _ = host.sample(guider, sampler, sigmas, {"samples": torch.zeros(shape)}, seed=job.config.seed, noise=noise)
     return latent["samples"].detach().float().cpu().clone()
 
 
 def _key(job: Job, count: int) -> str:
-    """A name for what decides the latents: model with its patches, texts, shape, guidance, seed."""
-    settings = (tuple(job.latents[0].shape[1:]), job.config.cfg, job.config.seed, count, STEPS)
+    """A name for what decides the latents: model with its patches, texts, shape, seed."""
+    settings = (tuple(job.latents[0].shape[1:]), job.config.seed, count, STEPS)
     digest = hashlib.sha256(repr(settings).encode())
     for name, weight, patches in own_weights(job.model):
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
@@ -165,7 +169,7 @@ def _key(job: Job, count: int) -> str:
             digest.update(f"{strength} {own}".encode())
             for tensor in tensors_in(patch):
                 digest.update(_bytes(tensor.flatten()[:8]))
-    for text in [*job.texts, *([job.negative] if job.negative else [])]:
+    for text in job.texts:
         _add_text(digest, text)
     return digest.hexdigest()[:24]
 

@@ -25,14 +25,15 @@ def draw_latents(options: argparse.Namespace, pack: Pack, make_job: Callable[[di
     captions, cache = _captions(options.prompts), cache_path(options)
     if not options.clip:
         sys.exit("--prompts needs --clip, which encodes the captions.")
-    source = _source(options, captions)
+    states = pack("nodes.training.states")
+    each = states.latents_per_text(options.steps * options.batch * options.accumulate, len(captions))
+    source = _source(options, captions, each)
     why = stale(cache, source)
     does = f"{why}: drawing for {len(captions)} captions." if why else f"is up to date with {len(captions)} captions."
     print(f"{cache} {does}", file=sys.stderr, flush=True)
     if not why:
         return
-    states, loaders = pack("nodes.training.states"), pack("nodes.host.loaders")
-    encoded = encode_captions(options, loaders, captions)
+    encoded = encode_captions(options, pack("nodes.host.loaders"), captions)
     job = make_job({"latents": None, **encoded})
     folder = cache.with_name(f"{cache.stem}.states")
     job = states.with_drawn_latents(job, folder)
@@ -51,13 +52,14 @@ def _captions(path: Path) -> list[str]:
     return captions
 
 
-def _source(options: argparse.Namespace, captions: list[str]) -> dict[str, Any]:
+def _source(options: argparse.Namespace, captions: list[str], each: int) -> dict[str, Any]:
     """What the latents are made from."""
     return {
         "captions": captions,
         "model": dated(options.model),
         "size": [options.size, options.length],
-        "guidance and seed": [*options.cfg, options.seed],
+        "number of latents": each,
+        "seed": options.seed,
         "encoders": [dated(path) for path in options.clip],
         "clip type": options.clip_type,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import dev
-from benchmarks import distill_cost, report
+from benchmarks import distill_cost, memory_plan, report
 from benchmarks.common import LiveBytes, peak_bytes
 from benchmarks.cost_curves import fit
 from benchmarks.demo_pictures import evaluations, painter
@@ -141,3 +142,16 @@ def test_every_benchmark_of_the_report_exists_and_says_what_it_measures() -> Non
     for name in report.PARTS:
         source = (Path(report.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         assert f"python -m benchmarks.{name}" in source, name
+
+
+def test_what_fits_is_planned_for_every_model_and_is_what_the_page_says():
+    needs = json.loads(memory_plan.STORED.read_text("utf-8"))
+    assert needs.keys() == memory_plan.MODELS.keys()
+    assert all(set(ways) == set(memory_plan.WAYS) for ways in needs.values())
+    page = memory_plan.PAGE.read_text("utf-8")
+    assert f"{memory_plan.BEGIN}\n{memory_plan.table()}\n{memory_plan.END}" in page
+    claims = (
+        ("sd15", "as it is", 6), ("sdxl", "checkpointing", 10), ("flux", "streaming", 16), ("wan_14b", "streaming", 16)
+    )  # fmt: skip
+    for model, way, card in claims:
+        assert needs[model][way] <= card - memory_plan.RESERVE
