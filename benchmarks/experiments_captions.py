@@ -4,11 +4,11 @@
         [--pictures 1000] [--log runs.jsonl] [--table]
 
 "drawings" are 16,000 encoded drawings, like those that the teacher was trained on; fewer of them tell the number of
-latents from their kind. "captions, n each" are n latents for each of the world's 136 captions, drawn as Distill PCM LoRA
-draws them: 20 Euler steps without guidance, each from a seed of its own; "guided" with the guidance that is distilled.
-All else is equal: M = 4 phases, rank 16, batch 32, the same iterations, learning rate and seeds. Measured at 4 steps as
-in ``demo.score``: FDt is the Frechet distance to the teacher's 50-step pictures, "minutes" is training, "drawing" the
-minutes of making the latents.
+latents from their kind. "captions, n each" are n latents for each of the world's 136 captions, drawn as Distill PCM
+LoRA draws them: 20 Euler steps without guidance, each from a seed of its own; "guided" with the guidance that is
+distilled. All else is equal: M = 4 phases, rank 16, batch 32, the same iterations, learning rate and seeds. Measured at
+4 steps as in ``demo.score``: FDt is the Frechet distance to the teacher's 50-step pictures, "minutes" is training,
+"drawing" the minutes of making the latents.
 """
 
 from __future__ import annotations

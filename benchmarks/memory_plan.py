@@ -135,7 +135,8 @@ def one(settings: dict[str, Any], device: str) -> None:
     text, side = model.conditioning(), settings.get("side")
     shape = (model.latent[0], side, side) if side else model.latent
     asked = jobs.Job(
-        model=patcher, latents=[torch.randn(4, *shape)], texts=[text], negative=text, rank=settings.get("rank", 32),
+        model=patcher, latents=[torch.randn(4, *shape)], texts=[text], negative=text, captions=[0],
+        rank=settings.get("rank", 32),
         config=distill.DistillConfig(steps=4 if cuda else 2, batch=settings.get("batch", 1), cfg=(4.0, 6.0)),
         checkpointing=settings.get("checkpointing", False), fit_memory=settings.get("fit_memory", "off"),
     )  # fmt: skip
@@ -196,7 +197,9 @@ def main() -> None:
     if not (options.truth or options.stored):
         measure(options.models, options.ways, start_host())
     text = truth(options) if options.truth else table()
-    print(text)
+    print(text, flush=True)
+    if options.truth and "| failed |" in text:
+        sys.exit("Not every run could be made; what they say is above.")
     if options.write:
         page = PAGE.read_text(encoding="utf-8")
         mark = "truth" if options.truth else "plan"

@@ -115,8 +115,11 @@ NARROW = {
     ),
 }  # fmt: skip
 
-# What the host's detection knows from a file: of the UNet one level instead of fewer channels.
-DETECTED = NARROW | {
+# What the host's detection knows from a file, with short texts: of the UNet one level instead of fewer channels.
+DETECTED = {
+    name: replace(NARROW[name], latent=latent, text=(16, 4096))
+    for name, latent in (("sd35", (16, 16, 16)), ("flux", (16, 16, 16)), ("wan_1b", (16, 2, 8, 8)))
+} | {
     "sd15": replace(
         MODELS["sd15"], latent=(4, 16, 16),
         unet=SD15 | {

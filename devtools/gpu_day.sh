@@ -55,7 +55,7 @@ part() { # seconds, name, command...
         if [ "$code" -ne 0 ]; then
             echo
             echo '```'
-            tail -n 8 "$out/$name.err"
+            tr '\r' '\n' <"$out/$name.err" | grep -v 'it/s\]\|s/it\]' | tail -n 12
             echo '```'
         fi
     } >>"$report"
@@ -64,11 +64,11 @@ part() { # seconds, name, command...
 }
 
 if [ "$mode" = rehearsal ]; then
-    part 60 versions "$python" -c "import torch; print(torch.__config__.show().splitlines()[0])"
-    part 150 training "$python" -m benchmarks.memory_plan --truth --tiny
-    part 120 streaming "$python" -m benchmarks.streaming_cost --models sd35 wan_1b --rounds 1
-    part 150 real_size "$python" -m benchmarks.real_size --tiny --models sd15 flux_fp8 wan_14b --rounds 1
-    part 120 tests "$python" -m pytest tests/core/test_distill_memory.py tests/core/test_distill_masters.py -q -p no:cacheprovider
+    part 30 versions "$python" -c "import torch; print(torch.__config__.show().splitlines()[0])"
+    part 110 training "$python" -m benchmarks.memory_plan --truth --tiny
+    part 90 streaming "$python" -m benchmarks.streaming_cost --models sd35 --rounds 1
+    part 130 real_size "$python" -m benchmarks.real_size --tiny --models sd15 flux_fp8 wan_14b --rounds 1
+    part 110 tests "$python" -m pytest tests/core/test_distill_memory.py -k "to_the_bit or noticed" -q -p no:cacheprovider
 else
     part 20 versions nvidia-smi
     part 170 training "$python" -m benchmarks.memory_plan --truth --device cuda

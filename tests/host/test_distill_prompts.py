@@ -211,7 +211,7 @@ def test_the_command_line_draws_once(host, zoo, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.txt").write_text("a green star\n", "utf-8")
     draw()
     assert len(encoded) == 2 and "is out of date (changed: captions, " in capsys.readouterr().err
-    chosen.steps = 100
+    chosen.steps, config = 100, host.pack("pcm_core.distill").DistillConfig(steps=100, batch=2, cfg=(4.0, 6.0))
     draw()
     assert len(encoded) == 3 and "is out of date (changed: number of latents)" in capsys.readouterr().err
     (latents,) = command.make_job(chosen, host.pack, config).latents
