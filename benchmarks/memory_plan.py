@@ -90,11 +90,12 @@ CPU_RUNS = [
 ]
 GPU_RUNS = [
     {"model": "sd15"}, {"model": "sd15", "batch": 4, "checkpointing": True}, {"model": "sdxl", "checkpointing": True},
-    {"model": "sdxl", "fit_memory": "stream"}, {"model": "wan_1b", "checkpointing": True},
+    {"model": "sdxl", "fit_memory": "stream"}, {"model": "sdxl", "fit_memory": "stream", "bf16_adapters": True},
+    {"model": "wan_1b", "checkpointing": True},
     {"model": "wan_1b", "fit_memory": "stream"}, {"model": "wan_14b", "fit_memory": "stream"},
 ]  # fmt: skip
 TINY_RUNS = [{"model": "sd15", "side": 8, "rank": 4, "narrow": True, **way}
-             for way in ({}, {"checkpointing": True}, {"fit_memory": "stream"})]  # fmt: skip
+             for way in ({}, {"checkpointing": True}, {"fit_memory": "stream", "bf16_adapters": True})]  # fmt: skip
 
 
 def truth(options: argparse.Namespace) -> str:
@@ -139,6 +140,7 @@ def one(settings: dict[str, Any], device: str) -> None:
         rank=settings.get("rank", 32),
         config=distill.DistillConfig(steps=4 if cuda else 2, batch=settings.get("batch", 1), cfg=(4.0, 6.0)),
         checkpointing=settings.get("checkpointing", False), fit_memory=settings.get("fit_memory", "off"),
+        adapter_dtype=torch.bfloat16 if settings.get("bf16_adapters") else torch.float32,
     )  # fmt: skip
     load = session.workload(asked, None)
     if asked.fit_memory == "stream":
