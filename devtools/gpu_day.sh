@@ -66,7 +66,7 @@ part() { # seconds, name, command...
 }
 
 if [ "$mode" = rehearsal ]; then
-    part 30 versions "$python" -c "import torch; print(torch.__config__.show().splitlines()[0])"
+    part 30 versions "$python" -c "import torch; print(torch.__version__)"
     part 110 training "$python" -m benchmarks.memory_plan --truth --tiny
     part 90 streaming "$python" -m benchmarks.streaming_cost --models sd35 --rounds 1
     part 130 real_size "$python" -m benchmarks.real_size --tiny --models sd15 flux_fp8 wan_14b --rounds 1
