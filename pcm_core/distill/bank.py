@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ class Bank:
 
     Attributes:
         states: the student at the top of every phase, descending noise; each [N, ...].
-        ends: where the teacher ends from the last of them, [N, ...].
+        ends: where the teacher ends from the last of them (or from the first, see ``BankPlan.walk``), [N, ...].
         captions: caption indices [N], int64.
     """
 
@@ -65,7 +65,8 @@ class BankPlan:
 
     Attributes:
         edges: descending noise levels, the top of every phase and the end of the last: M + 1 numbers.
-        walk: descending noise levels of the teacher through the lowest phase; from ``edges[-2]`` to ``edges[-1]``.
+        walk: descending noise levels of the teacher, from one of the edges to ``edges[-1]``: its way through the
+            lowest phase, or from pure noise.
         shape: of one latent.
         texts: how many captions there are.
         pairs: to train on; ``held_texts`` times ``held_samples`` more are kept for diagnostics.
@@ -87,11 +88,17 @@ class BankPlan:
     held_samples: int = 8
 
     @classmethod
-    def of(cls, table: SigmaTable | Tensor, phases: int, grid: int, terminal: Any, **more: Any) -> BankPlan:
-        """The levels of a model's ``table`` for phases on a solver grid; the rest as the attributes say."""
+    def of(
+        cls, table: SigmaTable | Tensor, phases: int, grid: int, terminal: Any, *, whole: bool = False, **more: Any
+    ) -> BankPlan:  # fmt: skip
+        """The levels of a model's ``table`` for phases on a solver grid; the rest as the attributes say.
+
+        ``whole``: the teacher walks from pure noise instead of the student's last edge.
+        """
         points = SolverGrid.from_table(table, phases, grid, terminal)
         edges = [*sorted({float(edge) for edge in points.edge}), float(points.sigma[-1])]
-        walk = [*(float(s) for s, edge in zip(points.sigma, points.edge, strict=True) if float(edge) == edges[0])]
+        lowest = zip(points.sigma, points.edge, strict=True)
+        walk = [float(sigma) for sigma, edge in lowest if whole or float(edge) == edges[0]]
         return cls(tuple(reversed(edges)), (*reversed(walk), edges[0]), **more)
 
     @property
@@ -154,6 +161,7 @@ def make_chunk(plan: BankPlan, number: int, size: int, student: Denoiser, teache
     for above, below in zip(plan.edges[:-2], plan.edges[1:-1], strict=True):
         x = _jump(student, x, above, below)
         states.append(x)
+    x = states[plan.edges.index(plan.walk[0])]
     for above, below in pairwise(plan.walk):
         x = _jump(teacher, x, above, below)
     return Bank(tuple(state.float().cpu() for state in states), x.float().cpu(), captions)
@@ -177,7 +185,8 @@ class BankStore:
     """
 
     def __init__(self, folder: Path | None, plan: BankPlan, key: str, *, refresh: bool = False) -> None:
-        self.folder, self.plan, self.key = folder, plan, f"{key} {plan}"
+        # A chunk is the same whatever their number, so a bank can grow.
+        self.folder, self.plan, self.key = folder, plan, f"{key} {replace(plan, pairs=0)}"
         if folder is None:
             return
         try:
@@ -217,8 +226,8 @@ class BankStore:
     ) -> Bank:
         """Read, or made and stored."""
         path = None if self.folder is None else self.folder / f"{number:05}.safetensors"
-        if path is not None and path.exists():
-            return self._read(path)
+        if path is not None and path.exists() and len(stored := self._read(path)) == size:
+            return stored
         _, captions = self.plan.draw(number, size)
         made = make_chunk(self.plan, number, size, *models(captions), device)
         if path is not None:

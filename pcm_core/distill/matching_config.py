@@ -19,7 +19,7 @@ class MatchingConfig:
     Attributes:
         phases, grid, spacing, terminal: as in ``DistillConfig``; those of the LoRA to start from.
         steps: updates of the student; the cosine ends there.
-        batch: samples per update over all processes.
+        batch: samples per pass over all processes; ``accumulate`` passes make an update of the student or the fake.
         lr, warmup, weight_decay, max_grad_norm, ema: of the student, as in ``DistillConfig``.
         cfg: guidance of the real score; above the teacher's own, for it is what moves the student.
         matched_cfg: how much of it the matching part holds; the rest is a guidance part at levels of
@@ -36,6 +36,8 @@ class MatchingConfig:
         fake_rank, fake_lr, fake_updates, fake_warmup: of the fake: its rank (``None`` as the student), rate, updates
             per update of the student, and updates before the first one.
         teacher_cfg: guidance of the teacher's walk in the bank.
+        walk: where that walk begins: where the student enters its last ``phase``, or the ``path`` from pure noise,
+            which costs the bank about as many times more as there are phases.
         collapse: the run stops if the spread of samples under one text falls below this part of what it was.
         autocast, seed: as in ``DistillConfig``.
     """
@@ -46,6 +48,7 @@ class MatchingConfig:
     terminal: Terminal = "zero"
     steps: int = 450
     batch: int = 32
+    accumulate: int = 1
     lr: float = 2e-4
     warmup: int = 0
     weight_decay: float = 0.0
@@ -70,12 +73,13 @@ class MatchingConfig:
     fake_updates: int = 1
     fake_warmup: int = 150
     teacher_cfg: float = 3.0
+    walk: Literal["phase", "path"] = "phase"
     collapse: float = 0.5
     autocast: torch.dtype | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "fake_updates", "fake_rank"):
+        for name in ("steps", "batch", "accumulate", "fake_updates", "fake_rank"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1.")
         for name in ("lr", "fake_lr", "max_grad_norm", "regression_c", "hold_c", "floor", "cfg", "teacher_cfg"):
@@ -85,7 +89,8 @@ class MatchingConfig:
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
         for name in ("warmup", "weight_decay", "matching", "regression", "hold", "fake_warmup"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
-        for name, known in (("reach", ("phase", "path")), ("phase", ("last", "random"))):
+        reaches = ("phase", "path")
+        for name, known in (("reach", reaches), ("walk", reaches), ("phase", ("last", "random"))):
             require(getattr(self, name) in known, name, getattr(self, name), f"{known[0]} or {known[1]}.")
         for name in ("span", "guidance_span"):
             low, high = getattr(self, name)
@@ -121,6 +126,7 @@ def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more
         "terminal": consistency.terminal,
         "steps": steps,
         "batch": consistency.batch,
+        "accumulate": consistency.accumulate,
         "lr": consistency.lr / 5,
         "fake_lr": consistency.lr / 2,
         "cfg": cfg,

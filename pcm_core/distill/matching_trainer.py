@@ -9,7 +9,7 @@ the student's own landings. Starts from what consistency learned; its bank says 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -107,35 +107,27 @@ class MatchingTrainer(TrainingLoop):
     def step(self) -> MatchingReport:
         """One update of the fake alone during its warm-up; then one of the student and some of the fake."""
         self._check_attached()
-        batch = self._draw()
+        batches = [self._draw() for _ in range(self.config.accumulate)]
         if self.step_number < self.config.fake_warmup:
-            return self._warm(batch)
-        report = self._update_student(batch)
+            return self._warm(batches)
+        report = self._update_student(batches)
         self._watch(report)
         return report
 
-    def _warm(self, batch: _Batch) -> MatchingReport:
+    def _warm(self, batches: list[_Batch]) -> MatchingReport:
         with torch.no_grad():
-            landing, _ = self._land(batch, 0)
+            landings = [self._land(batch, 0)[0] for batch in batches]
         self._remember()
-        loss, norm = self._update_fake(batch, landing)
+        loss, norm = self._update_fake(batches, landings)
         self.step_number += 1
         self.losses.append(loss)
         return MatchingReport(self.step_number, loss, 0.0, loss, norm, self.config.fake_lr)
 
-    def _update_student(self, batch: _Batch) -> MatchingReport:
+    def _update_student(self, batches: list[_Batch]) -> MatchingReport:
         config, parameters = self.config, self.adapters.student.trained
         self.optimizer.zero_grad(set_to_none=True)
-        landing, denoised = self._land(batch, config.unroll)
-        scores = self._scores(batch, landing)
-        gradient = matching_gradient(scores, denoised, config.floor)
-        parts = [matching_loss(landing, gradient), self._regression(batch, landing), self._hold(batch)]
-        total = sum(weight * part for weight, part in zip(self._weights(), parts, strict=True))
-        assert isinstance(total, Tensor)
-        self._check_frozen(total)
-        total.backward()
-        sizes = [_rms(scores.fake - scores.real), _rms(scores.guidance)]
-        figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).double().cpu()
+        passes = [self._pass(batch) for batch in batches]
+        figures, landings = torch.stack([found for found, _ in passes]).mean(0), [landing for _, landing in passes]
         self.processes.average([figures, *(p.grad for p in parameters if p.grad is not None)])
         norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         loss, matching, regression, hold, push, guidance = (float(figure) for figure in figures)
@@ -148,12 +140,26 @@ class MatchingTrainer(TrainingLoop):
             group["lr"] = lr
         self.optimizer.step()
         self.adapters.student.publish()
-        fakes = [self._update_fake(batch, landing.detach(), again=i > 0)[0] for i in range(config.fake_updates)]
+        fakes = [self._update_fake(batches, landings, again=i > 0)[0] for i in range(config.fake_updates)]
         self._count_update(loss)
         return MatchingReport(
             self.step_number, loss, matching, sum(fakes) / len(fakes), norm, lr, regression, hold, push, guidance,
             self.diagnose() if self.updates % _DIAGNOSE_EVERY == 0 else None,
         )  # fmt: skip
+
+    def _pass(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass of one batch: its loss, parts and gradient sizes, float64 [6], and its landings."""
+        landing, denoised = self._land(batch, self.config.unroll)
+        scores = self._scores(batch, landing)
+        gradient = matching_gradient(scores, denoised, self.config.floor)
+        parts = [matching_loss(landing, gradient), self._regression(batch, landing), self._hold(batch)]
+        total = sum(weight * part for weight, part in zip(self._weights(), parts, strict=True))
+        assert isinstance(total, Tensor)
+        self._check_frozen(total)
+        (total / self.config.accumulate).backward()
+        sizes = [_rms(scores.fake - scores.real), _rms(scores.guidance)]
+        figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).double().cpu()
+        return figures, landing.detach()
 
     def _weights(self) -> tuple[float, float, float]:
         return self.config.matching, self.config.regression, self.config.hold
@@ -216,16 +222,14 @@ class MatchingTrainer(TrainingLoop):
             error = error * (1 + below.square()).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
         return pseudo_huber(error, self.config.hold_c)
 
-    def _update_fake(self, batch: _Batch, landing: Tensor, *, again: bool = False) -> tuple[float, float]:
+    def _update_fake(
+        self, batches: list[_Batch], landings: list[Tensor], *, again: bool = False
+    ) -> tuple[float, float]:  # fmt: skip
         """One update of the fake on landings of the student: its loss and the norm of its gradient."""
-        level, noise = (self._levels(batch.phase), self._noise(landing)) if again else (batch.level, batch.noise)
-        edge = torch.full_like(level, self.edges[batch.phase + 1]).to(landing)
-        fake = self._as("fake", batch.captions)
-        loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
         parameters = self.fake.trained
         self.fake_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        figure = loss.detach().double().cpu()
+        losses = [self._fake_pass(*pair, again=again) for pair in zip(batches, landings, strict=True)]
+        figure = torch.stack(losses).mean()
         self.processes.average([figure, *(p.grad for p in parameters if p.grad is not None)])
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not math.isfinite(float(figure)) or not math.isfinite(norm):
@@ -233,6 +237,14 @@ class MatchingTrainer(TrainingLoop):
         self.fake_optimizer.step()
         self.fake.publish()
         return float(figure), norm
+
+    def _fake_pass(self, batch: _Batch, landing: Tensor, *, again: bool) -> Tensor:
+        level, noise = (self._levels(batch.phase), self._noise(landing)) if again else (batch.level, batch.noise)
+        edge = torch.full_like(level, self.edges[batch.phase + 1]).to(landing)
+        fake = self._as("fake", batch.captions)
+        loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
+        (loss / self.config.accumulate).backward()
+        return loss.detach().double().cpu()
 
     def _draw(self) -> _Batch:
         """Draw the global batch and keep this process's part."""
@@ -314,8 +326,10 @@ class MatchingTrainer(TrainingLoop):
         if state.get("stage") != "matching":
             return [f"stage {state.get('stage', 'consistency')} -> matching"]
         now = {name: str(value) for name, value in asdict(self.config).items()}
-        changed = [f"{k} {state['config'].get(k)} -> {v}" for k, v in now.items() if state["config"].get(k) != v]
-        changed += self.adapters.differences(state["adapters"], state["alpha"], state.get("adapter_dtype", "float32"))
+        # A setting newer than the checkpoint had its default value then.
+        made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
+        changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
+        changed += self.adapters.differences(state["adapters"], state["alpha"])
         if not changed and not _same(state["start"], self.start):
             changed.append("another LoRA to start from")
         return changed

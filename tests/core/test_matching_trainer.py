@@ -168,8 +168,30 @@ def test_the_gradient_reaches_as_far_back_as_asked():
         assert with_gradient.count("student") == calls and with_gradient.count("fake") == 1
 
 
+def test_passes_of_one_update_are_one_batch():
+    """Two passes of 9 against one of the same 18: the same losses, and the same student and fake after 6 updates."""
+    settings = {"fake_warmup": 2, "steps": 4, "phases": 4, "hold": 0.5, "fake_updates": 1}
+    halves, _ = make(batch=9, accumulate=2, **settings)
+    whole, _ = make(batch=18, **settings)
+    draws = make(batch=9, **settings)[0]
+
+    def both():
+        one, two = (vars(draws._draw()) for _ in range(2))
+        joined = {name: torch.cat([one[name], two[name]]) for name in one if name != "phase"}
+        return module._Batch(phase=one["phase"], **joined)
+
+    whole._draw = both
+    reports = [run(halves), run(whole)]
+    assert [r.loss for r in reports[0]] == pytest.approx([r.loss for r in reports[1]], rel=1e-3)
+    assert [r.grad_norm for r in reports[0]] == pytest.approx([r.grad_norm for r in reports[1]], rel=1e-3)
+    for one, other in zip(halves.adapters.parameters(), whole.adapters.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("cut", [2, 4, 9])
-@pytest.mark.parametrize("settings", [{}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [
+    {}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5, "accumulate": 2}
+], ids=str)  # fmt: skip
 def test_resume_continues_to_the_same_bits(settings, cut, tmp_path: Path):
     whole, _ = make(**settings)
     run(whole)
@@ -266,6 +288,23 @@ def test_the_bank_holds_the_students_path_and_the_teachers_walk():
     assert len(bank) == 64 + 32 and bank.captions[:32].tolist() == [0] * 16 + [1] * 16
 
 
+def test_a_banks_teacher_may_walk_from_pure_noise():
+    given = setting(phases=4, grid=8)
+    plan = distill.BankPlan.of(
+        FLOW_TABLE, 4, 8, "zero", whole=True, shape=(2,), texts=3, pairs=48, chunk=24, cfg=1.5, flow=True
+    )
+    assert plan.walk == tuple(i / 8 for i in range(8, -1, -1)) and plan.edges == given.plan.edges
+    assert plan.evaluations == (48 + plan.held) * (3 + 2 * 8)
+    with given.adapters.attached():
+        bank = distill.BankStore(None, plan, "").make(models(given), "cpu")
+        _, teacher = models(given)(bank.captions)
+        x = bank.states[0]
+        with torch.no_grad():
+            for above, below in pairwise(plan.walk):
+                x = x + (below - above) / above * (x - teacher(x, torch.full((len(x),), above)))
+    torch.testing.assert_close(bank.ends, x)
+
+
 def test_a_bank_says_its_size_and_cost_before_it_is_made():
     plan = setting(phases=4, grid=8).plan
     assert plan.evaluations == 96 * (3 + 2 * 2) and plan.bytes == 96 * 5 * 2 * 4
@@ -296,12 +335,27 @@ def test_a_bank_that_was_cut_short_goes_on(tmp_path: Path):
     assert torch.equal(bank.ends, expected.ends) and torch.equal(bank.captions, expected.captions)
 
 
+def test_a_bank_grows_and_keeps_what_it_has(tmp_path: Path):
+    def made(given: SimpleNamespace) -> distill.Bank:
+        with given.adapters.attached():
+            return given.store.make(models(given), "cpu")
+
+    expected = made(setting(pairs=104))
+    made(setting(folder=tmp_path))
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
+    assert sorted(kept) == [f"{n:05}.safetensors" for n in range(4)]
+    bank = made(setting(folder=tmp_path, pairs=104))
+    assert torch.equal(bank.ends, expected.ends) and torch.equal(bank.captions, expected.captions)
+    changed = [name for name, when in kept.items() if (tmp_path / name).stat().st_mtime_ns != when]
+    assert changed == ["00003.safetensors"], "the last chunk of 64 pairs was not a full one"
+
+
 def test_a_bank_of_another_model_is_refused_and_can_be_made_anew(tmp_path: Path):
     given = setting(folder=tmp_path)
     with given.adapters.attached():
         given.store.make(models(given), "cpu")
     with pytest.raises(PCMError, match="was made for another model, LoRA or settings"):
-        setting(folder=tmp_path, pairs=80)
+        setting(folder=tmp_path, teacher_cfg=3.0)
     with torch.no_grad():
         given.network.leave.weight.add_(1)
     key = distill.fingerprint(given.adapters)
@@ -346,10 +400,12 @@ def test_checkpoints_of_other_stages_settings_or_starts_are_refused():
 
 
 @pytest.mark.parametrize("settings", [
-    {"steps": 0}, {"batch": 0}, {"fake_updates": 0}, {"fake_rank": 0}, {"lr": 0.0}, {"fake_lr": float("nan")},
+    {"steps": 0}, {"batch": 0}, {"accumulate": 0}, {"fake_updates": 0}, {"fake_rank": 0},
+    {"lr": 0.0}, {"fake_lr": float("nan")},
     {"cfg": 0.0}, {"teacher_cfg": float("inf")}, {"floor": 0.0}, {"regression_c": 0.0}, {"hold_c": -1.0},
     {"max_grad_norm": 0.0}, {"ema": 1.0}, {"collapse": 1.0}, {"matching": -1.0}, {"regression": float("inf")},
-    {"hold": -0.1}, {"fake_warmup": -1}, {"warmup": -1}, {"reach": "far"}, {"phase": "first"}, {"span": (0.5, 0.5)},
+    {"hold": -0.1}, {"fake_warmup": -1}, {"warmup": -1}, {"reach": "far"}, {"walk": "far"}, {"phase": "first"},
+    {"span": (0.5, 0.5)},
     {"guidance_span": (0.0, 2.0)}, {"unroll": -2}, {"weight_decay": -1.0},
 ], ids=str)  # fmt: skip
 def test_bad_settings_are_refused(settings):
