@@ -13,13 +13,14 @@ _SMOOTHING = 0.95
 _INK, _FAINT, _LINE = (40, 40, 40), (200, 208, 216), (0, 96, 160)
 
 
-def draw_loss(losses: Sequence[float], steps: int, below: Image.Image | None = None) -> Image.Image:
+def draw_loss(losses: Sequence[float], steps: int, below: Image.Image | None = None, note: str = "") -> Image.Image:
     """Losses on a logarithmic axis in a faint colour, with their moving average on top, and an image below the plot.
 
     Args:
         losses: the losses so far; values that are not finite and positive are left out.
         steps: number of steps of the whole run, which is the width of the plot.
         below: an image such as a sample grid; scaled to the width.
+        note: a line of text below the axis.
     """
     width, height = _SIZE
     plot = Image.new("RGB", _SIZE, "white")
@@ -39,6 +40,7 @@ def draw_loss(losses: Sequence[float], steps: int, below: Image.Image | None = N
         pen.text((_MARGIN, 8), f"step {len(losses)} of {steps}   loss {losses[-1]:.5g}", fill=_INK)
         pen.text((2, _MARGIN), f"{10**high:.1e}", fill=_INK)
         pen.text((2, height - _MARGIN - 10), f"{10**low:.1e}", fill=_INK)
+    pen.text((_MARGIN, height - _MARGIN + 8), note, fill=_INK)
     if below is None:
         return plot
     below = below.resize((width, max(1, round(below.height * width / below.width))))

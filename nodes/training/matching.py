@@ -17,6 +17,7 @@ from ...pcm_core import distill
 from ...pcm_core.distill.loop import NULL_CAPTION
 from ...pcm_core.sigma_table import SigmaTable
 from ..host import training as host_training
+from ..host.status import show_on_node
 from .job import Job
 
 _PAIRS = 6400  # of the demo world; a bank of more than the updates use is wasted
@@ -58,13 +59,14 @@ def matching_trainer(
     if resume is not None:
         adapters.student.load(resume["start"])
     plan = distill.BankPlan.of(
-        loaded.table, config.phases, config.grid, config.terminal, shape=tuple(job.latents[0].shape[1:]),
-        texts=len(job.texts), pairs=min(_PAIRS, config.steps * config.batch), chunk=_CHUNK, cfg=config.teacher_cfg,
+        loaded.table, config.phases, config.grid, config.terminal, whole=config.walk == "path",
+        shape=tuple(job.latents[0].shape[1:]), texts=len(job.texts), pairs=min(_PAIRS, config.steps * config.batch), chunk=_CHUNK, cfg=config.teacher_cfg,
         flow=loaded.flow, seed=config.seed,
     )  # fmt: skip
     key = f"{distill.fingerprint(adapters)} {_texts_key(job)}"
-    store = distill.BankStore(bank_folder(job, key), plan, key, refresh=job.new_bank and resume is None)
+    store = _store(bank_folder(job, key), plan, key, loaded.processes, refresh=job.new_bank and resume is None)
     logging.info("Distill PCM LoRA: %s", plan.announcement())
+    show_on_node(plan.announcement())
     bank = store.make(_models(loaded, config.teacher_cfg), loaded.device, progress, loaded.processes)
     trainer = distill.MatchingTrainer(
         loaded.backbone, adapters, bank, plan, loaded.table, config, flow=loaded.flow, processes=loaded.processes
@@ -72,6 +74,16 @@ def matching_trainer(
     if resume is not None:
         trainer.load(resume)
     return trainer
+
+
+def _store(
+    folder: Path, plan: distill.BankPlan, key: str, processes: distill.Processes, *, refresh: bool
+) -> distill.BankStore:  # fmt: skip
+    """The store of a folder that processes share: the first one throws old chunks away before the others look."""
+    first = processes.rank == 0
+    store = distill.BankStore(folder, plan, key, refresh=refresh) if first else None
+    processes.average([torch.zeros(1)])
+    return store or distill.BankStore(folder, plan, key)
 
 
 def bank_folder(job: Job, key: str) -> Path:
@@ -89,21 +101,27 @@ def forget_bank(job: Job) -> None:
         shutil.rmtree(host_training.temporary_folder("pcm_bank"), ignore_errors=True)
 
 
-def say(report: distill.StepReport) -> None:
-    """A line in the log for every diagnosis; a warning where the samples contract."""
+def say(report: distill.StepReport) -> str:
+    """A line in the log for every diagnosis, and a warning where the samples contract.
+
+    Returns:
+        The same in short for the preview; empty without a diagnosis.
+    """
     found = report.diagnosis if isinstance(report, distill.MatchingReport) else None
     if found is None:
-        return
+        return ""
     assert isinstance(report, distill.MatchingReport)
-    logging.info(
-        "Distill PCM LoRA: held-out distance %.4f, spread %.3f of the teacher's, matching %.3f, guidance %.3f",
-        found.distance, found.spread, report.matching, report.guidance,
-    )  # fmt: skip
+    text = (
+        f"held-out distance {found.distance:.4f}, spread {found.spread:.3f} of the teacher's, "
+        f"matching {report.matching:.3f}, guidance {report.guidance:.3f}"
+    )
+    logging.info("Distill PCM LoRA: %s", text)
     if found.fell:
         logging.warning(
             "Distill PCM LoRA: samples under one text lie closer together than at the start (spread %.3f). "
             "Fewer updates or a lower matching_cfg keep them apart.", found.spread,
         )  # fmt: skip
+    return text + (", which has fallen" if found.fell else "")
 
 
 def _models(loaded: Loaded, cfg: float) -> Callable[[Tensor], tuple[distill.Denoiser, distill.Denoiser]]:

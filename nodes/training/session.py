@@ -160,9 +160,11 @@ class Session:
         self.trainer = None if job.stage == "matching" else self._consistency(generator)
         self.watchers: list[Watcher] = []
         self.on_bank: Callable[[int, int], None] = lambda done, of: None
+        self._bank_bar: host_training.Progress | None = None
         self.progress = host_training.Progress(job.steps)
         self.preview = Preview(job, self.loaded)
         self.sheet: Image.Image | None = None
+        self.note = ""  # the last diagnosis of a matching stage
         self._earlier: list[float] = []  # losses of the stage before
         self._resume: dict[str, Any] | None = None
 
@@ -255,6 +257,9 @@ class Session:
         return trainer
 
     def _bank_progress(self, done: int, of: int) -> None:
+        if self._bank_bar is None:
+            self._bank_bar = host_training.Progress(of)
+        self._bank_bar.show(done)
         self.on_bank(done, of)
         host.check_interrupted()
 
@@ -274,7 +279,7 @@ class Session:
 
     def _after_step(self, report: distill.StepReport) -> None:
         steps, every = self.job.steps, self.job.preview_every
-        say(report)
+        self.note = say(report) or self.note
         if every and report.step % every == 0:
             self.sheet = self.preview.draw()
             logging.info("Distill PCM LoRA: step %d of %d, loss %.5f", report.step, steps, report.loss)
@@ -284,7 +289,7 @@ class Session:
         self.progress.show(report.step, self.picture() if due else None)
 
     def picture(self) -> Image.Image:
-        return draw_loss(self.losses, self.job.steps, self.sheet)
+        return draw_loss(self.losses, self.job.steps, self.sheet, self.note)
 
     def lora(self, metadata: Callable[[int], dict[str, str]]) -> TrainedLora:
         return TrainedLora(self.adapters.lora(ema=True), metadata(self.step_number))

@@ -105,6 +105,12 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
                        help="matching continues from --start; both runs a consistency stage before it")  # fmt: skip
     match.add_argument("--start", type=Path, help="LoRA to continue from, with the same rank, targets and phases")
     match.add_argument("--matching-cfg", type=float, default=6.0, help="guidance, a little above the teacher's own")
+    match.add_argument(
+        "--matching-walk",
+        choices=("phase", "path"),
+        default="phase",
+        help="the bank's teacher begins at the last phase, or, at several times the cost, at pure noise",
+    )
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
     match.add_argument("--new-bank", action="store_true", help="make the pairs again")
@@ -204,7 +210,7 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
     matching = None
     if options.stage != "consistency":
         usual = pack("pcm_core.distill").matching_after
-        matching = usual(config, steps=options.matching_steps, cfg=options.matching_cfg)
+        matching = usual(config, steps=options.matching_steps, cfg=options.matching_cfg, walk=options.matching_walk)
     return training.Job.checked(
         model=model,
         latents=latents,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import ImageChops
 from safetensors.torch import load_file
 
 from pcm_core import distill as core_distill
 from pcm_core.errors import PCMError
+from phased_consistency.nodes.drawing import loss_curve
 from phased_consistency.nodes.host import lora as host_lora
 from phased_consistency.nodes.host import training as host_training
 from phased_consistency.nodes.training import job as training_job
 from phased_consistency.nodes.training import session as training_session
 
 SHORT = {"steps": 2, "matching_steps": 3, "batch_size": 2}  # and three updates of the fake alone
+OTHERS = [pytest.param(family, marks=pytest.mark.long) for family in ("eps", "v", "wan")]
 
 
 @pytest.mark.parametrize("family", ["eps", "v", "sd3", "wan"])
@@ -35,10 +39,24 @@ def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):
     assert lora.metadata["pcm_train_steps"] == "8"
     assert not host_training.temporary_folder("pcm_bank").exists(), "the bank of this run only is thrown away"
     (name,) = host.call("PCMSaveLora", lora=lora, prefix=f"test/matched_{family}")
-    model, *_ = host.call("PCMLoraLoader", model=given.model, lora_name=name)
-    assert model.model_options  # it loads
     only = distil(given, stage="consistency", **SHORT).args[0]
     assert any(not torch.equal(lora[key], only[key]) for key in only)
+    (plain,) = host.call("PCMSaveLora", lora=only, prefix=f"test/consistent_{family}")
+    matched, consistent = (sampled(host, given, file) for file in (name, plain))
+    assert torch.isfinite(matched).all() and matched.shape == given.latent()["samples"].shape
+    assert not torch.equal(matched, consistent)
+    assert tiny.fingerprint(given.model.model.state_dict()) == weights
+
+
+def sampled(host, given: tiny.Tiny, lora: str) -> torch.Tensor:
+    """What the pack's sampler makes of a LoRA file, in its own number of steps; the LoRA is taken off again."""
+    import comfy.model_management
+
+    model, *_ = host.call("PCMLoraLoader", model=given.model, lora_name=lora)
+    words = {"positive": given.positive, "negative": given.negative, "latent_image": given.latent()}
+    samples = host.call("PCMSampler", model=model, seed=1, **words)[0]["samples"].clone()
+    comfy.model_management.unload_all_models()
+    return samples
 
 
 def test_matching_by_itself_goes_on_from_a_lora_of_its_phases(host, zoo, distil):
@@ -60,8 +78,8 @@ def test_what_a_matching_stage_cannot_do_is_refused(zoo, distil):
         distil(zoo["sd3"], stage="both", negative=None, cfg_min=1.0, cfg_max=1.0, **SHORT)
 
 
-@pytest.mark.parametrize("at", [1, 4, 7])
-def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, at):
+@pytest.mark.parametrize(("family", "at"), [("sd3", 1), ("sd3", 4), ("sd3", 7), ("eps", 7), ("v", 4), ("wan", 7)])
+def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, family, at):
     """In the first stage, while the fake warms up, and in the second."""
     import comfy.model_management
 
@@ -73,14 +91,84 @@ def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, a
             comfy.model_management.interrupt_current_processing()
 
     monkeypatch.setattr(training_session.Session, "_after_step", cancel)
+    weights = tiny.fingerprint(zoo[family].model.model.state_dict())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil(zoo[family], stage="both", **SHORT)
+    (saved,) = set(host_lora.lora_names()) - known
+    assert "pcm_interrupted" in saved
+    assert tiny.fingerprint(zoo[family].model.model.state_dict()) == weights
+
+
+def test_passes_are_accumulated_in_both_stages(zoo, distil, monkeypatch):
+    drawn, original = [], core_distill.MatchingTrainer._draw
+
+    def draw(self):
+        drawn.append(self.step_number)
+        return original(self)
+
+    monkeypatch.setattr(core_distill.MatchingTrainer, "_draw", draw)
+    lora, losses, _ = distil(zoo["sd3"], stage="both", grad_accumulation=2, **SHORT).args
+    assert drawn == [step for step in range(6) for _ in range(2)] and len(losses["loss"]) == 8
+    assert any(bool(tensor.any()) for key, tensor in lora.items() if key.endswith("lora_up.weight"))
+
+
+def test_the_preview_and_the_log_show_the_diagnosis_and_a_spread_that_falls(zoo, distil, monkeypatch, caplog):
+    notes, original = [], training_session.draw_loss
+    monkeypatch.setattr(core_distill.matching_trainer, "_DIAGNOSE_EVERY", 1)
+    monkeypatch.setattr(training_session, "draw_loss", lambda *a: notes.append(a[3]) or original(*a))
+    with caplog.at_level(logging.INFO):
+        distil(zoo["sd3"], stage="both", **SHORT)
+    lines = [message for message in caplog.messages if "held-out distance" in message]
+    assert len(lines) == 3 and notes[:5] == [""] * 5 and notes[-1] and notes[-1] in lines[-1]
+    assert re.search(r"spread \d\.\d+ of the teacher's, matching \d+\.\d+, guidance", notes[-1])
+    assert "lie closer together" not in caplog.text
+
+    # A spread that has fallen is one below 0.9 of what it was; here everything is.
+    monkeypatch.setattr(core_distill.diagnosis, "_FALL", 10.0)
+    with caplog.at_level(logging.INFO):
+        distil(zoo["sd3"], stage="both", **SHORT)
+    assert "samples under one text lie closer together than at the start" in caplog.text
+    assert notes[-1].endswith("which has fallen")
+    bare, told = (loss_curve.draw_loss([0.5, 0.4], 2, None, note) for note in ("", notes[-1]))
+    changed = ImageChops.difference(bare, told).getbbox()
+    assert changed and changed[1] > bare.height - 28, "below the axis"
+
+
+def test_a_spread_that_collapses_stops_and_saves(host, zoo, distil, monkeypatch):
+    monkeypatch.setattr(core_distill.matching_trainer, "_DIAGNOSE_EVERY", 1)
+
+    def diagnose(self):
+        self.first_spread = 1.0
+        return core_distill.Diagnosis(0.1, 0.3 if self.updates == 2 else 1.0, fell=False)
+
+    monkeypatch.setattr(core_distill.MatchingTrainer, "diagnose", diagnose)
+    known = set(host_lora.lora_names())
+    with pytest.raises(PCMError, match=r"spread of samples under one text fell from 1 to 0\.3.*pcm_interrupted"):
         distil(zoo["sd3"], stage="both", **SHORT)
     (saved,) = set(host_lora.lora_names()) - known
     assert "pcm_interrupted" in saved
 
 
-def test_a_session_goes_on_in_the_stage_it_was_in(host, zoo, tmp_path: Path):
+def test_a_bank_of_another_model_is_refused_by_the_session(zoo, tmp_path: Path):
+    config = core_distill.DistillConfig(phases=2, grid=4, steps=1, batch=2, lr=3e-3, cfg=(2.0, 2.0))
+    matching = core_distill.matching_after(config, steps=1, cfg=3.0)
+
+    def job(texts):
+        given = zoo["sd3"]
+        return training_job.Job.checked(
+            model=given.model, latents=[given.latent(2, seed=5)["samples"]], texts=texts, negative=given.negative,
+            config=config, rank=4, stage="both", matching=matching, bank=tmp_path / "bank",
+        )  # fmt: skip
+
     given = zoo["sd3"]
+    training_session.run(job([given.cond(1)]), lambda steps: {})
+    with pytest.raises(PCMError, match=r"The bank in .* was made for another model, LoRA or settings\."):
+        training_session.run(job([given.cond(3)]), lambda steps: {})
+
+
+@pytest.mark.parametrize("family", ["sd3", *OTHERS])
+def test_a_session_goes_on_in_the_stage_it_was_in(host, zoo, tmp_path: Path, family):
+    given = zoo[family]
     config = core_distill.DistillConfig(phases=2, grid=4, steps=2, batch=2, lr=3e-3, cfg=(2.0, 2.0))
 
     def job(**more):
@@ -115,8 +203,7 @@ def test_a_session_goes_on_in_the_stage_it_was_in(host, zoo, tmp_path: Path):
 
     with pytest.raises(PCMError, match="The checkpoint is that of a matching stage"):
         trained(job(stage="consistency", matching=None), start=kept[7])
-    host.call("PCMSaveLora", lora=whole.lora, prefix="test/resumed")
-    (name,) = [name for name in host_lora.lora_names() if "resumed" in name]
+    (name,) = host.call("PCMSaveLora", lora=whole.lora, prefix=f"test/resumed_{family}")
     with pytest.raises(PCMError, match="The checkpoint is that of a consistency stage"):
         trained(job(stage="matching", existing=name), start=kept[1])
 

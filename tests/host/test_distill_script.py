@@ -92,17 +92,24 @@ def same_lora(one: Path, other: Path) -> bool:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_two_processes_are_one_run(inputs, tmp_path):
+@pytest.mark.parametrize(("words", "steps"), [
+    (("--steps", "8"), 8),
+    # And four updates of the fake alone; one bank, of which each process makes every other chunk.
+    (("--steps", "3", "--stage", "both", "--matching-steps", "4", "--matching-cfg", "2", "--new-bank"), 11),
+], ids=["consistency", "both"])  # fmt: skip
+def test_two_processes_are_one_run(inputs, tmp_path, words, steps):
     """The same global batch on two gloo processes gives the loss curve of one."""
     pytest.importorskip("accelerate")
-    whole = command(inputs, tmp_path, "whole", "--steps", "8")
+    whole = command(inputs, tmp_path, "whole", *words)
     assert whole.returncode == 0, whole.stderr
-    assert "8/8" in whole.stderr
-    pair = command(inputs, tmp_path, "pair", "--steps", "8", processes=2)
+    assert f"{steps}/{steps}" in whole.stderr
+    pair = command(inputs, tmp_path, "pair", *words, processes=2)
     assert pair.returncode == 0, pair.stderr
     expected, found = losses(tmp_path / "whole.csv"), losses(tmp_path / "pair.csv")
-    assert len(expected) == len(found) == 8
+    assert len(expected) == len(found) == steps
     assert found == pytest.approx(expected, rel=1e-4)
+    made = [sorted(path.name for path in (tmp_path / f"{name}.bank").glob("*")) for name in ("whole", "pair")]
+    assert made[0] == made[1] and bool(made[0]) == ("both" in words)
 
 
 @pytest.mark.long
