@@ -126,7 +126,7 @@ class LoraLinear(nn.Module):
         return result + nn.functional.linear(nn.functional.linear(x, self.down), self.up) * self.scaling
 
 
-def with_lora(model: nn.Module, adapters: distill.Adapters) -> list[nn.Parameter]:
+def with_lora(model: nn.Module, adapters: distill.Adapters | distill.LowRankSet) -> list[nn.Parameter]:
     """Add LoRA layers with the initial weights of ``adapters`` to a model; returns the trainable parameters."""
     trained: list[nn.Parameter] = []
     for name, pair in adapters.pairs.items():

@@ -53,6 +53,7 @@ PARTS = {
     "pack_import": Part("Start-up of the host with the pack", ["--runs", "2"]),
     "lora_load": Part("Loading a LoRA of SDXL's size", ["--runs", "1"]),
     "distill_cost": Part("Cost of a distillation step", ["--updates", "20"]),
+    "matching_cost": Part("Cost of a matching update", ["--updates", "10"]),
     "video_memory": Part("Memory of long clips", ["--frames", "16", "32", "64"]),
     "cost_curves": Part("How cost grows", ["--rounds", "2"]),
     "streaming_cost": Part("What streaming of the weights costs in time", ["--rounds", "2"]),

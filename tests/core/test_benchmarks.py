@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dev
-from benchmarks import distill_cost, memory_plan, report
+from benchmarks import distill_cost, matching_cost, memory_plan, report
 from benchmarks.common import LiveBytes, peak_bytes
 from benchmarks.cost_curves import fit
 from benchmarks.demo_pictures import evaluations, painter
@@ -85,6 +85,20 @@ def test_the_trainer_has_the_losses_of_a_plain_loop_and_at_most_60_percent_of_it
         calls = [sum(network.calls for network in loop.networks) for loop in (ours, plain)]
         assert calls == [3 * config.steps, 4 * config.steps]  # both of the teacher's texts at once
         assert distill_cost.parameter_megabytes(ours) <= 0.6 * distill_cost.parameter_megabytes(plain)
+
+
+def test_a_matching_update_has_the_losses_of_a_plain_dmd2_loop_and_at_most_45_percent_of_its_parameters() -> None:
+    kind, config = matching_cost.transformer(), matching_cost.config_of(updates=4, batch=4, fakes=1)
+    with ExitStack() as attached:
+        ours, plain = matching_cost.Ours(kind, config, attached), matching_cost.Plain(kind, config)
+        for _ in range(config.steps):
+            assert ours.update() == pytest.approx(plain.update(), rel=1e-5)
+        whole = matching_cost.Plain(kind, config, whole=True)
+        student, fake = whole.update()
+        assert student > 0 and fake > 0
+        mine = distill_cost.megabytes(ours.parameters())
+        assert mine + distill_cost.megabytes(ours.copies()) <= 0.45 * distill_cost.megabytes(plain.parameters())
+        assert mine <= 0.45 * distill_cost.megabytes(whole.parameters())
 
 
 # The report
