@@ -74,7 +74,7 @@ def main() -> None:
     teacher, *students = METHODS
     rows: list[list[str]] = []
     for student in students:
-        phases = re.fullmatch(r"(?:PCM, )?M = (\d+)(?:, deterministic)?", student.name)  # every row but LCM's
+        phases = re.fullmatch(r"(?:PCM, )?M = (\d+)(?:, deterministic|, matched)?", student.name)  # every row but LCM's
         if not phases:
             continue
         steps = int(phases[1])

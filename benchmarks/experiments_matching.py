@@ -1,103 +1,156 @@
-"""Distribution matching on the demo world's LoRAs: train a stage from a shipped LoRA, score it as ``demo.score`` does.
+"""Distribution matching on the demo world's LoRAs: train a stage from a LoRA, score it as ``demo.score`` does.
 
-    python -m benchmarks.experiments_matching --phases 4
-    python -m benchmarks.experiments_matching --phases 2 --cfg 5 --regression 1 --updates 900
+    python -m benchmarks.experiments_matching --phases 4 --steps 1300 --pairs 25600 --log runs.jsonl
+    python -m benchmarks.experiments_matching --phases 2 --set cfg=5 regression=1 --name "cfg 5, weight 1"
+    python -m benchmarks.experiments_matching --clips --phases 4 --steps 450 --pairs 3200
+    python -m benchmarks.experiments_matching --score a.safetensors b.safetensors --phases 4 --seeds 1 2 3
 
-Needs no pictures: the bank is made of noise and prompts. It takes minutes of one core; --folder keeps LoRA and bank.
+``--set`` takes any setting of ``MatchingConfig``. Needs no pictures: the bank is made of noise and prompts. It takes
+minutes of one core; --folder keeps LoRA and bank.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from demo import score
-from demo.distill import CFG, GRID, TABLE, Denoiser, save_lora
-from demo.distill import load_lora as load_merged
-from demo.teacher import load_teacher
+from demo import score, score_video
+from demo.distill import CFG, GRID, save_lora
+from demo.match import Matched
 from demo.train_vae import WEIGHTS
-from demo.world import all_prompts, embed
 from pcm_core import distill
+from pcm_core.safetensors_file import read_tensors
 
 START = {4: "demo_pcm_4phase.safetensors", 2: "demo_pcm_2phase.safetensors", 1: "demo_lcm.safetensors"}
-RANK = 36
+START_CLIPS = {phases: name.replace("demo_", "demo_wan_") for phases, name in START.items()}
+CONFIG: dict[int, dict[str, Any]] = {4: {}, 2: {"cfg": 5.0, "regression": 1.0}, 1: {"regression": 0.3}}
+COUNT, CLIPS = 1000, 180
 
 
-def match(config: distill.MatchingConfig, start: Path, folder: Path, pairs: int) -> dict[str, Tensor]:
-    """One matching stage; returns the averaged LoRA."""
-    teacher, (context, pooled) = load_teacher(), embed([*all_prompts(), None])
+class ClipScorer:
+    """Scores of LoRA files on the clips of ``demo.score_video``."""
 
-    def backbone(x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
-        return Denoiser(teacher, (context[captions], pooled[captions]))(x, sigma)
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.world, self.seeds = score_video.VideoWorld.load(), seeds
 
-    matrices = {name: m for name, m in distill.adaptable(teacher).items() if isinstance(m, nn.Linear)}
-    adapters = distill.Adapters(matrices, RANK, generator=torch.Generator().manual_seed(config.seed))
-    adapters.load_lora({name: value.float() for name, value in load_file(start).items()})
-    plan = distill.BankPlan.of(
-        TABLE, config.phases, GRID, config.terminal, shape=(16, 8, 8), texts=len(all_prompts()), pairs=pairs, chunk=64,
-        cfg=config.teacher_cfg, flow=True, held_texts=16,
-    )  # fmt: skip
-    print(plan.announcement(), flush=True)
-
-    def models(captions: Tensor) -> tuple[distill.Denoiser, distill.Denoiser]:
-        def student(x: Tensor, sigma: Tensor) -> Tensor:
-            with adapters.use("student"):
-                return backbone(x, sigma, captions)
-
-        def guided(x: Tensor, sigma: Tensor) -> Tensor:
-            both = torch.cat([captions, torch.full_like(captions, -1)])
-            with adapters.use("off"):
-                conditional, unconditional = backbone(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-            return distill.guided(conditional, unconditional, torch.full((len(x),), config.teacher_cfg))
-
-        return student, guided
-
-    def show(report: distill.StepReport) -> None:
-        if isinstance(report, distill.MatchingReport) and report.diagnosis is not None:
-            found = report.diagnosis
-            print(f"step {report.step}: held-out distance {found.distance:.4f}, spread {found.spread:.3f}", flush=True)
-
-    with adapters.attached():
-        store = distill.BankStore(folder / f"bank_{config.phases}", plan, distill.fingerprint(adapters))
-        bank = store.make(models, "cpu")
-        distill.MatchingTrainer(backbone, adapters, bank, plan, TABLE, config, flow=True).run(show)
-    return adapters.lora(ema=True)
+    def __call__(self, lora: Path | None, steps: int, determinism: float = 1.0) -> dict[str, Any]:
+        method = score_video.Method("", steps, str(lora) if lora else None, 1.0 if lora else CFG, determinism)
+        found = score_video.run(self.world, CLIPS, self.seeds, [method])[""]
+        return {"steps": steps, **{name: round(value, 4) for name, value in asdict(found).items()}}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+class Scorer:
+    """Scores of LoRA files on pictures from some seeds; the reference is made once and kept in ``folder``."""
+
+    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
+        self.world, self.seeds = score.World.load(), seeds
+        kept = folder / "reference.npz"
+        if not kept.exists():
+            np.savez(kept, *score.teacher_reference(self.world, COUNT))
+        with np.load(kept) as arrays:
+            self.reference = (arrays["arr_0"], arrays["arr_1"])
+
+    def __call__(self, lora: Path | None, steps: int, determinism: float = 1.0) -> dict[str, Any]:
+        """One cell: of a LoRA file, or of the teacher."""
+        method = score.Method("", str(lora) if lora else None, 1.0 if lora else CFG, determinism)
+        cell = score.score(self.world, method, steps, COUNT, self.seeds, self.reference)
+        spreads = {f"{name}_sd": round(value, 4) for name, value in asdict(cell.spreads).items()}
+        return {
+            "steps": steps, "FDt": round(cell.distance, 4), "FDt_sd": round(cell.distance_std, 4),
+            "accuracy": round(cell.accuracy, 4), "crisp": round(cell.crisp, 3), **spreads, "seeds": list(self.seeds),
+        }  # fmt: skip
+
+
+def show(report: distill.StepReport) -> None:
+    if isinstance(report, distill.MatchingReport) and report.diagnosis is not None:
+        found = report.diagnosis
+        print(
+            f"step {report.step}: fake {report.discriminator_loss:.4f}, regression {report.regression:.4f}, "
+            f"held-out distance {found.distance:.4f}, spread {found.spread:.3f}",
+            flush=True,
+        )
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Distribution matching on the demo world's LoRAs.")
+    parser.add_argument("--clips", action="store_true", help="the video world instead of the pictures")
     parser.add_argument("--phases", type=int, choices=sorted(START), default=4)
-    parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--regression", type=float, default=2.0)
-    parser.add_argument("--updates", type=int, default=650)
-    parser.add_argument("--pairs", type=int, default=6400)
+    parser.add_argument("--name", default="matched", help="of the row and the file")
+    parser.add_argument("--start", type=Path, help="LoRA to start from; default the demo's of these phases")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the stage")
+    parser.add_argument("--steps", type=int, default=650, help="updates of the student")
+    parser.add_argument("--pairs", type=int, default=6400, help="of the bank")
     parser.add_argument("--seed", type=int, default=1, help="of the training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12], help="of the pictures")
     parser.add_argument("--folder", type=Path, default=Path("output/matching"))
-    options = parser.parse_args(arguments)
+    parser.add_argument("--bank", default="bank", help="name of the bank in the folder; runs of equal banks share one")
+    parser.add_argument("--only-bank", action="store_true", help="make the bank and stop")
+    parser.add_argument("--log", type=Path, help="append the figures to this file, a row of JSON each")
+    parser.add_argument("--score", type=Path, nargs="+", help="only score these LoRA files, or the word teacher")
+    parser.add_argument("--at", type=int, nargs="+", help="step counts to score at; default the phases")
+    parser.add_argument("--determinism", type=float, default=1.0, help="of the sampler")
+    return parser.parse_args(arguments)
+
+
+def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """One matching stage; its LoRA file and what the row says of the training."""
+    asked = dict(item.split("=", 1) for item in options.set)
+    settings = {name: _value(text) for name, text in asked.items()}
+    common = {"phases": options.phases, "grid": GRID, "teacher_cfg": CFG, "steps": options.steps, "seed": options.seed}
+    config = distill.MatchingConfig(**{"fake_warmup": 600, **CONFIG[options.phases], **common, **settings})
+    usual = START_CLIPS if options.clips else START
+    start, clock = options.start or WEIGHTS / usual[options.phases], time.process_time()
+    tensors, metadata = read_tensors(start)
+    lora = (Matched.clips() if options.clips else Matched.pictures()).train(
+        tensors, config, pairs=options.pairs, on_step=show, only_bank=options.only_bank,
+        folder=options.folder / f"{options.bank}_{options.phases}",
+    )  # fmt: skip
+    file = options.folder / f"{options.name}_{options.phases}_{options.seed}.safetensors"
+    base = "wan" if options.clips else "demo_sd3"
+    before = int(metadata["pcm_train_steps"])
+    save_lora(lora, file.name, options.phases, before + options.steps, config.lr, options.folder, base, matching=config)
+    minutes = (time.process_time() - clock) / 60
+    told = {"pairs": options.pairs, "start": start.name, **asked}
+    return file, {"updates": config.steps, "seed": config.seed, **told, "minutes": round(minutes, 1)}
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a word
+        return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = options_of(arguments)
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
-    config = distill.MatchingConfig(
-        phases=options.phases, grid=GRID, cfg=options.cfg, teacher_cfg=CFG, regression=options.regression,
-        steps=options.updates, fake_warmup=600, seed=options.seed,
-    )  # fmt: skip
-    started = time.process_time()
-    lora = match(config, WEIGHTS / START[options.phases], options.folder, options.pairs)
-    name = f"matched_{options.phases}.safetensors"
-    save_lora(lora, name, options.phases, options.updates, config.lr, options.folder)
-    print(f"{(time.process_time() - started) / 60:.1f} CPU minutes")
-    world, count = score.World.load(), 1000
-    reference, prompts = score.teacher_reference(world, count), score.prompts_for(count)
-    for title, folder, file in (("shipped", WEIGHTS, START[options.phases]), ("matched", options.folder, name)):
-        score.load_lora = lambda lora, teacher, folder=folder: load_merged(lora, teacher, folder)
-        cell = score.score(world, score.Method(title, file), options.phases, count, options.seeds, reference)
-        print(f"{title}: FDt {cell.distance:.3f}, accuracy {cell.accuracy:.4f}  ({len(prompts)} pictures a seed)")
+    told: dict[str, Any] = {}
+    files: list[Path] = options.score or []
+    if not files:
+        file, told = train(options)
+        if options.only_bank:
+            return
+        files = [file]
+    scorer = ClipScorer(options.seeds) if options.clips else Scorer(options.folder, options.seeds)
+    for file in files:
+        lora = None if file.name == "teacher" else file.resolve()
+        for steps in options.at or [options.phases]:
+            row = {"row": options.name if told else file.stem, "phases": options.phases, **told}
+            row |= scorer(lora, steps, options.determinism)
+            print(json.dumps(row), flush=True)
+            if options.log:
+                with options.log.open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,12 +61,13 @@ def run(seed: int, phases: int, steps: int, updates: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Distribution matching after consistency, in the 2-D world.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--phases", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--steps", type=int, default=1500, help="of the consistency stage")
     parser.add_argument("--updates", type=int, default=450, help="of the matching stage")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows: list[list[str]] = []
-    for phases in (2, 1):
+    for phases in options.phases:
         for seed in options.seeds:
             found = run(seed, phases, options.steps, options.updates)
             ratio = found["after"] / found["before"]

@@ -20,10 +20,12 @@ from pcm_core.distill import (
     Discriminator,
     DiscriminatorHeads,
     DistillConfig,
+    MatchingConfig,
     StepReport,
     Trainer,
     adaptable,
     blocks,
+    matching_metadata,
 )
 from pcm_core.phases import phase_edges
 
@@ -134,8 +136,9 @@ def distil(
 
 
 def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: float, folder: Path = WEIGHTS,
-              base: str = "demo_sd3", critic: Critic | None = None) -> None:  # fmt: skip
-    """Save the LoRA with the metadata that Load PCM LoRA reads its settings from."""
+              base: str = "demo_sd3", critic: Critic | None = None,
+              matching: MatchingConfig | None = None) -> None:  # fmt: skip
+    """Save the LoRA with the metadata that Load PCM LoRA reads its settings from; ``steps`` are those of all stages."""
     metadata = {
         "pcm_phases": str(phases),
         "pcm_spacing": "trailing",
@@ -151,7 +154,9 @@ def save_lora(lora: dict[str, Tensor], name: str, phases: int, steps: int, lr: f
         "pcm_train_steps": str(steps),
         "pcm_loss": f"pseudo-huber 1e-3, lr {lr:g}" + (f", adversarial {critic.weight:g}" if critic else ""),
     }
-    if phases == 1:  # stands in for LCM: any step count, renoised
+    if matching is not None:
+        metadata |= matching_metadata(matching)
+    elif phases == 1:  # stands in for LCM: any step count, renoised
         metadata |= {"pcm_determinism": "0.0", "pcm_steps": "4"}
     half = {key: value if key.endswith(".alpha") else value.half() for key, value in lora.items()}
     save_file(half, folder / name, metadata=metadata)
