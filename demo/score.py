@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,10 @@ METHODS = (
     Method("PCM, M = 2", "demo_pcm_2phase.safetensors"),
     Method("PCM, M = 4", "demo_pcm_4phase.safetensors"),
     Method("PCM, M = 8", "demo_pcm_8phase.safetensors"),
+    # A matching stage trains the whole path of M jumps, and nothing else.
+    Method("PCM, M = 1, matched", "demo_pcm_1phase_matched.safetensors", steps=(1,)),
+    Method("PCM, M = 2, matched", "demo_pcm_2phase_matched.safetensors", steps=(2,)),
+    Method("PCM, M = 4, matched", "demo_pcm_4phase_matched.safetensors", steps=(4,)),
 )
 
 
@@ -136,14 +140,26 @@ def crispness(pictures: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Spreads:
+    """Standard deviations of the pictures of one prompt, averaged over prompts: of the shape's size and position as the
+    judge reads them, in pixels, and the RMS difference of two pictures' values.
+    """
+
+    size: float
+    position: float
+    picture: float
+
+
+@dataclass(frozen=True)
 class Score:
-    """One cell: mean and standard deviation over seeds."""
+    """One cell: mean and standard deviation over seeds; spreads over all pictures of all seeds."""
 
     distance: float
     distance_std: float
     accuracy: float
     accuracy_std: float
     crisp: float
+    spreads: Spreads
 
 
 def grade(judge: Judge, pictures: Tensor, prompts: list[Prompt],
@@ -157,9 +173,26 @@ def grade(judge: Judge, pictures: Tensor, prompts: list[Prompt],
 def score(world: World, method: Method, steps: int, count: int, seeds: Sequence[int],
           reference: tuple[np.ndarray, np.ndarray]) -> Score:  # fmt: skip
     prompts = prompts_for(count)
-    rows = [grade(world.judge, generate(world, method, steps, prompts, seed), prompts, reference) for seed in seeds]
+    made = [generate(world, method, steps, prompts, seed) for seed in seeds]
+    rows = [grade(world.judge, pictures, prompts, reference) for pictures in made]
     mean, std = np.mean(rows, axis=0), np.std(rows, axis=0)
-    return Score(mean[0], std[0], mean[1], std[1], mean[2])
+    spreads = spreads_of(world.judge, torch.cat(made), prompts * len(seeds))
+    return Score(mean[0], std[0], mean[1], std[1], mean[2], spreads)
+
+
+@torch.inference_mode()
+def spreads_of(judge: Judge, pictures: Tensor, prompts: Sequence[Prompt]) -> Spreads:
+    """How much the pictures of one prompt differ. Prompts with fewer than three pictures are left out."""
+    geometry = judge.read(features_of(judge, pictures))[3]
+    rows: dict[Prompt, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    groups = [torch.tensor(group) for group in rows.values() if len(group) > 2]
+    if not groups:
+        return Spreads(*[float("nan")] * 3)
+    size, *place = torch.stack([geometry[group].var(0) for group in groups]).mean(0).sqrt().tolist()
+    values = torch.stack([pictures[group].var(0).mean() for group in groups]).mean()
+    return Spreads(size, sum(place) / 2, float((2 * values).sqrt()))
 
 
 def teacher_reference(world: World, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,6 +238,8 @@ class Results:
              lambda c: f"{c.distance:.2f}" + (f" +- {c.distance_std:.2f}" if len(self.seeds) > 1 else "")),
             ("Prompt accuracy: shape, colour and background all right", lambda c: f"{c.accuracy:.3f}"),
             ("Edge sharpness", lambda c: f"{c.crisp:.2f}"),
+            ("Spread of the pictures of one prompt: size and position of the shape in pixels, RMS of values",
+             lambda c: f"{c.spreads.size:.2f} / {c.spreads.position:.2f} / {c.spreads.picture:.3f}"),
         )  # fmt: skip
         columns = sorted({steps for _, steps in self.cells})
         for title, text in measures:
@@ -247,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.quick:
-        methods = [Method(m.name, m.lora, m.cfg, m.determinism, [n for n in STEPS if n <= 8]) for m in METHODS]
+        methods = [replace(m, steps=[n for n in STEPS if n <= 8 and n in m.steps]) for m in METHODS]
         results = measure(World.load(), methods, 272, [1])
     else:
         results = measure(World.load(), METHODS, 1000, [1, 2, 3])

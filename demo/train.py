@@ -3,8 +3,9 @@
     python -m demo.train                     everything, in order
     python -m demo.train --only lora         one stage, using the files of the earlier ones
 
-Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``decoder`` (fine-tunes the decoder; the latents do not change), and
-for video ``video_vae``, ``video_teacher``, ``video_lora`` and ``video_decoder``.
+Stages: ``vae``, ``judge``, ``teacher``, ``lora``, ``match`` (goes on from the LoRAs, without pictures), ``decoder``
+(fine-tunes the decoder; the latents do not change), and for video ``video_vae``, ``video_teacher``, ``video_lora``,
+``video_match`` and ``video_decoder``.
 ``demo/README.md`` says how long each took on two CPU cores. Every stage prints its loss and writes its file at the end.
 """
 
@@ -21,8 +22,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .distill import Critic, distil, save_lora
+from pcm_core.distill import MatchingConfig
+from pcm_core.safetensors_file import read_tensors
+
+from .distill import CFG, GRID, Critic, distil, save_lora
 from .judge import correct, load_judge, train_judge
+from .match import Matched
 from .teacher import LatentPool, Pool, load_teacher, train_teacher
 from .train_vae import WEIGHTS, finetune_decoder, load_vae, psnr, train_vae
 from .train_video import (
@@ -86,6 +91,40 @@ VIDEO_CLIPS = 4000
 
 
 @dataclass(frozen=True)
+class MatchRun:
+    """A matching stage: ``start`` is the LoRA file it goes on from, ``pairs`` the size of its bank."""
+
+    file: str
+    start: str
+    pairs: int
+    config: MatchingConfig
+
+
+def matching(phases: int, **settings: Any) -> MatchingConfig:
+    common = {"grid": GRID, "teacher_cfg": CFG, "fake_warmup": 300, "seed": 1}
+    return MatchingConfig(**{"phases": phases, **common, **settings})
+
+
+# benchmarks/results/experiments.md has what else was tried.
+MATCHES = (
+    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", 6400, matching(4, steps=650)),
+    MatchRun(
+        "demo_pcm_2phase_matched.safetensors",
+        "demo_pcm_2phase.safetensors",
+        6400,
+        matching(2, steps=800, cfg=5.0, regression=1.0),
+    ),
+    MatchRun(
+        "demo_pcm_1phase_matched.safetensors",
+        "demo_lcm.safetensors",
+        6400,
+        matching(1, steps=1200, lr=3e-4, regression=0.3),
+    ),
+)
+VIDEO_MATCHES: tuple[MatchRun, ...] = ()
+
+
+@dataclass(frozen=True)
 class TeacherRun:
     """One round of the video teacher: clips rendered, iterations, learning rate, and the length of its cosine.
 
@@ -139,6 +178,19 @@ def stage_lora(folder: Path) -> None:
         save(run, lora, folder)
 
 
+def stage_match(folder: Path, runs: Sequence[MatchRun] = MATCHES, base: str = "demo_sd3") -> None:
+    world = Matched.pictures(folder) if base == "demo_sd3" else Matched.clips(folder)
+    for run in runs:
+        start, metadata = read_tensors(folder / run.start)
+        lora = world.train(start, run.config, pairs=run.pairs)
+        config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
+        save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
+
+
+def stage_video_match(folder: Path) -> None:
+    stage_match(folder, VIDEO_MATCHES, "wan")
+
+
 def stage_decoder(folder: Path) -> None:
     vae = load_vae(folder).requires_grad_(True)
     finetune_decoder(vae, 1000, folder=folder)
@@ -177,10 +229,12 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "judge": stage_judge,
     "teacher": stage_teacher,
     "lora": stage_lora,
+    "match": stage_match,
     "decoder": stage_decoder,
     "video_vae": stage_video_vae,
     "video_teacher": stage_video_teacher,
     "video_lora": stage_video_lora,
+    "video_match": stage_video_match,
     "video_decoder": stage_video_decoder,
 }
 

@@ -36,8 +36,8 @@ class MatchingConfig:
         fake_rank, fake_lr, fake_updates, fake_warmup: of the fake: its rank (``None`` as the student), rate, updates
             per update of the student, and updates before the first one.
         teacher_cfg: guidance of the teacher's walk in the bank.
-        walk: where that walk begins: where the student enters its last ``phase``, or the ``path`` from pure noise,
-            which costs the bank about as many times more as there are phases.
+        walk: where that walk begins: at the top of the ``path``, pure noise, or where the student enters its last
+            ``phase``, which makes the bank of M phases up to M times cheaper and the result less good.
         collapse: the run stops if the spread of samples under one text falls below this part of what it was.
         autocast, seed: as in ``DistillConfig``.
     """
@@ -73,7 +73,7 @@ class MatchingConfig:
     fake_updates: int = 1
     fake_warmup: int = 150
     teacher_cfg: float = 3.0
-    walk: Literal["phase", "path"] = "phase"
+    walk: Literal["phase", "path"] = "path"
     collapse: float = 0.5
     autocast: torch.dtype | None = None
     seed: int = 0

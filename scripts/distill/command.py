@@ -105,12 +105,9 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
                        help="matching continues from --start; both runs a consistency stage before it")  # fmt: skip
     match.add_argument("--start", type=Path, help="LoRA to continue from, with the same rank, targets and phases")
     match.add_argument("--matching-cfg", type=float, default=6.0, help="guidance, a little above the teacher's own")
-    match.add_argument(
-        "--matching-walk",
-        choices=("phase", "path"),
-        default="phase",
-        help="the bank's teacher begins at the last phase, or, at several times the cost, at pure noise",
-    )
+    match.add_argument("--matching-walk", choices=("path", "phase"), default="path",
+                       help="where the bank's teacher begins: at pure noise, or where the last phase begins, which is "
+                       "several times cheaper and less good")  # fmt: skip
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
     match.add_argument("--new-bank", action="store_true", help="make the pairs again")
