@@ -329,7 +329,7 @@ class MatchingTrainer(TrainingLoop):
         # A setting newer than the checkpoint had its default value then.
         made = {field.name: str(field.default) for field in fields(self.config)} | state["config"]
         changed = [f"{name} {made[name]} -> {value}" for name, value in now.items() if made[name] != value]
-        changed += self.adapters.differences(state["adapters"], state["alpha"])
+        changed += self.adapters.differences(state["adapters"], state["alpha"], state.get("adapter_dtype", "float32"))
         if not changed and not _same(state["start"], self.start):
             changed.append("another LoRA to start from")
         return changed

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from demo.distill import Critic, Denoiser, distil, load_lora, save_lora
 from demo.teacher import LatentPool, load_teacher
-from demo.train_vae import load_vae
+from demo.train import MatchRun, matching, stage_match
+from demo.train_vae import WEIGHTS, load_vae
+from pcm_core.safetensors_file import read_tensors
 
 
 def test_a_saved_lora_is_the_student_and_the_teacher_stays(tmp_path):
@@ -57,3 +61,15 @@ def test_the_adversarial_loss_looks_where_it_is_told():
     for one, other in ((plain, low), (low, high)):
         assert any(not torch.equal(one[name], other[name]) for name in one)
     assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
+
+
+def test_the_match_stage_goes_on_from_a_lora_and_says_so_in_its_file(tmp_path):
+    for name in ("demo_sd3.safetensors", "demo_pcm_2phase.safetensors"):
+        shutil.copy(WEIGHTS / name, tmp_path)
+    config = matching(2, steps=1, batch=4, fake_warmup=1, walk="phase")
+    stage_match(tmp_path, [MatchRun("matched.safetensors", "demo_pcm_2phase.safetensors", 8, config)])
+    before, _ = read_tensors(tmp_path / "demo_pcm_2phase.safetensors")
+    after, told = read_tensors(tmp_path / "matched.safetensors")
+    assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
+    assert (told["pcm_phases"], told["pcm_train_steps"]) == ("2", "7201")
+    assert (told["pcm_matching_steps"], told["pcm_matching_cfg"]) == ("1", "4.0") and "pcm_determinism" not in told
