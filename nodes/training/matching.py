@@ -60,8 +60,9 @@ def matching_trainer(
         adapters.student.load(resume["start"])
     plan = distill.BankPlan.of(
         loaded.table, config.phases, config.grid, config.terminal, whole=config.walk == "path",
-        shape=tuple(job.latents[0].shape[1:]), texts=len(job.texts), pairs=min(_PAIRS, config.steps * config.batch), chunk=_CHUNK, cfg=config.teacher_cfg,
-        flow=loaded.flow, seed=config.seed,
+        shape=tuple(job.latents[0].shape[1:]), texts=len(job.texts),
+        pairs=min(_PAIRS, config.steps * config.batch * config.accumulate),
+        chunk=_CHUNK, cfg=config.teacher_cfg, flow=loaded.flow, seed=config.seed,
     )  # fmt: skip
     key = f"{distill.fingerprint(adapters)} {_texts_key(job)}"
     store = _store(bank_folder(job, key), plan, key, loaded.processes, refresh=job.new_bank and resume is None)
