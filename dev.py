@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def test(options: argparse.Namespace) -> int:
     ensure_chromium()
     selection = [] if options.long else ["-m", "not long"]
     if options.rest:
-        return run_python("-m", "pytest", TIMEOUT, *selection, *options.rest, COMFYUI_PATH=str(chosen))
+        named = ("-o", f"junit_suite_name={commit()}")
+        return run_python("-m", "pytest", TIMEOUT, *named, *selection, *options.rest, COMFYUI_PATH=str(chosen))
     others = [] if own_checkout(options) else other_hosts(options)
     hosts = [host.pinned_host(version) for version in others]  # download them now: some slow tests compare versions
     if code := run_suite(chosen, *selection, *(COVERAGE if options.long else ())):
@@ -155,6 +157,9 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):
         print("dev.py needs Python 3.11 or newer.", file=sys.stderr)
         return 1
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter of a path gets an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM stops the server too
     try:

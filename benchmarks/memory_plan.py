@@ -61,7 +61,7 @@ def measure(names: list[str], chosen: list[str], pack: Any) -> None:
             print(f"{name}, {words}: {plan}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             stored = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
             stored.setdefault(name, {})[words] = round(plan.total / 2**30, 1)
-            STORED.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+            STORED.write_text(json.dumps(stored, indent=1) + "\n", "utf-8", newline="\n")
 
 
 def table() -> str:
@@ -206,7 +206,9 @@ def main() -> None:
         page = PAGE.read_text(encoding="utf-8")
         mark = "truth" if options.truth else "plan"
         begin, end = BEGIN.replace("plan:", f"{mark}:"), END.replace("plan:", f"{mark}:")
-        PAGE.write_text(re.sub(f"{begin}.*?{end}", f"{begin}\n{text}\n{end}", page, flags=re.S), encoding="utf-8")
+        PAGE.write_text(
+            re.sub(f"{begin}.*?{end}", f"{begin}\n{text}\n{end}", page, flags=re.S), encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":

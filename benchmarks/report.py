@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = run(name, [*(part.quick if options.quick else ()), *extra])
         print(f"\n{text}\n", flush=True)
         measured = sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        RESULTS.write_text(assemble(measured | {part.title: text}, stored()), encoding="utf-8")
+        RESULTS.write_text(assemble(measured | {part.title: text}, stored()), encoding="utf-8", newline="\n")
     print(f"Report: {RESULTS}")
 
 

@@ -103,7 +103,7 @@ def write(name: str, graph: Graph) -> None:
             node["size"][1] = 260
     for path, content in ((FOLDER / "api" / f"{name}.json", graph.to_api()), (FOLDER / f"{name}.json", ui)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump(content), "utf-8")
+        path.write_text(dump(content), "utf-8", newline="\n")
         print(path)
 
 

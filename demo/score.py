@@ -287,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         results = measure(World.load(), METHODS, 1000, [1, 2, 3])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(results.markdown(), encoding="utf-8")
-    options.output.with_suffix(".json").write_text(results.json(), encoding="utf-8")
+    options.output.write_text(results.markdown(), encoding="utf-8", newline="\n")
+    options.output.with_suffix(".json").write_text(results.json(), encoding="utf-8", newline="\n")
     print(results.markdown())
     print(f"{time.monotonic() - started:.0f} s with {torch.get_num_threads()} threads. Table: {options.output}")
 

@@ -233,9 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = run(VideoWorld.load(), count, seeds)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(rows, count, seeds)
-    options.output.write_text(text, encoding="utf-8")
+    options.output.write_text(text, encoding="utf-8", newline="\n")
     numbers = {"clips": count, "seeds": list(seeds), "rows": {name: asdict(score) for name, score in rows.items()}}
-    options.output.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    options.output.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8", newline="\n")
     print(text)
     print(f"{time.monotonic() - started:.0f} s with {torch.get_num_threads()} threads. Table: {options.output}")
 

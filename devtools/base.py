@@ -33,7 +33,7 @@ def make_base(base: Path) -> None:
     settings = base / "user" / "default" / "comfy.settings.json"
     if not settings.exists():  # otherwise the template dialog covers the canvas on the first visit
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8", newline="\n")
     workflows = base / "user" / "default" / "workflows"
     for title, source in (("PCM quick start", WORKFLOW), ("PCM video quick start", VIDEO_WORKFLOW)):
         if source.exists() and not (workflows / f"{title}.json").exists():

@@ -76,9 +76,9 @@ def install(host_requirements: Path, *, pinned: bool) -> None:
     digest = hashlib.sha256(f"{sys.version}{pinned}{TORCHAUDIO}{sorted(beside.values())}".encode())
     for file in (REQUIREMENTS, CONSTRAINTS, host_requirements):
         digest.update(file.read_bytes())
-    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+    if stamp.exists() and stamp.read_text("ascii") == digest.hexdigest():
         return
     print("Installing PyTorch, the tools and ComfyUI's requirements into .venv (several minutes the first time)")
     for step in steps:
         pip("install", *step, what="install the requirements")
-    stamp.write_text(digest.hexdigest())
+    stamp.write_text(digest.hexdigest(), "ascii", newline="\n")

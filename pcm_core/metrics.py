@@ -17,7 +17,7 @@ _WINDOW, _SIGMA = 11, 1.5
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine similarity of two tensors of the same shape, over all dimensions; 1 if both are zero."""
     _same_shape(a, b)
-    x, y = a.double().flatten(), b.double().flatten()
+    x, y = _wide(a).flatten(), _wide(b).flatten()
     norms = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norms if norms else float(torch.equal(x, y))
 
@@ -25,7 +25,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images in 0..1; infinite if they are equal."""
     _same_shape(a, b)
-    error = float((a.double() - b.double()).square().mean())
+    error = float((_wide(a) - _wide(b)).square().mean())
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -36,7 +36,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
         a, b: images [B, H, W, C] in 0..1. The window shrinks if a side of the image is shorter.
     """
     _same_shape(a, b)
-    x, y = a.double().movedim(-1, 1), b.double().movedim(-1, 1)
+    x, y = _wide(a).movedim(-1, 1), _wide(b).movedim(-1, 1)
     window = _gaussian(min(_WINDOW, x.shape[-1], x.shape[-2]))
 
     def blur(value: Tensor) -> Tensor:
@@ -53,6 +53,11 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean, infinite if any value is."""
     return sum(values) / len(values)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64, on the CPU: Apple's GPUs have none."""
+    return x.cpu().double()
 
 
 def _gaussian(size: int) -> Tensor:

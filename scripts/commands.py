@@ -89,6 +89,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
             f'pip install ".[{command.extra}]"'
         )
     module = importlib.import_module(command.module, package=__package__)
+    importlib.import_module("pcm_core.console").any_console()  # after what the overview must not wait for
     return module.main(arguments) or 0
 
 

@@ -46,6 +46,10 @@ def sd_table() -> torch.Tensor:
     return ((1 - alphas) / alphas).sqrt().float()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--packs", metavar="DIR", help="a folder with other node packs, for tests/neighbours")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):

@@ -242,7 +242,7 @@ def page(matrix: Matrix, models: dict[str, str] = MODELS, storages: tuple[str, .
 
 
 def main() -> None:
-    OUT.write_text(page(Matrix(Path(os.environ["COMFYUI_PATH"]).resolve())), encoding="utf-8")
+    OUT.write_text(page(Matrix(Path(os.environ["COMFYUI_PATH"]).resolve())), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

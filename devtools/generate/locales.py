@@ -106,7 +106,7 @@ def main() -> None:
     nodes, memory = load(), read_memory()
     for path, content in render(nodes, memory).items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, "utf-8")
+        path.write_text(content, "utf-8", newline="\n")
     missing, unused = untranslated(nodes, memory), stale(nodes, memory)
     if missing:
         print("Translate in zh.json:", json.dumps(dict.fromkeys(missing, ""), indent=1))

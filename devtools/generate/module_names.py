@@ -53,7 +53,7 @@ def names(host_path: Path) -> dict[str, list[str]]:
 
 def main() -> None:
     found = names(Path(os.environ["COMFYUI_PATH"]).resolve())
-    OUT.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
+    OUT.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8", newline="\n")
     print(f"{OUT.name}: {sum(map(len, found.values()))} names of {len(found)} base models")
 
 

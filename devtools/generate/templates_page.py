@@ -55,7 +55,7 @@ To convert a template:
 def main() -> None:
     """Boot the host, compare, write the page."""
     host_nodes.boot()
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
 
 
 def page() -> str:

@@ -81,7 +81,7 @@ def main() -> None:
     texts = {path: dump(content) for path, content in build(infos).items()} | {GALLERY: gallery(infos)}
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        path.write_text(text, "utf-8", newline="\n")
         print(path.relative_to(ROOT))
 
 

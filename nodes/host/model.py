@@ -132,6 +132,9 @@ def has_shift(model: Any, shift: float, audio_shift: float | None = None) -> boo
     current = flow_shift(model)
     if current is None or not math.isclose(current, shift, rel_tol=1e-4):
         return False
+    audio = getattr(model_sampling(model), "audio_shift", None)
+    if None not in (audio, audio_shift) and not math.isclose(audio, audio_shift, rel_tol=1e-4):
+        return False
     told = _network_shifts(model)
     return all(
         math.isclose(told[key], value, rel_tol=1e-4) for key, value in _wanted_shifts(model, shift, audio_shift).items()
@@ -146,13 +149,17 @@ def with_flow_shift(model: Any, shift: float, audio_shift: float | None = None) 
     Args:
         shift: of the video half of a model that makes video and audio.
         audio_shift: of its audio half; ``None`` leaves it.
+
+    Raises:
+        PCMError: if the object has a setting that cannot be read from it, and so would be lost.
     """
     current = model_sampling(model)
     sampling = type(current)(model.model.model_config)
-    names = inspect.signature(sampling.set_parameters).parameters
-    kept = {name: getattr(current, name) for name in names if hasattr(current, name)}
     flux = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
-    sampling.set_parameters(**kept | {"shift": math.log(shift) if flux else shift})
+    asked = {"shift": math.log(shift) if flux else shift}
+    if audio_shift is not None and getattr(current, "audio_shift", None) is not None:
+        asked["audio_shift"] = audio_shift
+    sampling.set_parameters(**_settings(current) | asked)
     if hasattr(current, "noise_scale"):
         sampling.set_noise_scale(current.noise_scale)
     clone = model.clone()
@@ -161,6 +168,20 @@ def with_flow_shift(model: Any, shift: float, audio_shift: float | None = None) 
         options = clone.model_options.get("transformer_options", {})
         clone.model_options["transformer_options"] = {**options, **wanted}
     return clone
+
+
+def _settings(sampling: Any) -> dict[str, Any]:
+    """What ``set_parameters`` of a sampling object was called with, but for the length of its table."""
+    names = [name for name in inspect.signature(sampling.set_parameters).parameters if name != "timesteps"]
+    for name in names:
+        if not hasattr(sampling, name):
+            kind = next(parent.__name__ for parent in type(sampling).__mro__ if "set_parameters" in vars(parent))
+            raise PCMError(
+                f'The sampling object {kind} does not say what its setting "{name}" is.',
+                "settings that can be kept when the shift is changed.",
+                "Set the shift with the node that is made for this model.",
+            )
+    return {name: getattr(sampling, name) for name in names}
 
 
 def _network_shifts(model: Any) -> dict[str, float]:

@@ -13,9 +13,11 @@ _PICTURES_KEY = "phased_consistency"
 def show_on_node(text: str) -> None:
     """Replace the text below the widgets of the running node. Does nothing without a server (tests and scripts)."""
     context = get_executing_context()
-    send = getattr(_server(), "send_progress_text", None)  # not every program that embeds the host has it
-    if context is not None and send is not None:
-        send(text, context.node_id)
+    show, send = (getattr(_server(), name, None) for name in ("send_progress_text", "send_sync"))
+    if context is not None and show is not None:  # not every program that embeds the host has it
+        show(text, context.node_id)
+    if context is not None and send is not None:  # newer frontends take the text away when the run ends: web/js/said.js
+        send("pcm.said", {"node": context.node_id, "text": text})
 
 
 def show_bar(bar: dict[str, Any]) -> None:

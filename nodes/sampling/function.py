@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -30,15 +31,19 @@ def sample_phased(
     disable: bool | None = None,
     determinism: float = UNSET,
     gamma: float = UNSET,
+    **others: Any,
 ) -> Tensor:
     """The sampler for sigmas from another node; it reads everything else from the model when it runs.
 
-    Unusual sigmas and settings are logged and shown on the running node.
+    Unusual sigmas and settings are logged and shown on the running node. ``others``: options that a node hands to
+    every sampler, such as RES4LYF's SharkSampler; they are named in the log and not used.
 
     Raises:
         PCMError: if the schedule or the noise setting is refused, or a prediction contains NaN or infinity, which
             otherwise would end in a black image.
     """
+    if others:
+        logging.info("PCM Sampler: not used, for they are of other samplers: %s.", ", ".join(sorted(others)))
     patcher, levels = host.patcher_of(model), levels_of(sigmas)
     table, profile = host.sigma_table(patcher), host.profile_of(patcher) or PCMProfile()
     asked = noise_settings(determinism, gamma)

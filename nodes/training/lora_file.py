@@ -20,14 +20,17 @@ class TrainedLora(dict[str, Tensor]):
         self.metadata = metadata
 
 
-def write_or_rescue(path: Path, lora: TrainedLora) -> None:
+def write_or_rescue(path: Path, lora: TrainedLora) -> Path:
     """``write_lora``, and where that fails what an interrupt does: the LoRA goes to the host's folder of rescued ones.
+
+    Returns:
+        Where it is, see ``write_lora``.
 
     Raises:
         PCMError: if it is not where it was wanted; says where it is instead.
     """
     try:
-        write_lora(path, lora, lora.metadata)
+        return write_lora(path, lora, lora.metadata)
     except PCMError as error:
         raise PCMError(error.found, error.expected, rescue_lora(lora)) from error
 

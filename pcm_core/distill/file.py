@@ -12,15 +12,19 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 
 from ..errors import PCMError
+from ..finished_file import put
 
 
 def write_lora(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], dtype: torch.dtype | None = None
-) -> None:
+) -> Path:
     """Write a safetensors file that appears under its name only when it is complete.
 
     Args:
         dtype: dtype of the matrices in the file; scalars (``.alpha``) stay float32. Default: unchanged.
+
+    Returns:
+        Where it is: ``path``, or a name beside it if the file there is open and the system does not replace it.
 
     Raises:
         PCMError: if it cannot be written, for example because the disk is full.
@@ -36,7 +40,7 @@ def write_lora(
         save_file(state, partial, metadata=metadata)
         with suppress(OSError):  # safetensors creates files that only their owner may read
             partial.chmod(mode)
-        partial.replace(path)
+        return put(partial, path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -158,7 +158,7 @@ class MatchingTrainer(TrainingLoop):
         self._check_frozen(total)
         (total / self.config.accumulate).backward()
         sizes = [_rms(scores.fake - scores.real), _rms(scores.guidance)]
-        figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).double().cpu()
+        figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).cpu().double()
         return figures, landing.detach()
 
     def _weights(self) -> tuple[float, float, float]:
@@ -244,7 +244,7 @@ class MatchingTrainer(TrainingLoop):
         fake = self._as("fake", batch.captions)
         loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
         (loss / self.config.accumulate).backward()
-        return loss.detach().double().cpu()
+        return loss.detach().cpu().double()
 
     def _draw(self) -> _Batch:
         """Draw the global batch and keep this process's part."""

@@ -37,13 +37,16 @@ class DistilledLora:
     metadata: dict[str, str]
     losses: list[float]
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a ``.safetensors`` file atomically; ``dtype`` such as ``torch.float16`` halves its size.
+
+        Returns:
+            Where it is: ``path``, or a name beside it if the file there is open and the system does not replace it.
 
         Raises:
             PCMError: if it cannot be written.
         """
-        write_lora(Path(path), self.tensors, self.metadata, dtype)
+        return write_lora(Path(path), self.tensors, self.metadata, dtype)
 
 
 def distill(

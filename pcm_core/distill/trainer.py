@@ -148,7 +148,7 @@ class Trainer(TrainingLoop):
             generator_loss, discriminator_loss = self._adversarial(self.discriminator, pair, batch)
             total = total + self.config.adversarial * generator_loss
         (total / self.config.accumulate).backward()
-        return torch.stack([loss.detach(), generator_loss.detach(), discriminator_loss.detach()]).double().cpu()
+        return torch.stack([loss.detach(), generator_loss.detach(), discriminator_loss.detach()]).cpu().double()
 
     def _adversarial(self, discriminator: Discriminator, pair: PhasedPair, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Generator and discriminator loss; the backward pass of the latter is done already."""

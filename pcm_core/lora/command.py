@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..console import any_console
 from ..errors import PCMError
 from ..profiles import profile_for
 from .convert import convert, portable
@@ -15,6 +16,7 @@ from .read import read_lora
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: report on a file, or convert it. Returns the exit code."""
+    any_console()
     parser = argparse.ArgumentParser(prog="python -m pcm_core.lora", description="Report on a few-step LoRA file.")
     parser.add_argument("file", help="a .safetensors file")
     parser.add_argument("--convert", metavar="OUT", help="write it under names that other tools load")

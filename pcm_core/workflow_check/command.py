@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..console import any_console
 from ..errors import PCMError
 from .check import check
 from .describe import as_json, as_text
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, host_schedules: Callable[[str],
         arguments: of the command line.
         host_schedules: makes the schedules of a ComfyUI checkout, which this package knows nothing of.
     """
+    any_console()
     options = parser().parse_args(arguments)
     if options.mend and len(options.files) != 1:
         parser().error("--mend writes one workflow; give one.")
@@ -66,7 +68,7 @@ def _one(path: Path, options: argparse.Namespace, schedules: Schedules | None, r
         sys.stdout.write(f"{path}\n{as_text(report)}{hint}\n")
     if options.mend:
         mended, left = apply_mends(data, [mend for found in report.findings for mend in found.mends])
-        options.mend.write_text(json.dumps(mended, indent=2), encoding="utf-8")
+        options.mend.write_text(json.dumps(mended, indent=2), encoding="utf-8", newline="\n")
         by_hand = len(left) + sum(not found.mends for found in report.findings)
         sys.stderr.write(f"Wrote {options.mend}; {by_hand} findings are left to you.\n")
     return int(report.wrong)

@@ -285,8 +285,9 @@ def train(options: argparse.Namespace, pack: Pack, workers: Workers, job: Any) -
             sys.exit(f"\nInterrupted at step {sessions[0].step_number}; the same command continues from there.")
         sys.exit("\nInterrupted.")
     if workers.first:
-        pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)
-        print(f"wrote {options.out}", file=sys.stderr)
+        written = pack("nodes.training.lora_file").write_or_rescue(options.out, outcome.lora)
+        held = "" if written == options.out else f"; {options.out.name} is open in another program and stays as it was"
+        print(f"wrote {written}{held}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

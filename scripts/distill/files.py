@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pcm_core.errors import PCMError
+from pcm_core.finished_file import put
 
 _STATE = {"step", "losses", "adapters", "generator", "config"}
 _OPTIMIZER = {"optimizer", "optimiser"}  # today's name and that of 0.1.0
@@ -78,11 +79,15 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint or a cache atomically.
+
+    Where the old file is open in another program and the system does not replace it, the new one is beside it: a run
+    goes on and says so, and a cache, which is read again at once, ends it.
+    """
     partial = path.with_suffix(".part")
     try:
         torch.save(state, partial)
-        partial.replace(path)
+        written = put(partial, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError when the disk is full
         partial.unlink(missing_ok=True)
         refuse(
@@ -90,6 +95,16 @@ def save_state(state: dict[str, Any], path: Path, what: str = "checkpoint") -> N
             "free space and write permission.",
             f"Any earlier {what} is unchanged: free some space and start again.",
         )
+    if written == path:
+        return
+    held = PCMError(
+        f"{path} is open in another program.",
+        "a file that can be replaced.",
+        f"The new {what} is {written}: give its name to go on from it.",
+    )
+    if what != "checkpoint":
+        sys.exit(str(held))
+    print(f"\n{held}", file=sys.stderr, flush=True)
 
 
 class StepLog:

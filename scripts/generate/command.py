@@ -137,9 +137,16 @@ def prepare(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> None:
         sys.exit(f"{out} holds {strangers[0]} and no {MANIFEST}. Give a new folder.")
     for left_over in out.glob(f"*{PART}"):
         left_over.unlink(missing_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if manifest.exists() and manifest.read_text("utf-8") == text:
+        return  # and so is not replaced under somebody who reads it
     partial = out / f"{MANIFEST}{PART}"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    partial.replace(manifest)
+    partial.write_text(text, "utf-8", newline="\n")
+    try:
+        partial.replace(manifest)
+    except PermissionError as error:
+        partial.unlink(missing_ok=True)
+        sys.exit(f"{manifest} cannot be replaced ({error}). Close the program that has it open, and start again.")
 
 
 def _conflict(manifest: Path, before: dict[str, Any], now: dict[str, Any] | None) -> str:

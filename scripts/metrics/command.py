@@ -106,4 +106,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         finite = {name: value if math.isfinite(value) else None for name, value in report.figures.items()}
         content = {"a": options.a, "b": options.b, "figures": finite, "not measured": report.absent}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8", newline="\n")

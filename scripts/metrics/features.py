@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -12,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pcm_core.finished_file import put
 
 from ..progress import bar
 from .networks import BATCH, Network, in_batches
@@ -141,4 +144,5 @@ def _write(path: Path, network: Network, items: Sequence[Item], rows: dict[str, 
     partial = path.with_name(f"{path.name}.part")
     stacked = torch.cat([rows[str(name)] for name, *_ in entries]).contiguous()
     save_file({"features": stacked}, partial, metadata={"network": network.fingerprint, "items": json.dumps(entries)})
-    partial.replace(path)
+    if (written := put(partial, path)) != path:
+        print(f"{path} is open in another program; what is new is in {written.name}.", file=sys.stderr)

@@ -57,11 +57,11 @@ def write(out: Path, run: Run) -> str:
     found = content(run.plan, results)
     text = markdown(found)
     if run.workers.first:
-        (out / "table.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        (out / "table.csv").write_text(as_csv(found), "utf-8")
-        (out / "table.md").write_text(text, "utf-8")
+        (out / "table.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8", newline="\n")
+        (out / "table.csv").write_text(as_csv(found), "utf-8", newline="\n")
+        (out / "table.md").write_text(text, "utf-8", newline="\n")
         for table in found["tables"]:
-            (out / f"{slug(table['name'])}.svg").write_text(svg(table), "utf-8")
+            (out / f"{slug(table['name'])}.svg").write_text(svg(table), "utf-8", newline="\n")
     return text
 
 
@@ -102,7 +102,7 @@ def carry_out(options: argparse.Namespace) -> None:
     text = write(out, run)
     if workers.first:
         if options.report:
-            options.report.write_text(text, "utf-8")
+            options.report.write_text(text, "utf-8", newline="\n")
         print(text)
         print(f"Written: {out / 'table.md'}, table.csv, table.json and plots", file=sys.stderr)
 

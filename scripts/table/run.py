@@ -158,14 +158,14 @@ class Run:
         self.workers.wait()
         if self.workers.first and not missing(cell):
             done.parent.mkdir(parents=True, exist_ok=True)
-            done.write_text(state(cell), "utf-8")
+            done.write_text(state(cell), "utf-8", newline="\n")
 
     def _note(self, cell: Cell, why: str) -> None:
         """Write down why this process could not make a cell, for the first process to read; nothing if it could."""
         path = self.out / "failed" / f"{cell.key}.{self.workers.rank}.txt"
         if why:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(why, "utf-8")
+            path.write_text(why, "utf-8", newline="\n")
             self._say(f"{cell.name} failed: {why}")
         else:
             path.unlink(missing_ok=True)
@@ -195,7 +195,7 @@ class Run:
             if number % self.workers.count == self.workers.rank:
                 path = self._figures(table, system, steps)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(vars(self._take(table, system, steps))), "utf-8")
+                path.write_text(json.dumps(vars(self._take(table, system, steps))), "utf-8", newline="\n")
         self.workers.wait()
         found: dict[str, dict[tuple[str, int], Result]] = {table.name: {} for table in self.plan.tables}
         for table, system, steps in wanted:

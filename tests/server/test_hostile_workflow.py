@@ -6,14 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import Page
 
 from demo.quickstart import LORA, REPORT
 from devtools.base import WORKFLOW
-from devtools.server import Server
+
+if TYPE_CHECKING:
+    from conftest import Look
 
 pytestmark = [
     pytest.mark.browser,
@@ -35,7 +37,7 @@ WAIT = 1000
 
 
 @pytest.fixture
-def watched(page: Page, server: Server) -> Iterator[Page]:
+def watched(page: Page, look: Look) -> Iterator[Page]:
     """The page, which must neither run what it shows nor open a dialog; the hostile files go again."""
     dialogs: list[str] = []
 
@@ -54,11 +56,11 @@ def watched(page: Page, server: Server) -> Iterator[Page]:
         assert not dialogs
     finally:
         page.remove_listener("dialog", note)
-        (server.base / "models" / "loras" / FILE).unlink(missing_ok=True)
+        (look.server.base / "models" / "loras" / FILE).unlink(missing_ok=True)
 
 
-def lora(server: Server, *, whole: bool) -> None:
-    folder = server.base / "models" / "loras"
+def lora(look: Look, *, whole: bool) -> None:
+    folder = look.server.base / "models" / "loras"
     content = (folder / "demo_pcm_4phase.safetensors").read_bytes()
     (folder / FILE).write_bytes(content if whole else content[:5000])
 
@@ -107,8 +109,8 @@ def test_a_hostile_workflow_is_text(watched: Page) -> None:
     watched.keyboard.press("Escape")
 
 
-def test_a_hostile_file_name_in_the_report_is_text(watched: Page, server: Server) -> None:
-    lora(server, whole=True)
+def test_a_hostile_file_name_in_the_report_is_text(watched: Page, look: Look) -> None:
+    lora(look, whole=True)
     kind, detail = run(watched)
     assert kind == "execution_success", detail
     watched.wait_for_function("""([id, text]) =>
@@ -116,8 +118,8 @@ def test_a_hostile_file_name_in_the_report_is_text(watched: Page, server: Server
         arg=[REPORT, f"file: {FILE}"])  # fmt: skip
 
 
-def test_a_hostile_file_name_in_an_error_is_text(watched: Page, server: Server) -> None:
-    lora(server, whole=False)
+def test_a_hostile_file_name_in_an_error_is_text(watched: Page, look: Look) -> None:
+    lora(look, whole=False)
     kind, detail = run(watched)
     assert kind == "execution_error" and FILE in detail["exception_message"], detail
     watched.get_by_role("button", name="View details").first.click()

@@ -1,9 +1,11 @@
-// The pack in the frontend: the command that checks few-step settings, its panel and badge, the bar on our nodes.
+// The pack in the frontend: the command that checks few-step settings, its panel and badge, the bar on
+// our nodes, and what a node said of its run.
 
 import { app } from "../../../scripts/app.js";
 import { barExtension } from "./check/node_bar.js";
 import { CheckPanel } from "./check/panel.js";
 import { texts } from "./check/texts.js";
+import { saidExtension } from "./said.js";
 
 const COMMAND = "PhasedConsistency.CheckFewStepSettings";
 const SETTING = "PhasedConsistency.CheckOnOpen";
@@ -48,3 +50,4 @@ app.registerExtension({
 });
 
 app.registerExtension(barExtension);
+app.registerExtension(saidExtension);
