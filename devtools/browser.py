@@ -20,6 +20,9 @@ PLACES = (
 # The nodes are registered and the frontend has loaded its first workflow: until then it shows a spinner.
 READY = """() => Boolean(window.app?.graph && window.LiteGraph?.registered_node_types.PCMSampler
     && window.app.vueAppReady && window.app.extensionManager?.spinner === false)"""
+# A message in a corner, by the frontend before 1.58 and since; what is wrong is told by its colour.
+TOAST = ".p-toast-message, ol > li[data-state]"
+ERROR_TOAST = ".p-toast-message-error, ol > li[data-state]:has(.text-destructive)"
 # Wait two frames: then the canvas has been drawn and the mouse finds the nodes in place.
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...pcm_core.errors import PCMError
 from .model import model_sampling
+from .names import listed
 
 CFGGuider = comfy.samplers.CFGGuider
 Latent = dict[str, Any]
@@ -151,8 +152,8 @@ def check_names(sampler: str, scheduler: str) -> None:
         PCMError: if it has no such sampler or scheduler.
     """
     for kind, name, known in (
-        ("sampler", sampler, comfy.samplers.KSampler.SAMPLERS),
-        ("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS),
+        ("sampler", sampler, listed(comfy.samplers.KSampler.SAMPLERS)),
+        ("scheduler", scheduler, listed(comfy.samplers.KSampler.SCHEDULERS)),
     ):
         if name not in known:
             close = difflib.get_close_matches(name, known) or sorted(known)[:5]

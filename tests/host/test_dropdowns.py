@@ -172,6 +172,32 @@ class TestRegistration:
         named = stock(host, zoo["eps"], steps=4, cfg=1.0, sampler="pcm", scheduler="pcm")
         assert torch.equal(named["samples"], pcm(host, zoo["eps"], steps=4, cfg="1")[0]["samples"])
 
+    @pytest.mark.parametrize("broken", [None, ("euler",), {"euler": 1}], ids=["none", "tuple", "dict"])
+    def test_a_pack_that_breaks_the_lists_breaks_neither_us_nor_them(self, host, zoo, lists, broken, caplog):
+        """It is said, what stands there stays, and our own nodes work."""
+        owners = ((lists, "SAMPLER_NAMES"), (lists.KSampler, "SAMPLERS"), (lists, "SCHEDULER_NAMES"))
+        before = [list(lists.KSampler.SCHEDULERS), *(getattr(*owner) for owner in owners)]
+        try:
+            for owner, name in owners:
+                setattr(owner, name, broken)
+            lists.KSampler.SCHEDULERS.append(None)  # a list that holds what is no name
+            dropdowns.register()
+            assert all(getattr(*owner) is broken for owner in owners)
+            assert lists.KSampler.SCHEDULERS == [*before[0], None]
+            assert sum("in the place of" in message for message in caplog.messages) == 3
+            pcm(host, zoo["eps"], steps=2, cfg="1")
+            with pytest.raises(ValueError, match='There is no sampler "eulr"'):
+                nodes_host.stock_sampling(zoo["eps"].model, "eulr", "simple", 2, 1.0)
+        finally:
+            for (owner, name), value in zip(owners, before[1:], strict=True):
+                setattr(owner, name, value)
+
+    def test_handlers_that_are_gone_leave_no_name_without_one(self, host, lists, monkeypatch):
+        monkeypatch.setattr(lists, "SCHEDULER_HANDLERS", None)
+        monkeypatch.setattr(lists, "SCHEDULER_NAMES", ["simple"])
+        dropdowns.register()
+        assert lists.SCHEDULER_NAMES == ["simple"]
+
     def test_a_core_sampler_of_that_name_would_be_kept(self, host, lists, monkeypatch):
         import comfy.k_diffusion.sampling
 

@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { barExtension } from "./check/node_bar.js";
 import { CheckPanel } from "./check/panel.js";
 import { texts } from "./check/texts.js";
+import { compactExtension } from "./compact.js";
 import { saidExtension } from "./said.js";
 
 const COMMAND = "PhasedConsistency.CheckFewStepSettings";
@@ -51,3 +52,4 @@ app.registerExtension({
 
 app.registerExtension(barExtension);
 app.registerExtension(saidExtension);
+app.registerExtension(compactExtension);
