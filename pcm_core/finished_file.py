@@ -11,8 +11,8 @@ _TRIES, _PAUSE = 3, 0.1  # a virus scanner holds a file for moments, a reader th
 def put(partial: Path, path: Path) -> Path:
     """Give a finished file its name, in one step.
 
-    Windows does not replace a file that is open or mapped. The new file then is beside it, as ``<name>.new<suffix>``, in
-    the place of an older one of that name.
+    Windows does not replace a file that is open or mapped. The new file then is beside it, as ``<name>.new<suffix>``,
+    in the place of an older one of that name.
 
     Returns:
         Where the file is: ``path``, or the name beside it. The caller says so.
