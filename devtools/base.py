@@ -20,7 +20,7 @@ def make_base(base: Path) -> None:
     """Create or refresh a base directory with both packs, the demo weights and the quick-start workflows.
 
     Raises:
-        DevError: if something else is in the place of a link.
+        DevError: if something else is in the place of a link, or the file system has no links.
     """
     for folder in ("custom_nodes", "input", "output", *(f"models/{name}" for name in MODEL_FOLDERS)):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,22 @@ def link_folder(link: Path, source: Path) -> None:
         import _winapi
 
         _winapi.CreateJunction(str(source), str(link))  # pyright: ignore[reportAttributeAccessIssue]
-    else:
+        return
+    try:
         link.symlink_to(source, target_is_directory=True)
+    except OSError as error:  # exFAT and some network folders
+        raise DevError(f"{link.parent} cannot hold a link ({error}); put this repository on another disk.") from error
 
 
 def link_file(link: Path, source: Path) -> None:
     """Create a symlink if that needs no privilege, else a copy that is kept up to date."""
     if os.name == "nt":
         shutil.copy2(source, link)
-    elif not (link.is_symlink() and link.resolve() == source.resolve()):
-        link.unlink(missing_ok=True)
+        return
+    if link.is_symlink() and link.resolve() == source.resolve():
+        return
+    link.unlink(missing_ok=True)
+    try:
         link.symlink_to(source)
+    except OSError:
+        shutil.copy2(source, link)

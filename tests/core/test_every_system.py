@@ -120,6 +120,30 @@ def test_a_held_checkpoint_is_beside_and_said_and_a_held_cache_ends_the_run(tmp_
         save_state(state, path, "cache")
 
 
+# Folders without symlinks
+
+
+def test_a_disk_without_links_gets_copies_of_files_and_a_sentence_for_folders(tmp_path, monkeypatch):
+    from devtools import base
+    from devtools.errors import DevError
+
+    def refuse(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    (tmp_path / "source.txt").write_text("1", encoding="utf-8", newline="\n")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    base.link_file(tmp_path / "link.txt", tmp_path / "source.txt")
+    assert (tmp_path / "link.txt").read_text("utf-8") == "1" and not (tmp_path / "link.txt").is_symlink()
+    with pytest.raises(DevError, match="cannot hold a link"):
+        base.link_folder(tmp_path / "packs", tmp_path)
+
+
+def test_the_pack_itself_makes_no_links():
+    for room in ("pcm_core", "nodes", "scripts"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert "symlink" not in path.read_text("utf-8"), path
+
+
 # Consoles
 
 
