@@ -33,8 +33,8 @@ BLUEPRINTS = """() => {
 }"""
 
 
-# Of our nodes in the Vue renderer: the height below the last widget, in pixels of the graph. A badge with the name of the
-# pack and the button for advanced inputs stand there.
+# Of our nodes in the Vue renderer: the height below the last widget, in pixels of the graph. A badge with the name of
+# the pack and the button for advanced inputs stand there.
 EMPTY = """() => window.app.graph._nodes.filter(node => /^(PCM|SamplerPCM)/.test(node.type)).map(node => {
     const body = document.querySelector(`[data-node-id="${node.id}"]`), scale = window.app.canvas.ds.scale;
     const inside = [...body.querySelectorAll("input, textarea, canvas, button, [role=combobox], .lg-slot, img")]
