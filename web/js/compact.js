@@ -2,6 +2,7 @@
 // would stand there half empty. There they are as high as what they show; the renderer lets them grow when asked.
 
 const LITTLE = 10; // pixels by which a stored height may differ from that of all inputs
+const BAR = 42; // of the bar under our samplers, which no stored height knows
 
 function advanced(node) {
   if (node.showAdvanced) return 0;
@@ -34,7 +35,7 @@ export const compactExtension = {
     const shown = node.computeSize()[1];
     const more = node.size[1] - shown - hidden; // room for a picture, in a template; or a height that somebody gave it here
     const mine = String(node.graph?.extra?.workflowRendererVersion ?? "").startsWith("Vue");
-    if (!hidden || more < -LITTLE || (mine && more > LITTLE)) return;
+    if (!hidden || more < -LITTLE - BAR || (mine && more > LITTLE)) return;
     node.setSize([node.size[0], shown + Math.max(more, 0)]);
   },
 };
