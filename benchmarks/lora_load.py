@@ -117,7 +117,7 @@ def peak(reset: bool = False) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10
 
 

@@ -40,5 +40,5 @@ def resident() -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024

@@ -91,7 +91,7 @@ def machine() -> str:
 def processor() -> str:
     """The CPU's model name if the system gives it (Linux), else the architecture."""
     source = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", source.read_text()) if source.exists() else None
+    found = re.search(r"model name\s*: (.+)", source.read_text("utf-8")) if source.exists() else None
     return found[1].strip() if found else platform.machine()
 
 

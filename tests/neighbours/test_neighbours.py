@@ -141,7 +141,7 @@ def test_res4lyf_shark(bench):
 
 @pytest.mark.pack("RES4LYF")
 def test_res4lyf_clownshark(bench):
-    """ClownsharKSampler with scheduler pcm, and with our SIGMAS: the bits of simple"""
+    """ClownsharKSampler with scheduler pcm, and with our SIGMAS: the latent of simple"""
     want = bench.latent(world(out=clownshark()), "out")
     near(bench.latent(world(out=clownshark("pcm")), "out"), want, 0)
     graph = world(sigmas=node("PCMPhaseScheduler", model=MODEL), out=clownshark(sigmas=["sigmas", 0]))
@@ -180,7 +180,7 @@ def power(model, *names):
 @pytest.mark.pack("rgthree")
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_rgthree_power_lora(bench, order):
-    """Power Lora Loader with two styles before and after Load PCM LoRA: the bits of the stock loaders"""
+    """Power Lora Loader with two styles before and after Load PCM LoRA: the latent of the stock loaders"""
 
     def plain(model, name):
         return node("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0)
@@ -215,7 +215,7 @@ def test_rgthree_same_file(bench):
 
 @pytest.mark.pack("KJNodes")
 def test_kjnodes(bench):
-    """DiffusionModelLoaderKJ, Load PCM LoRA, ScheduledCFGGuidance and SamplerPCM: the bits of KSampler"""
+    """DiffusionModelLoaderKJ, Load PCM LoRA, ScheduledCFGGuidance and SamplerPCM: the latent of KSampler"""
     graph = world(
         base=node("DiffusionModelLoaderKJ", model_name="demo_sd3.safetensors", weight_dtype="default",
                   compute_dtype="default", patch_cublaslinear=False, sage_attention="disabled",
@@ -260,7 +260,7 @@ def test_res4lyf_table(bench):
 
 @pytest.mark.pack("AnimateDiff-Evolved")
 def test_animatediff(bench):
-    """Use Evolved Sampling with Context Options, then PCM Sampler and KSampler by name: the same bits"""
+    """Use Evolved Sampling with Context Options, then PCM Sampler and KSampler by name: the same latent"""
     more = {
         "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=8),
         "context": node("ADE_StandardUniformContextOptions", context_length=4, context_stride=1, context_overlap=1),
@@ -273,7 +273,7 @@ def test_animatediff(bench):
 
 @pytest.mark.pack("AnimateDiff-Evolved")
 def test_animatediff_video(bench):
-    """Use Evolved Sampling, then PCM Video Sampler: the bits without it"""
+    """Use Evolved Sampling, then PCM Video Sampler: the latent without it"""
     more = {
         "base": node("UNETLoader", unet_name="demo_wan.safetensors", weight_dtype="default"),
         "lora": node("PCMLoraLoader", model=BASE, lora_name="demo_wan_pcm_4phase.safetensors", strength=1.0,
