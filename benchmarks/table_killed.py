@@ -141,7 +141,7 @@ def main() -> None:
         text = TABLE.read_text("utf-8").replace('"../', f'"{ROOT.as_posix()}/')
         if options.count:
             text = re.sub(r"^count = \d+$", f"count = {options.count}", text, flags=re.MULTILINE)
-        (table := Path(folder) / "demo.toml").write_text(text, "utf-8")
+        (table := Path(folder) / "demo.toml").write_text(text, "utf-8", newline="\n")
         count = int(re.findall(r"^count = (\d+)$", text, re.MULTILINE)[0])
         out = Path(folder) / "out"
         started, cells = time.monotonic(), cells_of(table)

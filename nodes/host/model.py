@@ -133,7 +133,7 @@ def has_shift(model: Any, shift: float, audio_shift: float | None = None) -> boo
     if current is None or not math.isclose(current, shift, rel_tol=1e-4):
         return False
     audio = getattr(model_sampling(model), "audio_shift", None)
-    if None not in (audio, audio_shift) and not math.isclose(audio, audio_shift, rel_tol=1e-4):
+    if audio is not None and audio_shift is not None and not math.isclose(audio, audio_shift, rel_tol=1e-4):
         return False
     told = _network_shifts(model)
     return all(

@@ -80,7 +80,7 @@ class Run:
         for table in [table for table in self.plan.tables if not table.absent]:
             path = self.maker.prompts_file(table)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(table.prompts) + "\n", "utf-8")
+            path.write_text("\n".join(table.prompts) + "\n", "utf-8", newline="\n")
         for cell in self.cells():
             if cell.words:
                 generate.check(generate.parser().parse_args(cell.words))

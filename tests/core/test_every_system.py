@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ TENSORS = {"a.lora_up.weight": torch.ones(2, 2)}
 @pytest.mark.parametrize("folder", ["", "sd15\\pcm\\", "C:\\ComfyUI\\models\\loras\\", "sd15/pcm/", "mixed/pcm\\"])
 def test_a_name_with_backslashes_is_the_same_file(folder):
     assert profile_from_name(folder + NAME) == profile_from_name(NAME)
-    assert profile_for(PureWindowsPath(folder + NAME), {}).method == "PCM"
+    assert profile_for(Path(folder + NAME), {}).method == "PCM"
 
 
 def test_a_plain_name_is_read_with_its_folder_in_either_spelling():
@@ -79,9 +79,10 @@ def test_a_held_lora_stays_and_the_new_one_is_beside_it(tmp_path, held):
     path = tmp_path / "mine.safetensors"
     assert write_lora(path, TENSORS, {"format": "pt"}) == path
     held.add(path)
+    other = tmp_path / "mine.new.safetensors"
     for value in (2.0, 3.0):
-        other = write_lora(path, {"a.lora_up.weight": torch.full((2, 2), value)}, {"format": "pt"})
-        assert other == tmp_path / "mine.new.safetensors"
+        written = write_lora(path, {"a.lora_up.weight": torch.full((2, 2), value)}, {"format": "pt"})
+        assert written == other
         assert float(load_file(other)["a.lora_up.weight"][0, 0]) == value
     assert float(load_file(path)["a.lora_up.weight"][0, 0]) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.new.safetensors", "mine.safetensors"]
@@ -168,18 +169,19 @@ def test_every_name_can_be_printed_on_every_console(tmp_path, encoding, command)
     done.stdout.decode(encoding)
 
 
-def _string_literals(path: Path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node
+def _texts(path: Path) -> list[tuple[int, str]]:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    return [
+        (node.lineno, node.value) for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def test_what_our_code_says_is_ascii():
     """So that nothing but people's own names can be new to a console; the Chinese comma is read, never written."""
     for room in ("pcm_core", "nodes", "scripts"):
         for path in (ROOT / room).rglob("*.py"):
-            for node in _string_literals(path):
-                assert node.value.replace("\uff0c", ",").isascii(), f"{path.relative_to(ROOT)}:{node.lineno}"
+            for line, text in _texts(path):
+                assert text.replace("\uff0c", ",").isascii(), f"{path.relative_to(ROOT)}:{line}"
 
 
 def test_text_files_say_their_encoding():
@@ -191,6 +193,7 @@ def test_text_files_say_their_encoding():
                     where = f"{path.relative_to(ROOT)}:{node.lineno}"
                     names = {keyword.arg for keyword in node.keywords}
                     if node.func.attr == "write_text":
-                        assert (len(node.args) > 1 or "encoding" in names) and "newline" in names, where
+                        assert len(node.args) > 1 or "encoding" in names, where
+                        assert "newline" in names, where
                     if node.func.attr == "read_text":
                         assert node.args or "encoding" in names, where

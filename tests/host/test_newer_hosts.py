@@ -11,7 +11,7 @@ from phased_consistency.nodes import host as nodes_host
 class AV(comfy.model_sampling.ModelSamplingDiscreteFlow):
     """Video and audio with a shift of their own, as ModelSamplingAV of ComfyUI 0.33 has them."""
 
-    def set_parameters(self, shift=1.0, audio_shift=None, timesteps=1000, multiplier=1000):
+    def set_parameters(self, shift=1.0, timesteps=1000, multiplier=1000, audio_shift=None):
         self.audio_shift = audio_shift
         super().set_parameters(shift=shift, timesteps=timesteps, multiplier=multiplier)
 
@@ -30,7 +30,7 @@ class Velocity(comfy.model_sampling.CONST):
 class Secretive(comfy.model_sampling.ModelSamplingDiscreteFlow):
     """A setting that cannot be read again."""
 
-    def set_parameters(self, shift=1.0, warp=1.0, timesteps=1000, multiplier=1000):
+    def set_parameters(self, shift=1.0, timesteps=1000, multiplier=1000, warp=1.0):
         self._hidden = warp
         super().set_parameters(shift=shift, timesteps=timesteps, multiplier=multiplier)
 

@@ -42,7 +42,7 @@ def prompts() -> dict[str, Any]:
     return {"positive": ["positive", 0], "negative": ["negative", 0]}
 
 
-def ksampler(model: Any = MODEL, sampler: str = "pcm", scheduler: str = "pcm", **more: Any) -> dict[str, Any]:
+def ksampler(model: Any = MODEL, sampler: Any = "pcm", scheduler: Any = "pcm", **more: Any) -> dict[str, Any]:
     """The stock KSampler: what a neighbour's by-name node must agree with."""
     settings = {"seed": 7, "steps": 4, "cfg": 1.0, "denoise": 1.0, "latent_image": ["latent", 0]} | more
     return node("KSampler", model=model, **prompts(), sampler_name=sampler, scheduler=scheduler, **settings)
