@@ -116,7 +116,7 @@ def peak(reset: bool = False) -> float:
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "ascii", newline="\n")
     line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10
 
