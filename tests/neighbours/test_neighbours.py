@@ -86,6 +86,22 @@ def test_impact_regional(bench):
     near(bench.latent(regional("pcm"), "out"), bench.latent(regional("euler"), "out"))
 
 
+@pytest.mark.pack("Impact Pack")
+@pytest.mark.parametrize(("steps", "denoise"), [(4, 1.0), (2, 0.5)])
+def test_impact_scheduler_func(bench, steps, denoise):
+    """SCHEDULER_FUNC of PCM Phase Scheduler in KSampler (pipe), denoise 1 and 0.5: the phase edges, as by name"""
+    graph = world(
+        clip=node("TestNoClip"),
+        first=ksampler(),
+        sigmas=node("PCMPhaseScheduler", model=MODEL),
+        pipe=node("ToBasicPipe", model=MODEL, clip=["clip", 0], vae=["vae", 0], **prompts()),
+        out=node("ImpactKSamplerBasicPipe", basic_pipe=["pipe", 0], seed=7, steps=steps, cfg=1.0, sampler_name="pcm",
+                 scheduler="karras", latent_image=["first", 0], denoise=denoise, scheduler_func_opt=["sigmas", 1]),
+    )  # fmt: skip
+    named = ksampler(scheduler="simple", steps=steps, denoise=denoise, latent_image=["first", 0])
+    near(bench.latent(graph, "out", 1), bench.latent(world(first=ksampler(), out=named), "out"))
+
+
 @pytest.mark.pack("Efficiency Nodes")
 def test_efficiency(bench):
     """KSampler (Efficient) by name: the bits of KSampler"""
@@ -208,6 +224,32 @@ def test_rgthree_same_file(bench):
                   shown=node("PreviewAny", source=["lora", 1]))  # fmt: skip
     (report,) = bench.client.run(graph)["shown"]["text"]
     assert "The model already carries this very LoRA" in report
+
+
+def stacked(bench, **stack):
+    """Load PCM LoRA with a LORA_STACK, and the same by the stock loader before it."""
+    ours = world()["lora"]
+    given = world(stack=stack["stack"], lora=ours | {"inputs": ours["inputs"] | {"lora_stack": ["stack", 0]}},
+                  out=ksampler())  # fmt: skip
+    style = node("LoraLoaderModelOnly", model=BASE, lora_name=STYLE, strength_model=0.8)
+    want = world(style=style, lora=ours | {"inputs": ours["inputs"] | {"model": ["style", 0]}}, out=ksampler())
+    near(bench.latent(given, "out"), bench.latent(want, "out"))
+
+
+@pytest.mark.pack("Efficiency Nodes")
+def test_efficiency_stack(bench):
+    """LoRA Stacker into Load PCM LoRA: the latent of the stock loader before it"""
+    kinds = (("lora_name", "None"), ("lora_wt", 1.0), ("model_str", 1.0), ("clip_str", 1.0))
+    slots = {f"{name}_{i}": value for i in range(1, 51) for name, value in kinds}
+    slots |= {"lora_name_1": STYLE, "lora_wt_1": 0.8, "model_str_1": 0.8}
+    stacked(bench, stack=node("LoRA Stacker", input_mode="simple", lora_count=1, **slots))
+
+
+@pytest.mark.pack("Easy-Use")
+def test_easy_stack(bench):
+    """easy loraStack into Load PCM LoRA: the latent of the stock loader before it"""
+    stacked(bench, stack=node("easy loraStack", toggle=True, mode="simple", num_loras=1, lora_1_name=STYLE,
+                              lora_1_strength=0.8, lora_1_model_strength=0.8, lora_1_clip_strength=1.0))  # fmt: skip
 
 
 # Other bases, guiders and tables
