@@ -221,7 +221,7 @@ class Graph:
         for wide, above in ((880, True), (440, False)):
             lines = sum(1 + len(line) * 6 // wide for line in _ADDRESS.sub("", text).splitlines())
             high, room = 50 + 12 * lines, 50 + 17 * lines  # the Vue renderer lets it grow to the height of its text
-            used = (width, height + room + _TITLE + _GAP) if above else (width + wide + _GAP, height)
+            used = (width, height + high + _TITLE + _GAP) if above else (width + wide + _GAP, height)
             corner = [0, -room - _TITLE - _GAP] if above else [-wide - _GAP, 0]
             places[min(_SCREEN[0] / used[0], _SCREEN[1] / used[1])] = (corner, [wide, high])
         corner, size = places[max(places)]
