@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from .errors import PCMError
@@ -30,6 +31,13 @@ _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
 
@@ -45,10 +53,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: every tensor lies inside the file, has the size its shape says and overlaps no other."""
+    """A checked header: every tensor lies inside the file, has the size its shape says and overlaps no other.
+
+    ``data`` is where the data part begins, in bytes.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    data: int
 
 
 def read_header(path: str | Path) -> Header:
@@ -74,23 +86,34 @@ def read_header(path: str | Path) -> Header:
             raw = file.read(length)
     except OSError as error:
         raise PCMError(f"{path.name} cannot be opened ({error.strerror}).", "a readable file.", "Check it.") from error
-    return _check(path, _parse(path, raw), size - 8 - length)
+    return _check(path, _parse(path, raw), 8 + length, size)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a checked file, memory-mapped on the CPU, and its metadata.
 
     Raises:
-        PCMError: as ``read_header``, or if the safetensors library cannot load a tensor (a dtype torch lacks).
+        PCMError: as ``read_header``, or if torch has no such dtype.
     """
+    path = Path(path)
     header = read_header(path)
+    lacking = next((info.dtype for info in header.tensors.values() if info.dtype not in _DTYPES), None)
+    if lacking is not None:
+        _broken(path, f"torch has no values of type {lacking}")
     try:
-        opened: Any = safe_open(path, framework="pt", device="cpu")
-        with opened as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header.tensors}
-    except (OSError, SafetensorError, AttributeError, RuntimeError, ValueError, TypeError) as error:
-        _broken(Path(path), f"the safetensors library says: {error}", error)
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        tensors = {name: _mapped(mapped, header.data, info) for name, info in header.tensors.items()}
+    except (OSError, ValueError) as error:
+        _broken(path, f"it changed while it was read ({error})", error)
     return tensors, header.metadata
+
+
+def _mapped(file: mmap.mmap, data: int, info: TensorInfo) -> Tensor:
+    """A tensor of a mapped file; pages are read when they are used, and never written back."""
+    dtype, count = _DTYPES[info.dtype], math.prod(info.shape)
+    flat = torch.frombuffer(file, dtype=dtype, count=count, offset=data + info.start) if count else torch.empty(0)
+    return flat.to(dtype).reshape(info.shape)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -107,7 +130,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return cast(dict[str, Any], header)
 
 
-def _check(path: Path, header: dict[str, Any], data: int) -> Header:
+def _check(path: Path, header: dict[str, Any], data: int, size: int) -> Header:
     metadata: Any = header.pop("__metadata__", {})
     if metadata is None:
         metadata = {}
@@ -121,15 +144,16 @@ def _check(path: Path, header: dict[str, Any], data: int) -> Header:
         if info.start != position:
             _broken(path, f'the data of "{name[:80]}" starts at byte {info.start} instead of {position}')
         position = info.end
-    if position != data:
-        _broken(path, f"its tensors need {position} bytes and the file holds {data}")
-    return Header(tensors, cast(dict[str, str], metadata))
+    if position != size - data:
+        _broken(path, f"its tensors need {position} bytes and the file holds {size - data}")
+    return Header(tensors, cast(dict[str, str], metadata), data)
 
 
 def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end))
+        numbers = (*shape, start, end)
+        whole = {*map(type, numbers)} == {int} and min(numbers) >= 0 and max(numbers) < 2**63
         bits = _BITS[dtype]
     except (KeyError, TypeError, ValueError) as error:
         _broken(path, f'the entry of "{name[:80]}" is not a tensor', error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,15 +69,17 @@ def model_weights(model: Any) -> ModelWeights:
 
     Shapes are those of the parameters: a state dict may contain packed values (two fp4 numbers per byte, GGUF blocks).
     """
-    shapes = {key: tuple(value.shape) for key, value in model.model.state_dict().items()}
-    shapes |= {key: tuple(value.shape) for key, value in model.model.named_parameters()}
-    names: dict[str, Target] = {}
-    for alias, target in comfy.lora.model_lora_keys_unet(model.model, {}).items():
-        key, *rest = (target,) if isinstance(target, str) else target
-        rows = rest[0][1:] if rest and rest[0] is not None else None
-        names[alias] = Target(key, rows, swap=len(rest) > 1 and rest[1] is comfy.utils.swap_scale_shift)
+    tensors = (model.model.named_buffers(remove_duplicate=False), model.model.named_parameters(remove_duplicate=False))
+    shapes = {key: tuple(value.shape) for key, value in chain(*tensors)}
+    known = comfy.lora.model_lora_keys_unet(model.model, {}).items()
+    names = {alias: Target(target) if isinstance(target, str) else _part(*target) for alias, target in known}
     expert = expert_of(file_name(model))
     return ModelWeights(names=names, shapes=shapes, base_model=base_model_of(model), expert=expert)
+
+
+def _part(weight: str, rows: tuple[int, int, int] | None = None, function: Any = None) -> Target:
+    """A part of a weight, as the host's key map has it."""
+    return Target(weight, rows and rows[1:], swap=function is comfy.utils.swap_scale_shift)
 
 
 def host_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,6 +49,10 @@ _DEPTHS = {
     "hunyuan-video-1.5": ((54, 0),), "sd3": ((24, 0), (38, 0)),
 }  # fmt: skip
 _ATTENTION = re.compile(r"(?<!audio_)attn\d?_(to_)?(q|qkv)$|qkv_[xy]$|norm1(_context)?_linear$")
+# Numbers of double (or only) blocks, of single blocks, and of the blocks in one attention module of a UNet.
+_DOUBLE = re.compile(r"(?:^|double_|joint_)(?:transformer_)?blocks_(\d+)_")
+_SINGLE = re.compile(r"single_(?:transformer_)?blocks_(\d+)_")
+_DEEP = re.compile(r"_transformer_blocks_(\d+)_")
 
 
 def base_model_name(base_model: str) -> str:
@@ -73,28 +77,27 @@ def possible_base_models(modules: Iterable[Module]) -> set[str]:
     listed = list(modules)
     patterns = {pattern_of(module.name) for module in listed}
     found = {base for base, names in module_names().items() if patterns <= names} if patterns else set[str]()
-    found = {base for base in found if _width_agrees(base, listed)}
-    found = {base for base in found if _depth_agrees(base, listed, exactly=True)} or {
-        base for base in found if _depth_agrees(base, listed, exactly=False)
+    widths = {width for module in listed if (width := _width(module)) and _ATTENTION.search(module.name)}
+    depths = _highest(listed, _DOUBLE), _highest(listed, _SINGLE)
+    found = {base for base in found if base not in _WIDTHS or widths <= set(_WIDTHS[base])}
+    found = {base for base in found if _depth_agrees(base, *depths, exactly=True)} or {
+        base for base in found if _depth_agrees(base, *depths, exactly=False)
     }
     return (found - {"unet"}) | ({_unet(listed)} if "unet" in found else set())
 
 
 def detect_base_model(modules: Iterable[Module]) -> str:
     """The base model of a LoRA; empty if several are possible, or none."""
-    found = possible_base_models(modules)
-    return found.pop() if len(found) == 1 else ""
+    return the_one(possible_base_models(modules))
 
 
-def _width_agrees(base: str, modules: list[Module]) -> bool:
-    widths = {w for module in modules if _ATTENTION.search(module.name) and (w := _width(module))}
-    return base not in _WIDTHS or widths <= set(_WIDTHS[base])
+def the_one(base_models: Collection[str]) -> str:
+    """The only one of some base models; empty if there are several, or none."""
+    return next(iter(base_models)) if len(base_models) == 1 else ""
 
 
-def _depth_agrees(base: str, modules: list[Module], *, exactly: bool) -> bool:
+def _depth_agrees(base: str, double: int, single: int, *, exactly: bool) -> bool:
     """Whether the last block of a file is the last one of a base model, or (not ``exactly``) lies within it."""
-    double = _highest(modules, r"(?:^|double_|joint_)(?:transformer_)?blocks_(\d+)_")
-    single = _highest(modules, r"single_(?:transformer_)?blocks_(\d+)_")
     if exactly:
         return any(double in (0, d) and single in (0, s) for d, s in _DEPTHS.get(base, ()))
     return base not in _DEPTHS or any(double <= d and single <= s for d, s in _DEPTHS[base])
@@ -105,7 +108,7 @@ def _unet(modules: list[Module]) -> str:
     width = next((width for width in widths if width), 0)
     if width in UNET_BASE_MODELS:
         return UNET_BASE_MODELS[width]
-    return "sdxl" if not width and _highest(modules, r"_transformer_blocks_(\d+)_") > 2 else "unet"
+    return "sdxl" if not width and _highest(modules, _DEEP) > 2 else "unet"
 
 
 def _width(module: Module) -> int:
@@ -113,7 +116,7 @@ def _width(module: Module) -> int:
     return down.shape[1] if down is not None and down.ndim > 1 else 0
 
 
-def _highest(modules: list[Module], pattern: str) -> int:
+def _highest(modules: list[Module], pattern: re.Pattern[str]) -> int:
     """One more than the highest block number."""
-    found = (re.search(pattern, module.name) for module in modules)
+    found = (pattern.search(module.name) for module in modules)
     return max((int(match[1]) for match in found if match), default=-1) + 1

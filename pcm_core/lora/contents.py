@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import PCMError
 from ..profiles import PCMProfile
-from .base_models import detect_base_model, possible_base_models
+from .base_models import possible_base_models, the_one
 from .keys import Contents, Module, Target, key_format, split_keys
 from .report import LoraReport
 from .scales import find_alphas
@@ -90,11 +90,11 @@ def open_lora(
     _refuse_no_lora(name, contents)
     for module in modules:
         check_values(name, module)
-    profile, possible = profile or PCMProfile(), possible_base_models(modules)
-    alphas, note = find_alphas(modules, metadata or {}, {base_model} if base_model else possible, profile)
+    profile, possible = profile or PCMProfile(), {base_model} if base_model else possible_base_models(modules)
+    alphas, note = find_alphas(modules, metadata or {}, possible, profile)
     pairs = [module for module in modules if rank_of(module)]
     report = LoraReport(
-        name=name, format=key_format(modules), base_model=detect_base_model(modules), profile=profile,
+        name=name, format=key_format(modules), base_model=the_one(possible), profile=profile,
         notes=(note,) if note else (), ranks=Counter(rank_of(module) for module in pairs),
         scales=Counter(round(scale_of(module, alphas), 6) for module in pairs),
         alpha_missing=bool(pairs) and not alphas,

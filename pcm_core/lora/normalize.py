@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import PCMError
 from ..profiles import PCMProfile
-from .base_models import BASE_MODEL_NAMES, base_model_name
+from .base_models import BASE_MODEL_NAMES, base_model_name, detect_base_model
 from .contents import LoraFile, open_lora
 from .convert import portable
 from .diffusers_names import extra_targets
@@ -72,9 +72,9 @@ def fit(
         mismatched=tuple(match.mismatched), unknown=(*match.unknown, *file.contents.foreign),
         harmless=tuple(match.harmless), norms=file.norms(match.placed),
     )  # fmt: skip
+    if not report.complete:
+        report = replace(report, base_model=detect_base_model(file.modules))
     _refuse_incomplete(report, model.base_model, allow_partial)
-    if report.complete and model.base_model:
-        report = replace(report, base_model=model.base_model)
     return file.updates(match.placed), report
 
 
@@ -139,15 +139,12 @@ def _one_expert(file: LoraFile, expert: str) -> tuple[list[Module], list[str]]:
 
 
 def _place(modules: Sequence[Module], model: ModelWeights) -> _Match:
-    """Find the weight of every module."""
-    index: dict[str, Target] = {}
-    for alias, target in model.names.items():
-        index.setdefault(canonical(alias), target)
-    for alias, target in extra_targets(model.base_model, model.shapes).items():
-        index.setdefault(alias, target)
+    """Find the weight of every module: by the model's own name for it, or by the canonical form of its names."""
+    whole = all(module.stem in model.names for module in modules)
+    index = {} if whole else _canonical_names(model)
     match = _Match()
     for module in modules:
-        target, keys = index.get(module.name), module.keys.values()
+        target, keys = model.names.get(module.stem) or index.get(module.name), module.keys.values()
         if target is None:
             optional = model.base_model == "wan" and any(f"_{part}_" in f"_{module.name}_" for part in _IMAGE_INPUT)
             (match.harmless if optional else match.unknown).extend(keys)
@@ -156,6 +153,16 @@ def _place(modules: Sequence[Module], model: ModelWeights) -> _Match:
         else:
             match.placed.setdefault(target.weight, []).append((module, target))
     return match
+
+
+def _canonical_names(model: ModelWeights) -> dict[str, Target]:
+    """The weights by the canonical forms of their names, first the model's own."""
+    index: dict[str, Target] = {}
+    for alias, target in model.names.items():
+        index.setdefault(canonical(alias), target)
+    for name, target in extra_targets(model.base_model, model.shapes).items():
+        index.setdefault(name, target)
+    return index
 
 
 def _refuse_incomplete(report: LoraReport, base_model: str, allow_partial: bool) -> None:

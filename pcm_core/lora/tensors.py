@@ -204,9 +204,9 @@ def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, floa
 
 
 def _square(tensor: Tensor) -> float:
-    """Sum of squares, with one float32 copy at a time, because every tensor of a large file is read here."""
-    wide = tensor.flatten().float()
-    return float(wide.dot(wide))
+    """Sum of squares, without a copy in float32, because every tensor of a large file is read here."""
+    wide = tensor if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32) else tensor.float()
+    return float(torch.linalg.vector_norm(wide, dtype=torch.float32)) ** 2
 
 
 def _refuse_not_finite(name: str, module: Module) -> None:
