@@ -41,6 +41,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 ADAPTERS = ("LoRA", "LoKr", "LoHa", "DoRA", "diff")
 STORAGE = ("fp32", "fp16", "fp8", "scaled fp8", "int8", "GGUF Q8_0")
+# The host's quantised formats: sampled without merging.
+QUANTISED = {"scaled fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
 MODES = ("merge", "bypass")
 
 
@@ -81,10 +83,10 @@ class Matrix:
         sys.path += [str(ROOT / "tests" / "host"), str(ROOT)]
         importlib.import_module("scripts.pack").install()
         names = ("conftest", "tiny", "tiny_image", "tiny_video")
-        conftest, self.tiny, self.image, video = map(importlib.import_module, names)
+        conftest, self.tiny, image, video = map(importlib.import_module, names)
         self.folder = Path(tempfile.mkdtemp())
         self.host = conftest._boot(comfyui, self.folder)
-        self.zoo = self.tiny.Zoo(self.folder, self.image.FACTORIES | video.FACTORIES)
+        self.zoo = self.tiny.Zoo(self.folder, image.FACTORIES | video.FACTORIES)
         self.sentences: dict[str, int] = {}
         self.last: tuple[tuple[str, str], Any] = ("", ""), None
 
@@ -108,7 +110,7 @@ class Matrix:
     def cell(self, family: str, spelling: str, kind: str, storage: str, mode: str) -> str:
         """``exact (figure)``, ``refused (number of the sentence)`` or ``-``."""
         stored = self.stored(family, storage)
-        if stored is None or (mode == "bypass" and storage not in ("scaled fp8", "int8")):
+        if stored is None or (mode == "bypass" and storage not in QUANTISED):
             return "-"
         tensors: dict[str, Tensor] = {}
         meant: dict[str, tuple[Tensor, Tensor]] = {}
@@ -168,9 +170,9 @@ class Matrix:
     def store_all(self, family: str, storage: str) -> Any:
         if storage == "fp32":
             return self.zoo[family].model
-        if storage in ("scaled fp8", "int8"):
-            scheme = "float8_e4m3fn" if storage == "scaled fp8" else "int8_tensorwise"
-            return self.image.quantised_sd3(self.zoo[family], self.folder, scheme).model if family == "sd3" else None
+        known = importlib.import_module("comfy.quant_ops").QUANT_ALGOS
+        if storage in QUANTISED and QUANTISED[storage] not in known:
+            return None
         model = self.zoo.factories[family](self.folder).model
         for key, value in list(model.model.named_parameters()):
             if value.ndim == 2 and key.endswith(".weight") and ("block" in key or "layers." in key):
@@ -180,10 +182,21 @@ class Matrix:
     def store(self, model: Any, key: str, value: Tensor, storage: str) -> None:
         kinds = {"fp16": torch.float16, "fp8": torch.float8_e4m3fn}
         module = model.model.get_submodule(key.removesuffix(".weight"))
-        if storage in kinds:
+        if storage in QUANTISED:
+            with torch.inference_mode():  # as the executor does: such tensors cannot be used in it otherwise
+                module.weight = torch.nn.Parameter(quantised(value, QUANTISED[storage]), requires_grad=False)
+        elif storage in kinds:
             module.weight = torch.nn.Parameter(value.detach().to(kinds[storage]), requires_grad=False)
         elif value.shape[1] % 32 == 0:
             module.weight = packed(value)
+
+
+def quantised(value: Tensor, scheme: str) -> Tensor:
+    """A weight as the host keeps it in one of its own formats."""
+    quant_ops = importlib.import_module("comfy.quant_ops")
+    layout = quant_ops.QUANT_ALGOS[scheme]["comfy_tensor_layout"]
+    options = {"scale": "recalculate"} if scheme == "float8_e4m3fn" else {}
+    return quant_ops.QuantizedTensor.from_float(value.detach().float(), layout, **options)
 
 
 def packed(value: Tensor) -> torch.nn.Parameter:

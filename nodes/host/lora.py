@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ import comfy.lora_convert
 import comfy.utils
 import folder_paths
 import torch
+from comfy.weight_adapter import BypassInjectionManager
 from torch import Tensor
 
 from ...pcm_core.errors import PCMError
@@ -118,16 +120,49 @@ def patch_lora(model: Any, updates: Sequence[Update], strength: float) -> Any:
 
 
 def carries(model: Any, updates: Sequence[Update]) -> bool:
-    """Whether the model already has exactly these updates, from any loader that patches weights."""
+    """Whether the model already has exactly these updates, from any loader that patches weights or their modules."""
     probes = updates[:: max(1, len(updates) // 3)]
+    bypassed = _bypassed(model)
     return bool(probes) and all(
-        any(
-            tensor.shape == update.main.shape and torch.equal(tensor.to(update.main), update.main)
-            for patch in model.patches.get(update.target.weight, [])
-            for tensor in tensors_in(patch[1])
-        )
+        any(_same(tensor, update.main) for tensor in _tensors_on(model, bypassed, update.target.weight))
         for update in probes
     )
+
+
+def carries_twice(model: Any) -> bool:
+    """Whether two loaders put the same LoRA on the model; weights merged from other models do not count."""
+    bypassed = _bypassed(model)
+    weights = list(model.patches)
+    return bool(weights) and all(_repeats(model, bypassed, weight) for weight in weights[:: max(1, len(weights) // 3)])
+
+
+def _repeats(model: Any, bypassed: Mapping[str, Any], weight: str) -> bool:
+    """Whether two updates of a weight have the same values."""
+    updates = [patch[1] for patch in model.patches[weight] if not isinstance(patch[1], list)]
+    updates += [bypassed[weight]] if weight in bypassed else []
+    firsts = [next(iter(tensors_in(update)), None) for update in updates]
+    tensors = [tensor for tensor in firsts if tensor is not None]
+    return any(_same(a, b) for a, b in combinations(tensors, 2))
+
+
+def _tensors_on(model: Any, bypassed: Mapping[str, Any], weight: str) -> Iterator[Tensor]:
+    """Every tensor that some loader put on a weight."""
+    for patch in model.patches.get(weight, []):
+        yield from tensors_in(patch[1])
+    yield from tensors_in(bypassed.get(weight))
+
+
+def _bypassed(model: Any) -> dict[str, Any]:
+    """The adapters of the host's bypass loaders by weight: functions on the model keep them, and no list does."""
+    functions = [injection.inject for injections in model.injections.values() for injection in injections]
+    managers = [value for function in functions for value in inspect.getclosurevars(function).nonlocals.values()
+                if isinstance(value, BypassInjectionManager)]  # fmt: skip
+    return {f"{key}.weight": adapter for manager in managers for key, (adapter, _) in manager.adapters.items()}
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, not all zero, after the host moved or narrowed one of them."""
+    return tensor.shape == other.shape and torch.equal(tensor, other.to(tensor)) and bool(tensor.any())
 
 
 def own_weights(model: Any) -> Iterator[tuple[str, Tensor, list[Any]]]:

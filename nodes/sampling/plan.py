@@ -17,10 +17,12 @@ from ...pcm_core.profiles import PCMProfile
 from ...pcm_core.profiles.advice import sampling_mistakes, schedule_mistakes
 from ...pcm_core.sampling import check_sigmas
 from .. import host
+from ..host.lora import carries_twice
 from ..host.status import show_bar, show_on_node
 
 # What a number's widget says where the profile decides.
 UNSET = -1.0
+_TWICE = "The model carries the same LoRA twice. Remove one of its loaders."
 
 
 @contextmanager
@@ -53,7 +55,8 @@ def make_plan(
     pixels = host.pixels_of(model, latent) if latent is not None and profile.dynamic_shift else 0
     noise = noise_settings(determinism, gamma)
     made = plan(profile, host.sigma_table(model), pixels=pixels, **noise, **settings)
-    return replace(made, notes=(*notes, *made.notes))
+    twice = (_TWICE,) if carries_twice(model) else ()
+    return replace(made, notes=(*notes, *twice, *made.notes))
 
 
 def noise_settings(determinism: float, gamma: float) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ..profiles import PCMProfile
 from .base_models import possible_base_models, the_one
 from .keys import Contents, Module, Target, key_format, split_keys
 from .report import LoraReport
-from .scales import find_alphas
+from .scales import find_alphas, whole_products
 from .tensors import HELPERS, Update, check_values, group_norms, module_norms, rank_of, scale_of, without_copies
 
 Placed = Mapping[str, Sequence[tuple[Module, Target]]]
@@ -90,6 +91,9 @@ def open_lora(
     _refuse_no_lora(name, contents)
     for module in modules:
         check_values(name, module)
+    for stem, factor in whole_products(modules, metadata or {}).items():
+        parts = contents.modules[stem].parts
+        parts["lokr_w1"] = parts["lokr_w1"].float() * factor
     profile, possible = profile or PCMProfile(), {base_model} if base_model else possible_base_models(modules)
     alphas, note = find_alphas(modules, metadata or {}, possible, profile)
     pairs = [module for module in modules if rank_of(module)]
@@ -110,15 +114,29 @@ _WRONG_KINDS = (
     ((".oft_R.weight", ".oft_R", ".oft_R.default.weight"), "is an OFT adapter in PEFT's layout",
      "Convert it to LyCORIS' layout (oft_blocks), which the host applies."),
     ((".vera_lambda_d", ".vera_lambda_b"), "is a VeRA adapter", "Use a LoRA instead."),
+    ((".boft_R", ".boft_s", ".boft_R.default", ".boft_s.default"), "is a BOFT adapter in PEFT's layout",
+     "Convert it to LyCORIS' layout (oft_blocks), which the host applies."),
+    ((".lora_E", ".lora_E.default", ".ranknum"), "is an AdaLoRA adapter, whose updates have three factors",
+     "Convert it to a LoRA first."),
     (("string_to_param", "emb_params", "clip_l", "clip_g"), "is an embedding", "Move it to models/embeddings."),
     ((".qkv_lora.up.weight", ".qkv_lora1.up.weight", ".proj_lora1.up.weight", ".qkv_lora2.up.weight"),
      "is a LoRA in XLabs' names that does not change every block", "Convert it to ComfyUI's names first."),
 )  # fmt: skip
 
 
+# Words in the names of updates, in any spelling.
+_LIKE_LORA = re.compile(r"lora[._]|lokr|loha|hada_w", re.IGNORECASE)
+
+
 def _refuse_no_lora(name: str, contents: Contents) -> None:
     modules = list(contents.modules.values())
     _refuse_wrong_kind(name, contents.foreign)
+    if contents.scaled:
+        raise PCMError(
+            f"{name} holds fp8 values with scales of their own: it has keys like {contents.scaled[0][:80]}.",
+            "values that need no scale, fp8 or wider.",
+            "Use the file in fp16 or bf16.",
+        )
     if any(set(module.parts) - HELPERS for module in modules):
         return
     foreign = [*(key for module in modules for key in module.keys.values()), *contents.foreign]
@@ -127,6 +145,13 @@ def _refuse_no_lora(name: str, contents: Contents) -> None:
             f"{name} changes text encoders only ({len(contents.text)} tensors).",
             "a LoRA with tensors for the diffusion model.",
             "Load it with the host's LoraLoader, which is made for a CLIP.",
+        )
+    other = next((key for key in foreign if _LIKE_LORA.search(key)), None)
+    if other is not None:
+        raise PCMError(
+            f"{name} has LoRA tensors in names that no tool known here writes, like {other[:80]}.",
+            "names that end in lora_up / lora_down or lora_A / lora_B and .weight, as they are spelled here.",
+            "Rename or convert it first.",
         )
     weights = [key for key in foreign if key.endswith((".weight", ".bias"))]
     if weights:

@@ -15,15 +15,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# What scales fp8 values is called so, and is no adapter.
+_SCALE = r"(?:scale_weight|weight_scale(?:_inv|_2)?|scale_inv|comfy_quant)"
 # PEFT may put the adapter's name before the last word: ``.lora_A.default.weight``.
-_NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
+_NAME = rf"(?:\.(?!(?:weight|bias|{_SCALE})$)[^.]+)?"
 _ADAPTER = _NAME + r"(?:\.weight)?"
 _ROLES = {
     "up": r"(?:\.lora_up|_lora\.up|\.lora\.up|\.lora_linear_layer\.up)\.weight|\.lora_B" + _ADAPTER,
     "down": r"(?:\.lora_down|_lora\.down|\.lora\.down|\.lora_linear_layer\.down)\.weight|\.lora_A" + _ADAPTER,
     "up_b": r"\.lora_B" + _NAME + r"\.bias",
     "mid": r"\.lora_mid\.weight",
-    "alpha": r"(?:\.lora)?\.alpha",
+    "alpha": r"(?:\.lora)?\.alpha|\.(?:lora|network)_alpha",
     "dora_scale": r"\.dora_scale",
     "magnitude": r"\.lora_magnitude_vector" + _ADAPTER,
     "diff": r"\.diff",
@@ -38,26 +40,31 @@ _ROLES = {
 _OTHER = r"\.(?:hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale|[ab][12](?=\.weight$))"
 _ENDINGS = "|".join(f"(?P<{role}>{pattern})" for role, pattern in _ROLES.items())
 # The lookahead avoids backtracking: endings are tried only after ``.`` or ``_lora.``
-_KEY = re.compile(rf"(?P<stem>.+?)(?=\.|_lora\.)(?:{_ENDINGS}|(?P<other>{_OTHER})(?:\.weight)?)$")
+_KEY = re.compile(rf"(?P<stem>.+?)(?=\.|_lora\.)(?:{_ENDINGS}|(?P<other>{_OTHER}){_ADAPTER})$")
 # Text encoders, and the projections behind them (LTX-2).
 _TEXT = re.compile(
-    r"(?:model\.)?(lora_te\d?_|text_encoders?(_\d)?\.|te\d?\.|cond_stage_model\.|conditioner\.|clip_[lgh]\.|t5xxl\."
+    r"(?:(?:base_model\.)?model\.)?"
+    r"(lora_(?:prior_)?te\d?_|lycoris_te\d?_|te\d?_text_model_|lora_llm_|llama_model\.|text_model\.|text_encoders?(_\d)?\."
+    r"|te\d?\.|cond_stage_model\.|conditioner\.|clip_[lgh]\.|t5xxl\."
     r"|(?:diffusion_model\.|transformer\.)?text_embedding_projection\.|connectors\.text_proj_in\.)"
 )
 _WRAPPERS = re.compile(
     r"(?:base_model\.model\.|diffusion_model\.|unet\.|transformer(?:_2)?\.|pipe\.dit\.|dit\.|model\.|module\.|net\."
-    r"|connectors\."
+    r"|connectors\.|pipe\.|base_model\.|student(?:_model)?\.|generator\.|(?:model_)?ema\.|denoiser\.|backbone\.|mmdit\.|wan\."
+    r"|state_dict\.|lora_unet_diffusion_model_|lora_dit_"
     r"|(?:high|low)_noise(?:_model)?\.|_?orig_mod[._]|_?fsdp_wrapped_module[._]"
     r"|lora_unet_+|lora_transformer_(?:2_)?|lora_prior_unet_|lycoris_)*"
 )
 # Wrappers that torch.compile, FSDP, DDP and activation checkpointing put between the names of modules.
 _INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module|(?<=\.)processor)\.")
 _LOW = re.compile(r"transformer_2[._]|low_noise|lora_transformer_2_")
+# Scales of the file's own fp8 values, which no loader multiplies with.
+_SCALED_VALUES = re.compile(rf".+(?:lora_?\.?(?:up|down|mid|[AB])|hada_\w+|lokr_\w+|\.diff)[^_]*[._]{_SCALE}$")
 # Tensors of a file that are not updates, by kind.
 _BESIDE = {
     "embedding": re.compile(r"bundle_emb\."),
-    "counter": re.compile(r"(?:.+\.)?(?:global_step|epoch|step|iteration|num_batches_tracked)$"),
-    "fp8 scale": re.compile(r"(?:.+\.)?(?:scale_weight|scale_input|scaled_fp8|comfy_quant)$"),
+    "counter": re.compile(r"(?:.+\.)?(?:global_step|epoch|step|iteration|num_batches_tracked|num_updates|ema_step)$"),
+    "fp8 scale": re.compile(rf"(?:.+\.)?(?:{_SCALE}|scale_input|input_scale|scaled_fp8)$"),
 }
 
 
@@ -102,12 +109,14 @@ class Contents:
         modules: modules by stem.
         text: keys for text encoders.
         beside: keys that belong to no update, by kind: ``embedding``, ``counter``, ``fp8 scale``.
+        scaled: scales of fp8 values of the LoRA itself.
         foreign: keys that are not part of a LoRA.
     """
 
     modules: dict[str, Module] = field(default_factory=dict[str, Module])
     text: list[str] = field(default_factory=list[str])
     beside: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    scaled: list[str] = field(default_factory=list[str])
     foreign: list[str] = field(default_factory=list[str])
 
 
@@ -138,7 +147,9 @@ def split_keys(tensors: Mapping[str, Tensor]) -> Contents:
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         kind = next((kind for kind, pattern in _BESIDE.items() if pattern.match(key)), None) if match is None else None
-        if kind is not None:
+        if kind == "fp8 scale" and _SCALED_VALUES.match(key):
+            contents.scaled.append(key)
+        elif kind is not None:
             contents.beside.setdefault(kind, []).append(key)
         elif _TEXT.match(key):
             contents.text.append(key)

@@ -23,6 +23,8 @@ from .tensors import rank_of, scale_of
 PEFT_ALPHA = 8.0
 PCM_SCALE = 0.125
 PEFT_METADATA = "lora_adapter_metadata"
+# PEFT's other products, whose alpha is called so.
+_PEFT_PRODUCTS = ("LOHA", "LOKR")
 # Plain header entries of other trainers; kohya's is ss_network_alpha.
 _HEADER_ALPHA = ("lora_alpha", "network_alpha", "ss_network_alpha")
 _UNETS = frozenset({"sd15", "sd21", "sdxl", "unet"})
@@ -45,7 +47,7 @@ def find_alphas(
     pairs = [module for module in modules if rank_of(module)]
     if alphas:
         return alphas, _unusual_scale(pairs, alphas, base_models, profile)
-    alphas, source = _peft_alphas(pairs, metadata), "the file's PEFT metadata"
+    alphas, source = _peft_alphas(modules, metadata), "the file's PEFT metadata"
     if not alphas and (given := _header_alpha(metadata)) is not None:
         alphas, source = dict.fromkeys((module.stem for module in pairs), given), "the file's header"
     if not alphas and pairs and _is_raw_peft(pairs, base_models):
@@ -53,9 +55,11 @@ def find_alphas(
         source = "PEFT's default, which the PCM training scripts use"
     if not alphas:
         return {}, ""
+    given = ", ".join(dict.fromkeys(f"{alpha:g}" for alpha in list(alphas.values())[:3]))
     scales = sorted({round(scale_of(module, alphas), 6) for module in pairs if module.stem in alphas})
+    if not scales:
+        return alphas, f"The file has no alpha; {given} was added from {source}."
     shown = ", ".join(f"{scale:g}" for scale in scales[:3]) + (", ..." if len(scales) > 3 else "")
-    given = ", ".join(dict.fromkeys(f"{alphas[module.stem]:g}" for module in pairs[:3] if module.stem in alphas))
     return alphas, f"The file has no alpha; {given} was added from {source}: alpha/rank {shown}."
 
 
@@ -70,17 +74,42 @@ def _unusual_scale(
     return f"alpha/rank is {shown}, and {PCM_SCALE} is expected of PCM's own files. Left as it is."
 
 
-def _peft_alphas(pairs: Sequence[Module], metadata: Mapping[str, str]) -> dict[str, float]:
-    """Alpha of every pair according to PEFT; empty if the header has no PEFT configuration."""
+def _peft_alphas(modules: Sequence[Module], metadata: Mapping[str, str]) -> dict[str, float]:
+    """Alpha of every low-rank module according to PEFT; empty if the header has no PEFT configuration."""
     configs = _peft_configs(metadata)
     alphas: dict[str, float] = {}
-    for module in pairs:
+    for module in modules if configs else ():
         config = _config_of(module, configs)
-        alpha = _positive(_by_pattern(config.get("alpha_pattern"), dotted(module.stem)) or config.get("lora_alpha"))
-        if alpha is not None:
-            rslora = config.get("use_rslora") is True
+        alpha = _peft_alpha(module, config)
+        if alpha is not None and (rank_of(module) or _is_product(module)):
+            rslora = config.get("use_rslora") is True and rank_of(module) > 0
             alphas[module.stem] = alpha * math.sqrt(rank_of(module)) if rslora else alpha
     return alphas
+
+
+def _peft_alpha(module: Module, config: Mapping[str, Any]) -> float | None:
+    """Its alpha: of the first pattern that fits, of the configuration, or PEFT's default for one that says nothing."""
+    word = "alpha" if config.get("peft_type") in _PEFT_PRODUCTS else "lora_alpha"
+    value = _by_pattern(config.get("alpha_pattern"), dotted(module.stem))
+    value = config.get(word) if value is None else value
+    return PEFT_ALPHA if value is None and "r" in config else _number(value)
+
+
+def whole_products(modules: Sequence[Module], metadata: Mapping[str, str]) -> dict[str, float]:
+    """The factors of LoKr updates of two whole matrices: PEFT scales them by alpha / r too, and other tools do not."""
+    configs = _peft_configs(metadata)
+    factors: dict[str, float] = {}
+    for module in modules if configs else ():
+        config = _config_of(module, configs)
+        if config.get("peft_type") in _PEFT_PRODUCTS and {"lokr_w1", "lokr_w2"} <= set(module.parts):
+            ranked = _by_pattern(config.get("rank_pattern"), dotted(module.stem))
+            rank = _positive(config.get("r", PEFT_ALPHA) if ranked is None else ranked)
+            factors[module.stem] = (_peft_alpha(module, config) or 0.0) / (rank or PEFT_ALPHA)
+    return factors
+
+
+def _is_product(module: Module) -> bool:
+    return any(role.startswith(("hada", "lokr")) for role in module.parts)
 
 
 def _peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -121,11 +150,16 @@ def _header_alpha(metadata: Mapping[str, str]) -> float | None:
 
 
 def _positive(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _number(value: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if math.isfinite(number) else None
 
 
 def _is_raw_peft(pairs: Sequence[Module], base_models: Collection[str]) -> bool:

@@ -72,6 +72,7 @@ def check_values(name: str, module: Module) -> None:
     if ("up" in parts) != ("down" in parts):
         have = keys.get("up") or keys["down"]
         _bad(name, have, "has no counterpart", "a pair lora_up and lora_down (lora_B and lora_A)")
+    _check_complete(name, module)
     if not set(parts) - HELPERS or set(parts) - {"alpha"} == {"up_b"}:
         _bad(name, next(iter(keys.values())), "stands alone", "the matrices that belong to it")
     if "up" in parts:
@@ -80,6 +81,20 @@ def check_values(name: str, module: Module) -> None:
     if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha)) or float(alpha) <= 0):
         shown = f"{float(alpha):g}" if alpha.numel() == 1 else f"{alpha.numel()} numbers"
         _bad(name, keys["alpha"], f"is {shown}", "one positive number")
+
+
+# Tensors that only mean something together.
+_TOGETHER = (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), ("hada_t1", "hada_t2"), ("lokr_w1_a", "lokr_w1_b"),
+             ("lokr_w2_a", "lokr_w2_b"), ("a1", "a2", "b1", "b2"))  # fmt: skip
+
+
+def _check_complete(name: str, module: Module) -> None:
+    have = set(module.parts)
+    for group in _TOGETHER:
+        if have & set(group) and not have >= set(group):
+            missing = ", ".join(role for role in group if role not in have)
+            first = next(role for role in group if role in have)
+            _bad(name, module.keys[first], f"has no {missing}", f"all of {', '.join(group)}")
 
 
 def _check_pair(name: str, module: Module) -> None:

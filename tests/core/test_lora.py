@@ -199,9 +199,7 @@ def test_alpha_of_the_file_wins_and_an_unusual_one_is_reported():
         assert len(report.notes) == notes
 
 
-@pytest.mark.parametrize(
-    "config", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": null}', '{"lora_alpha": -1}', "[" * 10**5]
-)
+@pytest.mark.parametrize("config", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": null}', "[" * 10**5])
 def test_broken_peft_metadata_says_nothing(config):
     _, report = portable(sd3_file(torch.float16), metadata={"lora_adapter_metadata": config})
     assert report.scales == {1.0: 2} and report.alpha_missing

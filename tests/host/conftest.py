@@ -30,6 +30,7 @@ EXTRAS = (
     "custom_sampler", "latent", "hunyuan", "sd3", "model_advanced", "differential_diffusion", "freelunch", "pag",
     "perpneg", "flux", "lt", "wan", "mask", "cfg", "advanced_samplers", "controlnet", "apg", "context_windows",
     "canny", "dataset", "train", "preview_any", "images", "post_processing", "model_merging", "lora_extract",
+    "lora_debug",
 )  # fmt: skip
 
 if str(HERE) not in sys.path:

@@ -16,7 +16,7 @@ from devtools.generate import formats
 def matrix(host, zoo, tmp_path_factory):
     """The generator's matrix on the host that is running."""
     made = formats.Matrix.__new__(formats.Matrix)
-    made.host, made.zoo, made.tiny, made.image = host, zoo, tiny, tiny_image
+    made.host, made.zoo, made.tiny = host, zoo, tiny
     made.folder, made.sentences, made.last = tmp_path_factory.mktemp("matrix"), {}, (("", ""), None)
     assert set(zoo) >= set(tiny_image.FACTORIES) | set(tiny_video.FACTORIES)
     return made
