@@ -134,7 +134,9 @@ class Matrix:
         write({key: value.contiguous() for key, value in tensors.items()}, folder / "cell.safetensors")
         error = self.host.pack("pcm_core.errors").PCMError
         try:
-            loaded, report = self.host.call("PCMLoraLoader", model=model, lora_name="cell.safetensors", strength=1.0)
+            loaded, report, *_ = self.host.call(
+                "PCMLoraLoader", model=model, lora_name="cell.safetensors", strength=1.0
+            )
         except error as refusal:
             number = self.sentences.setdefault(str(refusal), len(self.sentences) + 1)
             return f"refused ({number})"

@@ -148,7 +148,7 @@ def test_files_that_peft_saves(host, model, config, tmp_path):
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if "magnitude" in name else 0.0))
     folder = host.base / "models" / "loras" / "from_peft"
     wrapped.save_pretrained(str(folder))
-    loaded, report = host.call(
+    loaded, report, *_ = host.call(
         "PCMLoraLoader", model=model, lora_name="from_peft/adapter_model.safetensors", strength=1.0
     )
     merged = wrapped.merge_and_unload().joint_blocks[0].x_block.attn.proj
