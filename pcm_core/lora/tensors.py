@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -221,7 +221,7 @@ def module_norms(name: str, modules: Sequence[Module], alphas: Mapping[str, floa
 def _square(tensor: Tensor) -> float:
     """Sum of squares, without a copy in float32, because every tensor of a large file is read here."""
     wide = tensor if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32) else tensor.float()
-    return float(torch.linalg.vector_norm(wide, dtype=torch.float32)) ** 2
+    return float(cast(Any, torch.linalg).vector_norm(wide, dtype=torch.float32)) ** 2  # its own types are incomplete
 
 
 def _refuse_not_finite(name: str, module: Module) -> None:
