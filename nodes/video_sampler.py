@@ -123,7 +123,8 @@ class PCMVideoSampler(io.ComfyNode):
         plan = make_plan(setup.model, latent, steps=steps, cfg=cfg, denoise=denoise, determinism=determinism)
         stages, moved = split_experts(setup, twin, plan, boundary)
         plan = replace(plan, notes=setup.notes + plan.notes + moved)
-        said = say(_NODE, plan, determinism)
+        second = next((first for expert, first, _ in stages if expert is twin), None)
+        said = say(_NODE, plan, determinism, second=second, windows=(window, overlap) if window else None)
         correlation = {"independent": 0.0, "mixed": frame_correlation, "shared": 1.0}[frame_noise]
         noise = ClipNoise(
             axis=setup.video_model.frames_axis, seed=seed, correlation=correlation, windows=setup.windows,

@@ -118,8 +118,11 @@ def log(node: str, *notes: str) -> None:
         logging.warning("%s: %s", node, note)
 
 
-def say(node: str, made: Plan, determinism: float = UNSET) -> tuple[str, ...]:
+def say(node: str, made: Plan, determinism: float = UNSET, **seen: Any) -> tuple[str, ...]:
     """Log what is unusual about a plan and show it on the node; where nothing is, how many steps run.
+
+    Args:
+        seen: what else the bar shows, see ``draw``.
 
     Returns:
         What was said.
@@ -128,15 +131,20 @@ def say(node: str, made: Plan, determinism: float = UNSET) -> tuple[str, ...]:
     log(node, *notes)
     counts = f"{_count(made.steps, 'step')}, {_count(made.phases, 'phase')}"
     show_on_node("\n".join(notes) or counts)
-    draw(made)
+    draw(made, **seen)
     return notes
 
 
-def draw(made: Plan) -> None:
-    """The steps of a plan in the bar of the running node."""
+def draw(made: Plan, *, whole: Plan | None = None, **seen: Any) -> None:
+    """The steps of a plan in the bar of the running node.
+
+    Args:
+        whole: the plan that ``made`` is a part of.
+        seen: ``ran``, ``second`` and ``windows`` of the bar.
+    """
     from ...pcm_core.workflow_check.bars import plan_bar  # nothing the host waits for at its start
 
-    show_bar(plan_bar(made).as_json())
+    show_bar(replace(plan_bar(whole or made), **seen).as_json())
 
 
 def _count(number: int, thing: str) -> str:

@@ -72,3 +72,21 @@ def test_two_samplers_and_what_takes_their_place_make_one_clip(host, zoo, tmp_pa
     assert not left and "PCMVideoSampler" in {node["class_type"] for node in exchanged.values()}
     mine = Evaluation(host, exchanged, given).result()
     assert float((mine - stock).norm() / stock.norm()) < 1e-5
+
+
+def test_the_bar_shows_the_part_and_the_expert_that_ran(host, zoo, tmp_path, monkeypatch):
+    settings, profiles = host.pack("nodes.sampling.settings"), host.pack("pcm_core.profiles")
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(host.pack("nodes.sampling.plan"), "show_bar", shown.append)
+    some, twin = zoo["wan"], tiny_video.wan_twin(tmp_path)
+    profile = profiles.profile_from_name("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors")
+    models = [settings.configure(model.model, profile)[0] for model in (some, twin)]
+    words = {"positive": some.positive, "negative": some.negative, "latent_image": some.latent(), "seed": 1}
+    host.call("PCMSampler", model=models[0], **words, start_step=1, end_step=3, return_with_leftover_noise=True)
+    assert shown[-1]["ran"] == (1, 3) and len(shown[-1]["levels"]) == 5
+    host.call("PCMSampler", model=models[0], **words)
+    assert shown[-1]["ran"] is None
+    host.call("PCMVideoSampler", model=models[0], second_model=models[1], **words)
+    assert shown[-1]["second"] == 2 and shown[-1]["windows"] is None
+    host.call("PCMVideoSampler", model=models[0], **words)
+    assert shown[-1]["second"] is None
