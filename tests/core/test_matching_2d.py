@@ -8,7 +8,8 @@ from benchmarks.matching_2d import run
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("phases", [2, 1])
-def test_matching_brings_the_samples_a_third_nearer_to_the_data(phases):
+@pytest.mark.parametrize(("phases", "at_most"), [(2, 2 / 3), (1, 0.8)])
+def test_matching_brings_the_samples_nearer_to_the_data(phases, at_most):
+    """By a third with two phases; with one by a quarter to a third (benchmarks/results/experiments.md)."""
     found = run(0, phases, steps=1500, updates=450)
-    assert found["after"] <= 2 / 3 * found["before"]
+    assert found["after"] <= at_most * found["before"]
