@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 _LOADER, _KIND = "ADE_AnimateDiffLoaderGen1", "animatediff_models"
+_LINEAR, _TIMESTEPS = "sqrt_linear (AnimateDiff)", 1000
 
 
 def with_motion(model: Any, motion: Path, comfyui: Path) -> Any:
-    """The model with a motion module, as the node AnimateDiff Loader (Gen 1) puts it on with its defaults."""
+    """The model with a motion module, as the node AnimateDiff Loader (Gen 1) puts it on with its defaults.
+
+    For AnimateLCM's modules the node selects a table of 50 sigmas, with which no step can be planned. They get
+    AnimateDiff's own betas, which are also those of AnimateLCM's authors (inference-t2v.yaml).
+    """
     nodes, folders = importlib.import_module("nodes"), importlib.import_module("folder_paths")
     if _LOADER not in nodes.NODE_CLASS_MAPPINGS:
         found = sorted((comfyui / "custom_nodes").glob("*[Aa]nimate[Dd]iff-[Ee]volved*"))
@@ -21,4 +26,7 @@ def with_motion(model: Any, motion: Path, comfyui: Path) -> Any:
     folders.add_model_folder_path(_KIND, str(motion.parent))
     loader: Any = nodes.NODE_CLASS_MAPPINGS[_LOADER]
     load: Any = getattr(loader(), loader.FUNCTION)
-    return load(model=model, model_name=motion.name, beta_schedule="autoselect")[0]
+    found = load(model=model, model_name=motion.name, beta_schedule="autoselect")[0]
+    if len(found.get_model_object("model_sampling").sigmas) < _TIMESTEPS:
+        found = load(model=model, model_name=motion.name, beta_schedule=_LINEAR)[0]
+    return found
