@@ -43,7 +43,7 @@ def test_sampling_needs_no_float64(host, zoo, family):
             if settings.get("terminal") == "alpha0" and family not in ("eps", "v"):
                 continue
             host.call("PCMSampler", **common, latent_image=given.latent(seed=1), **settings)
-        (sigmas,) = host.call("PCMPhaseScheduler", model=given.model, steps=2)
+        sigmas, _ = host.call("PCMPhaseScheduler", model=given.model, steps=2)
     assert sigmas.dtype == torch.float32
 
 
