@@ -97,7 +97,7 @@ def test_a_stack_and_a_clip_give_what_a_chain_of_the_hosts_loaders_gives(host, z
     assert (
         "From lora_stack, before it: style one.safetensors, 8 of 8 tensors at strength 0.8, 2 weights of the CLIP"
         in report
-    )  # noqa: E501
+    )
     assert "text encoder: 6 tensors change 2 weights of the CLIP, at strength 0.7" in report
     names = [(lora.name, lora.strength) for lora in host.pack("nodes.host").loras_of(ours)]
     assert names == [("style one", 0.8), ("style two", -0.3), (PCM, 1.0)]

@@ -228,7 +228,7 @@ def test_metadata_can_be_switched_off_as_in_the_hosts_own_nodes(host, graph, mon
 def test_a_folder_that_cannot_be_written_is_said(host):
     (host.base / "output").mkdir(exist_ok=True)
     (host.base / "output" / "a file").write_bytes(b"")
-    with pytest.raises(PCMError, match="The image cannot be written .*a writable folder"):
+    with pytest.raises(PCMError, match=r"The image cannot be written .*a writable folder"):
         host.call("PCMSaveImage", images=torch.rand(1, 8, 8, 3), info="x", filename_prefix="a file/b")
 
 

@@ -114,7 +114,7 @@ def test_a_tiled_upscale_walks_this_nodes_sigmas(host, zoo):
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
 def test_steps_that_are_none_are_refused(host, zoo, steps):
     _, function = scheduler(host, zoo["eps"].model)
-    with pytest.raises(PCMError, match="steps. Expected: a whole number above 0"):
+    with pytest.raises(PCMError, match=r"steps\. Expected: a whole number above 0"):
         function(zoo["eps"].model, "pcm", steps)
 
 
