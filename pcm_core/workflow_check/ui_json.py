@@ -74,11 +74,12 @@ class _Reader:
                 self.graph.notes.append(Note.of("too_many", count=_MOST_NODES))
                 return
             self.add(entry, prefix, scope, mode, depth)
-        self.spread(prefix)
+        if any(entry.get("type") in _EVERYWHERE for entry in objects(data.get("nodes"))):
+            self.spread([self.graph.nodes[f"{prefix}{entry.get('id')}"] for entry in objects(data.get("nodes"))])
 
-    def spread(self, prefix: str) -> None:
+    def spread(self, own: Iterable[Node]) -> None:
         """What "Anything Everywhere" gets feeds every free input of its type in the same graph."""
-        own = [node for name, node in self.graph.nodes.items() if name.rpartition(":")[0] == prefix.rstrip(":")]
+        own = list(own)
         given: dict[str, Link] = {}
         for node in own:
             if node.type in _EVERYWHERE and node.mode == ACTIVE:
