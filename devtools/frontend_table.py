@@ -23,8 +23,8 @@ HEADING = "## Frontends and packages"
 _LOOK = re.compile(r"\b(own|newest|oldest)-(canvas|vue)\b|\b(canvas|vue)-(own|newest|oldest)\b")
 _TEXT = """{heading}
 
-Written by `python -m devtools.frontend_table` on {date}, from a run of the browser tests, or a part of them, on {commit} and
-ComfyUI {host}: the real frontend in headless Chromium, with both renderers of nodes.
+Written by `python -m devtools.frontend_table` on {date}, from a run of the browser tests, or a part of them, on
+{commit} and ComfyUI {host}: the real frontend in headless Chromium, with both renderers of nodes.
 
 {table}
 
