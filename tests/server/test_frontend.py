@@ -71,13 +71,19 @@ def setting(page: Page) -> Iterator[Any]:
 def click_title(page: Page, kind: str) -> None:
     """A click of the mouse on the title of the first node of a kind."""
     page.evaluate("() => { window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [0, 0] }")
-    page.evaluate("""kind => {
-        const node = window.app.graph._nodes.find(node => node.type === kind), view = window.app.canvas.ds;
-        view.offset = [300 - node.pos[0], 200 - node.pos[1]];
-        window.app.canvas.setDirty(true, true);
-    }""", kind)  # fmt: skip
-    page.evaluate(DRAWN)
-    page.mouse.click(370, 185)
+    for _ in range(10):  # a graph that was just opened is fitted to the window a few frames later
+        page.evaluate("""kind => {
+            const node = window.app.graph._nodes.find(node => node.type === kind), view = window.app.canvas.ds;
+            view.scale = 1;
+            view.offset = [300 - node.pos[0], 200 - node.pos[1]];
+            window.app.canvas.setDirty(true, true);
+        }""", kind)  # fmt: skip
+        page.evaluate(DRAWN)
+        page.mouse.click(370, 185)
+        if page.evaluate("kind => Object.values(window.app.canvas.selected_nodes).some(n => n.type === kind)", kind):
+            return
+        page.wait_for_timeout(500)  # two clicks in a row would be a double click
+    raise AssertionError(f"no click selects {kind}")
 
 
 def test_the_template_browser_shows_every_workflow_and_opens_one(page: Page) -> None:

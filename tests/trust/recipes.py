@@ -158,6 +158,8 @@ GOOD: dict[str, Recipe] = {
     "teacher": partial(stock, lora=False, sampler="euler", scheduler="simple", cfg=3.0),
     "stock names": partial(stock, lora=True, sampler="pcm", scheduler="pcm", cfg=1.0),
     "blocks": blocks,
+    "settings apart from the LoRA": settings,
+    "parameters in the picture": saved,
     "video 2 phases": partial(video, lora="demo_wan_pcm_2phase"),
     "video 4 phases, windows": partial(video, lora="demo_wan_pcm_4phase", window=9, overlap=4),
     "compare": compare,
