@@ -110,7 +110,7 @@ def one(name: str, side: str, folder: Path, options: argparse.Namespace) -> None
         if len(shape) == 3 and not options.tiny:
             shape = (shape[0], options.size // 8, options.size // 8)
         latent = {"samples": torch.zeros(1, *shape)}
-        warm = sample(nodes, "stock", model, text, latent)  # loads the model, and what is imported only then
+        warm = sample(nodes, side, model, text, latent)  # loads the model, and what is imported only then
         del warm
         before = _memory(device, reset=True)
         started = time.perf_counter()

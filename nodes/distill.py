@@ -6,32 +6,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pcm_core.distill import (
-    ADVERSARIAL_LR,
-    ADVERSARIAL_SPAN,
-    DistillConfig,
-    MatchingConfig,
-    matching_after,
-    usual_warmup,
-)
-from ..pcm_core.distill.file import write_lora
 from ..pcm_core.phases import MAX_COUNT
 from .host import lora as host_lora
-from .host import training as host_training
-from .training.job import Job, metadata_for, with_matching_grid
-from .training.session import Outcome, run
-from .training.states import Size, placeholders, with_drawn_latents
+from .inputs import DTYPES, NONE
 from .validation import checked
 
-_NONE = "[none]"
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from .training.session import Outcome
+
 _ALIASES = ["phased consistency", "pcm", "distill", "distillation", "train lora", "few step", "consistency"]
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
@@ -83,7 +72,7 @@ class PCMDistillLora(io.ComfyNode):
                                tooltip="Decay of the moving average of the LoRA, which is then the result. 0: none."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                              tooltip="Seed of all random draws: the same seed trains the same LoRA."),
-                io.Combo.Input("existing_lora", options=[_NONE, *host_lora.lora_names()], default=_NONE, advanced=True,
+                io.Combo.Input("existing_lora", options=[NONE, *host_lora.lora_names()], default=NONE, advanced=True,
                                tooltip="Continue training this LoRA, with the same rank and targets."),
                 io.String.Input("targets", default="", advanced=True,
                                 tooltip="Parts of module names, separated by commas. Empty: every matrix."),
@@ -130,72 +119,18 @@ class PCMDistillLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, existing_lora: list[str | None], **_: Any) -> tuple[str, int, int] | None:
         # None: it comes by a link, whose value the host adds by itself.
-        return None if existing_lora[0] in (None, _NONE) else host_lora.file_state(existing_lora[0])
+        return None if existing_lora[0] in (None, NONE) else host_lora.file_state(existing_lora[0])
 
     @classmethod
     @checked
     def execute(cls, positive: list[Any], latents: list[Any] | None = None, negative: list[Any] | None = None,
                 **settings: list[Any]) -> io.NodeOutput:  # fmt: skip
-        values = {name: value[0] for name, value in settings.items()}
-        if latents is None:
-            size = Size(values.get("width", 512), values.get("height", 512), values.get("length", 1))
-            empty = [{"samples": samples} for samples in placeholders(values["model"], positive, size)]
-            job = _job(empty, positive, negative, values)
-            if job.stage != "matching":  # which needs no latents at all
-                job = with_drawn_latents(job, host_lora.states_folder())
-        else:
-            job = _job(latents, positive, negative, values)
-        outcome = run(job, metadata_for(job.model, job.config, job.existing, job.matching))
+        from .training.from_widgets import distil  # the host starts without the trainer
+
+        outcome = distil(positive, latents, negative, {name: value[0] for name, value in settings.items()})
         assert outcome.lora is not None
         logging.info("Distill PCM LoRA: %d steps, loss %.5g", len(outcome.losses), outcome.losses[-1])
         return io.NodeOutput(outcome.lora, {"loss": outcome.losses}, len(outcome.losses), ui=_show(cls, outcome))
-
-
-def _job(latents: list[Any], positive: list[Any], negative: list[Any] | None, values: dict[str, Any]) -> Job:
-    config = DistillConfig(
-        phases=values["phases"],
-        steps=values["steps"],
-        batch=values["batch_size"],
-        accumulate=values["grad_accumulation"],
-        lr=values["learning_rate"],
-        warmup=usual_warmup(values["steps"]),
-        loss=values["loss"],
-        cfg=(values["cfg_min"], values["cfg_max"]),
-        caption_dropout=values["caption_dropout"],
-        ema=values["ema"],
-        adversarial=values["adversarial"],
-        adversarial_span=ADVERSARIAL_SPAN,
-        adversarial_lr=ADVERSARIAL_LR,
-        autocast=torch.bfloat16 if values["compute"] == "bf16" else None,
-        seed=values["seed"] % 2**63,
-    )
-    if any(latent.get("noise_mask") is not None for latent in latents):
-        logging.warning("Distill PCM LoRA: the masks of the latents are not used.")
-    if negative and len(negative) > 1:
-        logging.warning("Distill PCM LoRA: %d negatives came, the first is used for all.", len(negative))
-    config = with_matching_grid(config, values["solver_grid"])
-    return Job.checked(
-        model=values["model"],
-        latents=[latent["samples"] for latent in latents],
-        texts=positive,
-        negative=negative[0] if negative else None,
-        config=config,
-        rank=values["rank"],
-        targets=tuple(part.strip() for part in values["targets"].split(",") if part.strip()),
-        adapter_dtype=_DTYPES[values.get("adapter_dtype", "fp32")],
-        existing=None if values["existing_lora"] == _NONE else values["existing_lora"],
-        checkpointing=values["gradient_checkpointing"],
-        preview_every=values["preview_every"],
-        fit_memory=values.get("fit_memory", "auto"),
-        stage=values.get("stage", "consistency"),
-        matching=_matching(config, values),
-    )
-
-
-def _matching(config: DistillConfig, values: dict[str, Any]) -> MatchingConfig | None:
-    if values.get("stage", "consistency") == "consistency":
-        return None
-    return matching_after(config, steps=values.get("matching_steps", 450), cfg=values.get("matching_cfg", 6.0))
 
 
 def _show(cls: type[io.ComfyNode], outcome: Outcome) -> ui.PreviewImage:
@@ -223,7 +158,7 @@ class PCMSaveLora(io.ComfyNode):
                                 "settings."),
                 io.String.Input("prefix", default="pcm/lora",
                                 tooltip="Folder and beginning of the file name in output/loras."),
-                io.Combo.Input("dtype", options=list(_DTYPES), default="fp32", advanced=True,
+                io.Combo.Input("dtype", options=list(DTYPES), default="fp32", advanced=True,
                                tooltip="fp32 keeps full precision; fp16 halves the file size."),
             ],
             outputs=[
@@ -235,10 +170,13 @@ class PCMSaveLora(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, lora: dict[str, torch.Tensor], prefix: str, dtype: str) -> io.NodeOutput:
-        path, name = host_training.new_lora_path(prefix)
+        from ..pcm_core.distill.file import write_lora
+        from .host.training import new_lora_path
+
+        path, name = new_lora_path(prefix)
         metadata = getattr(lora, "metadata", {})
         if not metadata:
             logging.warning("Save PCM LoRA: %s comes from another trainer; its settings are not known.", name)
-        write_lora(path, lora, metadata or {"format": "pt"}, _DTYPES[dtype])
+        write_lora(path, lora, metadata or {"format": "pt"}, DTYPES[dtype])
         logging.info("Save PCM LoRA: wrote %s", name)
         return io.NodeOutput(name, ui=ui.PreviewText(f"loras/{name}"))

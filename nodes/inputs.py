@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..pcm_core.phases import MAX_COUNT, SPACINGS, TERMINALS
@@ -13,6 +14,8 @@ from .sampling.plan import AUTO
 from .sampling.settings import methods
 
 Define = Callable[[Any], io.Schema]
+NONE = "[none]"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def optional_after(last: str) -> Callable[[Define], Define]:

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from phased_consistency.nodes import distill as distill_node
+from phased_consistency.nodes.training import from_widgets
 from scripts import workers as processes
 from scripts.distill import command as distill
 from scripts.distill import files as distill_files
@@ -509,7 +510,7 @@ def test_the_warm_up_is_that_of_the_node(host, zoo, steps):
     schema = node.PCMDistillLora.define_schema().inputs
     values = {each.id: each.default for each in schema if hasattr(each, "default")}
     values |= {"model": given.model, "steps": steps, "cfg_min": 1.0, "cfg_max": 1.0}
-    theirs = node._job([given.latent(1)], [given.cond(0)], None, values).config
+    theirs = from_widgets.job_of([given.latent(1)], [given.cond(0)], None, values).config
     assert ours.warmup == theirs.warmup
     assert max(ours.learning_rate(step) for step in range(steps)) == pytest.approx(ours.lr)
     words += ["--warmup", "7"]

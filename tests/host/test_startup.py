@@ -49,4 +49,4 @@ def start_up(pack: Path) -> set[str]:
 def test_start_up_imports_its_dependencies_and_the_host(host: Any, tmp_path: Path) -> None:
     asked = start_up(tmp_path / "pack")
     assert not asked & HEAVY
-    assert asked == HOST | {"torch", "safetensors", "numpy", "PIL", "einops"}
+    assert asked == HOST | {"torch", "safetensors", "numpy", "PIL"}  # einops comes with the trainer
