@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from sampler_graphs import KINDS, OUTER, demo, in_subgraph
 
 from pcm_core.workflow_check import apply_mends, check
 from pcm_core.workflow_check.check import check_graph
-from pcm_core.workflow_check.exchange import Exchange
+from pcm_core.workflow_check.exchange import Exchange, NoExchangeError
 from pcm_core.workflow_check.graph import Port
 from pcm_core.workflow_check.panel import answer
+from pcm_core.workflow_check.pcm_loaders import loader_steps
 from pcm_core.workflow_check.pcm_nodes import Exchanges
 from pcm_core.workflow_check.read import read_workflow
 from pcm_core.workflow_check.schedules import ClosedForm
@@ -261,6 +263,20 @@ def test_where_it_cannot_one_sentence_says_why(reason: str):
     assert found.reason and found.reason.key == reason and not found.steps, found
     for language in ("en", "zh"):
         assert found.reason.sentence(language).endswith("." if language == "en" else "\u3002")
+
+
+def test_settings_have_no_place_where_the_model_does_not_pass_the_file():
+    prompt = demo("KSampler", 20, 7.0, FILE, BASE)
+    for node in prompt.values():
+        if node["class_type"] == "LoraLoaderModelOnly":
+            node["class_type"] = "A loader of another pack"
+    graph = read_workflow(prompt)
+    report = check_graph(graph, ClosedForm())
+    (run,), (file,) = report.runs, report.files
+    assert [type(step).__name__ for step in loader_steps(graph, run, file)] == ["InsertAfter"]
+    with pytest.raises(NoExchangeError) as no:
+        loader_steps(graph, replace(run, model_input="none"), file)
+    assert no.value.reason.key == "unused"
 
 
 def test_the_panel_gets_the_steps_or_the_sentence():

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from pcm_core import safetensors_file
 from pcm_core.errors import PCMError
 from pcm_core.lora import normalize, read_lora
 from pcm_core.safetensors_file import MAX_TENSORS, read_header
@@ -177,6 +178,21 @@ def test_types_no_lora_has(tmp_path, dtype):
         for i, side in enumerate(("up", "down"))
     }
     assert not survive(tmp_path / "a.safetensors", files.pack(header, b"\x00" * 2 * size))
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(SOUND)
+    checked = safetensors_file.read_header
+
+    def then_cut(file):
+        header = checked(file)
+        path.write_bytes(SOUND[:-8])
+        return header
+
+    monkeypatch.setattr(safetensors_file, "read_header", then_cut)
+    with pytest.raises(PCMError, match="it changed while it was read"):
+        read_lora(path)
 
 
 # Random damage

@@ -212,7 +212,7 @@ def test_a_batch_has_numbers_and_no_file_is_overwritten(host):
         assert picture.size == (8, 8) and picture.text["parameters"] == "Steps: 4"
 
 
-@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", "a/../../b", "a\0b", "a\ud800b", "x" * 300])
+@pytest.mark.parametrize("prefix", ["../outside", "/outside", "a/../../b", "a\0b", "a\ud800b", "x" * 300])
 def test_a_prefix_outside_the_output_folder_is_refused(host, prefix):
     with pytest.raises(PCMError, match="a name inside the output folder"):
         host.call("PCMSaveImage", images=torch.rand(1, 8, 8, 3), info="x", filename_prefix=prefix)
