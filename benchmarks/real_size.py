@@ -8,7 +8,8 @@ LoRAs have the released size: rank 64 on what the authors train, 278 modules (13
 SDXL; for transformers every matrix of their blocks, with the settings of a PCM LoRA in the file. Clips have 33 frames
 of 832 x 480, whatever --size says. Each measurement is a process of its own, the two sides in turns: seconds from the
 loaded model to the latent, LoRA and merging included (on the CPU of the processor, which other load affects least),
-peak memory over that of the loaded model, and the latents compared. Needs COMFYUI_PATH.
+peak memory over that of the loaded model, and the latents compared. A first process does not count: the kernel still
+has free memory for it. Needs COMFYUI_PATH.
 """
 
 from __future__ import annotations
@@ -168,11 +169,11 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> list[str]:
     more = ["--tiny"] if options.tiny else []
     modules = run("--make", name, str(folder), *more)
     found: dict[str, list[dict[str, float]]] = {"stock": [], "ours": []}
+    measure = ["--size", str(options.size), "--device", options.device, *more]
+    run("--one", name, "stock", str(folder), *measure)  # finds memory free that all others must have reclaimed for them
     for turn in range(options.rounds):
         for side in ("stock", "ours") if turn % 2 == 0 else ("ours", "stock"):
-            words = run(
-                "--one", name, side, str(folder), "--size", str(options.size), "--device", options.device, *more
-            )
+            words = run("--one", name, side, str(folder), *measure)
             found[side].append(json.loads(words))
             print(f"{name} {side}: {words}", file=sys.stderr, flush=True)
     stock, ours = (torch.load(folder / f"{name}_{side}.pt", weights_only=True) for side in ("stock", "ours"))
