@@ -78,7 +78,7 @@ class Plain:
 
     def update(self) -> tuple[float, float]:
         fakes = [self._turn_of_the_fake() for _ in range(self.config.fake_updates - 1)]
-        batch = self.trainer._draw()
+        batch = self.trainer.draws.batch()
         image, noised = self._image(batch)
         text, level = batch.captions, batch.level
         with torch.no_grad():
@@ -101,7 +101,7 @@ class Plain:
         return image, (1 - level) * image + level * batch.noise
 
     def _turn_of_the_fake(self) -> float:
-        batch = self.trainer._draw()
+        batch = self.trainer.draws.batch()
         with torch.no_grad():
             image, noised = self._image(batch)
         return self._fake_step(batch, image, noised)

@@ -25,7 +25,15 @@ from .diagnosis import Collapsed, Diagnosis
 from .file import write_lora
 from .loop import Backbone, Processes, StepReport, TrainingLoop
 from .low_rank import LowRankPair, LowRankSet, adaptable
-from .matching import fake_loss, matching_gradient, matching_loss, stratified_levels, subinterval_target, unroll
+from .matching import (
+    fake_loss,
+    matching_gradient,
+    matching_loss,
+    renoised_path,
+    stratified_levels,
+    subinterval_target,
+    unroll,
+)
 from .matching_config import MatchingConfig, matching_after, matching_metadata
 from .matching_trainer import MatchingReport, MatchingTrainer
 from .objective import (
@@ -99,6 +107,7 @@ __all__ = [
     "pseudo_huber",
     "renoise",
     "renoise_std",
+    "renoised_path",
     "stratified_levels",
     "subinterval_target",
     "unroll",

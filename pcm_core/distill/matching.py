@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils import checkpoint
 
+from ..phases import eval_timesteps
 from ..sigma_table import SigmaTable
 from .adversarial import renoise, renoise_std
-from .objective import Denoiser, jump_batch
+from .objective import Denoiser, add_noise, jump_batch
 
 
 def stratified_levels(
@@ -121,21 +122,33 @@ def matching_loss(landing: Tensor, gradient: Tensor) -> Tensor:
 
 
 def unroll(
-    student: Denoiser, x: Tensor, edges: Sequence[float], *, recompute: bool = False
+    student: Denoiser, x: Tensor, edges: Sequence[float], *, recompute: bool = False,
+    noises: Sequence[Tensor] | None = None, flow: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The student's jumps along descending ``edges`` from ``x`` at the first of them, all with gradient.
 
     ``recompute`` keeps the activations of one jump at a time in the backward pass, for one more forward per jump.
+    With ``noises``, one [B, ...] for each edge between the first and the last, every jump but the last renoises its x0
+    to that edge, as LCM samples; ``flow`` says how.
 
     Returns:
         The landing at the last edge, and the x0 of the last jump, both [B, ...].
     """
-    denoised = x
-    for above, below in pairwise(edges):
+    denoised, last = x, len(edges) - 2
+    for i, (above, below) in enumerate(pairwise(edges)):
         sigma = x.new_full((len(x),), above)
         denoised = _recomputed(student, x, sigma) if recompute else student(x, sigma)
-        x = jump_batch(x, denoised, sigma, torch.full_like(sigma, below))
+        sigma_next = torch.full_like(sigma, below)
+        if noises is not None and i < last:
+            x = add_noise(denoised, noises[i].to(x), sigma_next, flow=flow)
+        else:
+            x = jump_batch(x, denoised, sigma, sigma_next)
     return x, denoised
+
+
+def renoised_path(table: SigmaTable | Tensor, steps: int, bottom: float) -> tuple[float, ...]:
+    """Descending noise levels of ``steps`` trailing timesteps, as LCM samples them, and ``bottom``."""
+    return (*(SigmaTable.of(table).sigma(timestep) for timestep in eval_timesteps(steps)), bottom)
 
 
 def _recomputed(student: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class MatchingConfig:
         phase: which phase is matched: the ``last``, or a ``random`` one at each update.
         unroll: through how many earlier jumps the gradient goes; -1 for all.
         recompute: keep the activations of one jump at a time.
+        renoised: steps of the path of a LoRA with one phase that is sampled as LCM, every step but the last renoised; 0
+            for jumps along the phase edges. Its ends depend on noise that the bank does not hold, so there is no
+            regression.
         matching, regression, hold: weights of the matching loss; of the pseudo-Huber loss (``regression_c``) between
             the end and the teacher's own walk; and of that (``hold_c``) between jumps of the upper phases and their
             stored ends.
@@ -63,6 +66,7 @@ class MatchingConfig:
     phase: Literal["last", "random"] = "last"
     unroll: int = -1
     recompute: bool = False
+    renoised: int = 0
     matching: float = 1.0
     regression: float = 2.0
     regression_c: float = 0.1
@@ -96,6 +100,11 @@ class MatchingConfig:
             low, high = getattr(self, name)
             require(0 <= low < high <= 1, name, (low, high), "two numbers from 0 to 1, rising.")
         require(self.unroll >= -1, "unroll", self.unroll, "-1 for all, or a number of jumps.")
+        require(self.renoised >= 0, "renoised", self.renoised, "0, or a number of steps.")
+        if self.renoised:
+            require(self.phases == 1, "phases", self.phases, "1 with renoised steps.")
+            require(self.regression == 0, "regression", self.regression, "0 with renoised steps: no end is known.")
+            require(self.unroll == -1, "unroll", self.unroll, "-1 with renoised steps.")
 
     @property
     def guided(self) -> bool:
@@ -109,7 +118,10 @@ class MatchingConfig:
 
 def matching_metadata(config: MatchingConfig) -> dict[str, str]:
     """What a file says of its matching stage."""
-    return {"pcm_matching_steps": str(config.steps), "pcm_matching_cfg": str(config.cfg)}
+    stage = {"pcm_matching_steps": str(config.steps), "pcm_matching_cfg": str(config.cfg)}
+    if config.renoised:
+        stage |= {"pcm_determinism": "0.0", "pcm_steps": str(config.renoised)}
+    return stage
 
 
 def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more: Any) -> MatchingConfig:

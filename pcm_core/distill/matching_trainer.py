@@ -23,8 +23,9 @@ from .bank import Bank, BankPlan
 from .diagnosis import Collapsed, Diagnosis, diagnosis_of
 from .loop import NULL_CAPTION, Backbone, Processes, StepReport, TrainingLoop, adamw
 from .low_rank import SetState
-from .matching import Scores, fake_loss, matching_gradient, matching_loss, stratified_levels, unroll
+from .matching import Scores, fake_loss, matching_gradient, matching_loss, renoised_path, unroll
 from .matching_config import MatchingConfig
+from .matching_draws import Draws, MatchingBatch
 from .objective import jump_batch, pseudo_huber
 
 _DIAGNOSE_EVERY = 50
@@ -48,20 +49,6 @@ class MatchingReport(StepReport):
     diagnosis: Diagnosis | None = None
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """This process's part of a drawn batch: a phase, rows of the bank, and what else is random."""
-
-    phase: int
-    rows: Tensor
-    captions: Tensor
-    level: Tensor
-    noise: Tensor
-    guidance_level: Tensor
-    guidance_noise: Tensor
-    held_rows: Tensor
-
-
 class MatchingTrainer(TrainingLoop):
     """Train the student against a fake on the same backbone.
 
@@ -83,9 +70,10 @@ class MatchingTrainer(TrainingLoop):
                 f"The bank has {len(plan.edges) - 1} phases.", f"{config.phases}.", "Make it with the same settings."
             )
         self.start = adapters.student.state()
-        self.config, self.plan, self.table, self.flow = config, plan, table, flow
+        self.config, self.plan, self.flow = config, plan, flow
         self.held, self.bank = bank.rows(0, plan.held), bank.rows(plan.held)
         self.edges = plan.edges
+        self.path = renoised_path(table, config.renoised, plan.edges[-1]) if config.renoised else plan.edges
         self.fake = adapters.add_set(
             "fake", config.fake_rank or adapters.rank, generator=torch.Generator().manual_seed(config.seed + 1)
         )
@@ -93,7 +81,8 @@ class MatchingTrainer(TrainingLoop):
             backbone, adapters, processes, steps=config.fake_warmup + config.steps, ema=config.ema,
             autocast=config.autocast, seed=config.seed,
         )  # fmt: skip
-        self._part = self.processes.part(config.batch)
+        part = self.processes.part(config.batch)
+        self.draws = Draws(config, self.bank, self.edges, table, self.generator, part, flow)
         self.device = next(adapters.student.parameters()).device
         self.optimizer = adamw(adapters.student.trained, config.lr, (0.0, 0.99), config.weight_decay)
         self.fake_optimizer = adamw(self.fake.trained, config.fake_lr, (0.0, 0.99), 0.0)
@@ -107,14 +96,14 @@ class MatchingTrainer(TrainingLoop):
     def step(self) -> MatchingReport:
         """One update of the fake alone during its warm-up; then one of the student and some of the fake."""
         self._check_attached()
-        batches = [self._draw() for _ in range(self.config.accumulate)]
+        batches = [self.draws.batch() for _ in range(self.config.accumulate)]
         if self.step_number < self.config.fake_warmup:
             return self._warm(batches)
         report = self._update_student(batches)
         self._watch(report)
         return report
 
-    def _warm(self, batches: list[_Batch]) -> MatchingReport:
+    def _warm(self, batches: list[MatchingBatch]) -> MatchingReport:
         with torch.no_grad():
             landings = [self._land(batch, 0)[0] for batch in batches]
         self._remember()
@@ -123,7 +112,7 @@ class MatchingTrainer(TrainingLoop):
         self.losses.append(loss)
         return MatchingReport(self.step_number, loss, 0.0, loss, norm, self.config.fake_lr)
 
-    def _update_student(self, batches: list[_Batch]) -> MatchingReport:
+    def _update_student(self, batches: list[MatchingBatch]) -> MatchingReport:
         config, parameters = self.config, self.adapters.student.trained
         self.optimizer.zero_grad(set_to_none=True)
         passes = [self._pass(batch) for batch in batches]
@@ -147,7 +136,7 @@ class MatchingTrainer(TrainingLoop):
             self.diagnose() if self.updates % _DIAGNOSE_EVERY == 0 else None,
         )  # fmt: skip
 
-    def _pass(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+    def _pass(self, batch: MatchingBatch) -> tuple[Tensor, Tensor]:
         """Forward and backward pass of one batch: its loss, parts and gradient sizes, float64 [6], and its landings."""
         landing, denoised = self._land(batch, self.config.unroll)
         scores = self._scores(batch, landing)
@@ -164,15 +153,17 @@ class MatchingTrainer(TrainingLoop):
     def _weights(self) -> tuple[float, float, float]:
         return self.config.matching, self.config.regression, self.config.hold
 
-    def _land(self, batch: _Batch, jumps: int) -> tuple[Tensor, Tensor]:
+    def _land(self, batch: MatchingBatch, jumps: int) -> tuple[Tensor, Tensor]:
         """The student from the bank through so many earlier jumps (-1: all) and its phase: landing and last x0."""
         first = 0 if jumps < 0 else max(0, batch.phase - jumps)
         x = self.bank.states[first][batch.rows].to(self.device)
-        edges = self.edges[first : batch.phase + 2]
-        return unroll(self._as("student", batch.captions), x, edges, recompute=self.config.recompute)
+        student, recompute = self._as("student", batch.captions), self.config.recompute
+        if self.config.renoised:
+            return unroll(student, x, self.path, recompute=recompute, noises=batch.renoising.unbind(1), flow=self.flow)
+        return unroll(student, x, self.edges[first : batch.phase + 2], recompute=recompute)
 
     @torch.no_grad()
-    def _scores(self, batch: _Batch, landing: Tensor) -> Scores:
+    def _scores(self, batch: MatchingBatch, landing: Tensor) -> Scores:
         """The fake's and the guided teacher's x0 of the renoised landings."""
         config, captions = self.config, batch.captions
         noised, level = self._renoised(batch, landing, batch.level, batch.noise)
@@ -186,7 +177,7 @@ class MatchingTrainer(TrainingLoop):
         conditional, unconditional = self._pair(captions, noised, level, guided=True)
         return Scores(fake, real, (config.cfg - matched) * (conditional - unconditional))
 
-    def _renoised(self, batch: _Batch, landing: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _renoised(self, batch: MatchingBatch, landing: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         level = level.to(landing)
         edge = torch.full_like(level, self.edges[batch.phase + 1])
         return renoise(landing, edge, level, noise.to(landing), flow=self.flow), level
@@ -200,13 +191,13 @@ class MatchingTrainer(TrainingLoop):
         conditional, unconditional = self._as("off", both)(torch.cat([x, x]), torch.cat([sigma, sigma])).chunk(2)
         return conditional, unconditional
 
-    def _regression(self, batch: _Batch, landing: Tensor) -> Tensor:
+    def _regression(self, batch: MatchingBatch, landing: Tensor) -> Tensor:
         """Loss between the student's results and the teacher's own trajectory."""
         if not self.config.regression or batch.phase + 1 < self.config.phases:
             return landing.new_zeros(())
         return pseudo_huber(landing - self.bank.ends[batch.rows].to(landing), self.config.regression_c)
 
-    def _hold(self, batch: _Batch) -> Tensor:
+    def _hold(self, batch: MatchingBatch) -> Tensor:
         """Loss between jumps of the upper phases and their results stored in the bank."""
         count, upper = len(batch.held_rows), self.config.phases - 1
         if not self.config.hold or not upper:
@@ -223,7 +214,7 @@ class MatchingTrainer(TrainingLoop):
         return pseudo_huber(error, self.config.hold_c)
 
     def _update_fake(
-        self, batches: list[_Batch], landings: list[Tensor], *, again: bool = False
+        self, batches: list[MatchingBatch], landings: list[Tensor], *, again: bool = False
     ) -> tuple[float, float]:  # fmt: skip
         """One update of the fake on landings of the student: its loss and the norm of its gradient."""
         parameters = self.fake.trained
@@ -238,43 +229,23 @@ class MatchingTrainer(TrainingLoop):
         self.fake.publish()
         return float(figure), norm
 
-    def _fake_pass(self, batch: _Batch, landing: Tensor, *, again: bool) -> Tensor:
-        level, noise = (self._levels(batch.phase), self._noise(landing)) if again else (batch.level, batch.noise)
+    def _fake_pass(self, batch: MatchingBatch, landing: Tensor, *, again: bool) -> Tensor:
+        level, noise = (self.draws.levels(batch.phase), self.draws.noise()) if again else (batch.level, batch.noise)
         edge = torch.full_like(level, self.edges[batch.phase + 1]).to(landing)
         fake = self._as("fake", batch.captions)
         loss = fake_loss(fake, landing, edge, level.to(landing), noise.to(landing), flow=self.flow)
         (loss / self.config.accumulate).backward()
         return loss.detach().cpu().double()
 
-    def _draw(self) -> _Batch:
-        """Draw the global batch and keep this process's part."""
-        config, generator, mine = self.config, self.generator, self._part
-        last = config.phases - 1
-        phase = int(torch.randint(config.phases, (), generator=generator)) if config.phase == "random" else last
-        rows, held = (torch.randint(len(self.bank), (config.batch,), generator=generator)[mine] for _ in range(2))
-        level = self._levels(phase)
-        noise = self._noise(self.bank.ends)
-        guidance_level, guidance_noise = level, noise
-        if config.matched_cfg not in (None, config.cfg):
-            guidance_level, guidance_noise = self._levels(phase, config.guidance_span), self._noise(self.bank.ends)
-        captions = self.bank.captions[rows]
-        return _Batch(phase, rows, captions, level, noise, guidance_level, guidance_noise, held)
-
-    def _levels(self, phase: int, span: tuple[float, float] | None = None) -> Tensor:
-        high = self.edges[phase if self.config.reach == "phase" else 0]
-        return stratified_levels(
-            self.table, self.edges[phase + 1], high, self.config.batch, self.generator, span or self.config.span,
-            flow=self.flow,
-        )[self._part]  # fmt: skip
-
-    def _noise(self, like: Tensor) -> Tensor:
-        return torch.randn(self.config.batch, *like.shape[1:], generator=self.generator)[self._part]
-
     def diagnose(self) -> Diagnosis:
         """Diagnose the moving average, or the student if there is none, on the held-out pairs."""
-        held = self.held
+        held, noises = self.held, None
+        if self.config.renoised:  # the same at every diagnosis
+            generator = torch.Generator().manual_seed(self.config.seed)
+            noises = [torch.randn(held.ends.shape, generator=generator) for _ in self.path[1:-1]]
         with torch.no_grad():
-            ends, _ = unroll(self._as("ema", held.captions), held.states[0].to(self.device), self.edges)
+            student, x = self._as("ema", held.captions), held.states[0].to(self.device)
+            ends, _ = unroll(student, x, self.path, noises=noises, flow=self.flow)
         found = diagnosis_of(ends.float().cpu(), held, self.first_spread)
         self.first_spread = self.first_spread or found.spread
         return found

@@ -109,6 +109,8 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
                        help="where the bank's teacher begins: at pure noise, or where the last phase begins, which is "
                        "several times cheaper and less good")  # fmt: skip
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
+    match.add_argument("--matching-renoised", type=int, default=0, metavar="STEPS",
+                       help="with --phases 1, for a LoRA that is sampled as LCM in so many steps, each renoised")  # fmt: skip
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
     match.add_argument("--new-bank", action="store_true", help="make the pairs again")
 
@@ -206,8 +208,10 @@ def make_job(options: argparse.Namespace, pack: Pack, config: Any, cached: dict[
         latents = states.placeholders(model, cached["texts"], states.Size(options.size, options.size, options.length))
     matching = None
     if options.stage != "consistency":
-        usual = pack("pcm_core.distill").matching_after
-        matching = usual(config, steps=options.matching_steps, cfg=options.matching_cfg, walk=options.matching_walk)
+        usual, more = pack("pcm_core.distill").matching_after, {"walk": options.matching_walk}
+        if options.matching_renoised:
+            more |= {"renoised": options.matching_renoised, "regression": 0.0}
+        matching = usual(config, steps=options.matching_steps, cfg=options.matching_cfg, **more)
     return training.Job.checked(
         model=model,
         latents=latents,

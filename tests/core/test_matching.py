@@ -12,6 +12,8 @@ from torch import Tensor
 from pcm_core import distill
 from pcm_core.distill.adversarial import renoise, renoise_std
 from pcm_core.distill.matching import Scores
+from pcm_core.sampling import sample_pcm
+from pcm_core.sigma_table import SigmaTable
 
 FLOW_TABLE = torch.arange(1, 1001) / 1000
 
@@ -162,6 +164,34 @@ def test_unrolled_jumps_are_euler_steps_and_recomputing_changes_no_gradient(jump
     torch.testing.assert_close(found[False][0], ends(0.3), rtol=1e-5, atol=1e-6)
     slope = (ends(0.3 + 1e-5).square().sum() - ends(0.3 - 1e-5).square().sum()) / 2e-5
     torch.testing.assert_close(found[False][2], slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flow", [True, False])
+def test_a_renoised_path_is_lcm_sampling(flow):
+    """The sampler at determinism 0, with the same noises; the gradient goes through all of its steps."""
+    table = SigmaTable.of(torch.linspace(0.01, 1.0 if flow else 14.0, 1000))
+    path = distill.renoised_path(table, 4, 0.0)
+    assert path == (*(table.sigma(t) for t in (999, 749, 499, 249)), 0.0)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    noises = [torch.randn(5, 2, generator=torch.Generator().manual_seed(i)) for i in (1, 2, 3)]
+    weight = torch.tensor(0.3, requires_grad=True)
+    seen: list[Tensor] = []
+
+    def student(x: Tensor, sigma: Tensor) -> Tensor:
+        denoised = torch.tanh(weight * x) + 0.1 * sigma[:, None]
+        if denoised.requires_grad:
+            denoised.retain_grad()
+            seen.append(denoised)
+        return denoised
+
+    landing, denoised = distill.unroll(student, x, path, noises=noises, flow=flow)
+    landing.square().sum().backward()
+    assert torch.equal(landing, denoised) and all(float(step.grad.abs().min()) > 0 for step in seen)
+    fresh = iter(noises)
+    sampled = sample_pcm(
+        student, x, torch.tensor(path), determinism=0.0, flow=flow, noise_sampler=lambda *_: next(fresh)
+    )  # fmt: skip
+    torch.testing.assert_close(landing.detach(), sampled, rtol=1e-5, atol=1e-6)
 
 
 def test_the_renoised_fake_knows_its_own_variance():

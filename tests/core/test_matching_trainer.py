@@ -81,7 +81,7 @@ def run(trainer, steps: int | None = None) -> list:
 @pytest.mark.parametrize("settings", [
     {}, {"phases": 1}, {"phases": 4, "unroll": 0, "hold": 1.0}, {"phases": 4, "phase": "random", "reach": "path"},
     {"matched_cfg": 1.5}, {"fake_updates": 3, "fake_rank": 2}, {"cfg": 1.0, "teacher_cfg": 1.0},
-    {"ema": 0.0, "recompute": True},
+    {"ema": 0.0, "recompute": True}, {"phases": 1, "renoised": 3, "regression": 0.0},
 ], ids=str)  # fmt: skip
 def test_it_trains_and_the_base_is_untouched(settings):
     trainer, given = make(**settings)
@@ -125,7 +125,7 @@ def test_an_update_is_what_the_equations_say():
     """One student update by hand: the scores at the drawn levels, the regression, the weights."""
     trainer, given = make(fake_warmup=0, steps=5, batch=8, ema=0.0)
     state = trainer.generator.get_state()
-    batch = trainer._draw()
+    batch = trainer.draws.batch()
     trainer.generator.set_state(state)
     adapters, edges, text = given.adapters, given.plan.edges, batch.captions
     ones = torch.ones(8)
@@ -168,6 +168,15 @@ def test_the_gradient_reaches_as_far_back_as_asked():
         assert with_gradient.count("student") == calls and with_gradient.count("fake") == 1
 
 
+def test_renoised_steps_are_all_trained_and_diagnosed():
+    trainer, given = make(phases=1, renoised=3, regression=0.0, fake_warmup=0, fake_updates=1)
+    with trainer.adapters.attached():
+        trainer.step()
+        assert [mode for mode, _, gradient in given.backbone.calls if gradient].count("student") == 3
+        one, two = trainer.diagnose(), trainer.diagnose()
+    assert one == two
+
+
 def test_passes_of_one_update_are_one_batch():
     """Two passes of 9 against one of the same 18: the same losses, and the same student and fake after 6 updates."""
     settings = {"fake_warmup": 2, "steps": 4, "phases": 4, "hold": 0.5, "fake_updates": 1}
@@ -176,11 +185,11 @@ def test_passes_of_one_update_are_one_batch():
     draws = make(batch=9, **settings)[0]
 
     def both():
-        one, two = (vars(draws._draw()) for _ in range(2))
+        one, two = (vars(draws.draws.batch()) for _ in range(2))
         joined = {name: torch.cat([one[name], two[name]]) for name in one if name != "phase"}
-        return module._Batch(phase=one["phase"], **joined)
+        return module.MatchingBatch(phase=one["phase"], **joined)
 
-    whole._draw = both
+    whole.draws = SimpleNamespace(batch=both)
     reports = [run(halves), run(whole)]
     assert [r.loss for r in reports[0]] == pytest.approx([r.loss for r in reports[1]], rel=1e-3)
     assert [r.grad_norm for r in reports[0]] == pytest.approx([r.grad_norm for r in reports[1]], rel=1e-3)
@@ -190,7 +199,8 @@ def test_passes_of_one_update_are_one_batch():
 
 @pytest.mark.parametrize("cut", [2, 4, 9])
 @pytest.mark.parametrize("settings", [
-    {}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5, "accumulate": 2}
+    {}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5, "accumulate": 2},
+    {"phases": 1, "renoised": 4, "regression": 0.0},
 ], ids=str)  # fmt: skip
 def test_resume_continues_to_the_same_bits(settings, cut, tmp_path: Path):
     whole, _ = make(**settings)
@@ -415,7 +425,9 @@ def test_checkpoints_of_other_stages_settings_or_starts_are_refused():
     {"max_grad_norm": 0.0}, {"ema": 1.0}, {"collapse": 1.0}, {"matching": -1.0}, {"regression": float("inf")},
     {"hold": -0.1}, {"fake_warmup": -1}, {"warmup": -1}, {"reach": "far"}, {"walk": "far"}, {"phase": "first"},
     {"span": (0.5, 0.5)},
-    {"guidance_span": (0.0, 2.0)}, {"unroll": -2}, {"weight_decay": -1.0},
+    {"guidance_span": (0.0, 2.0)}, {"unroll": -2}, {"weight_decay": -1.0}, {"renoised": -1},
+    {"phases": 2, "renoised": 4, "regression": 0.0}, {"regression": 2.0, "phases": 1, "renoised": 4},
+    {"unroll": 0, "phases": 1, "renoised": 4, "regression": 0.0},
 ], ids=str)  # fmt: skip
 def test_bad_settings_are_refused(settings):
     with pytest.raises(PCMError, match=f"Correct {next(iter(settings))}"):

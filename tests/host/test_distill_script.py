@@ -15,10 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from phased_consistency.nodes import distill as distill_node
 from phased_consistency.nodes.training import from_widgets
+from phased_consistency.pcm_core.profiles.metadata import profile_from_metadata
 from scripts import workers as processes
 from scripts.distill import command as distill
 from scripts.distill import files as distill_files
@@ -553,3 +555,17 @@ def test_both_stages_go_on_where_they_were_stopped(inputs, tmp_path):
 def test_a_matching_stage_without_a_start_is_refused(inputs, tmp_path):
     said = command(inputs, tmp_path, "none", "--stage", "matching").stderr
     assert "--stage matching has no LoRA to start from." in said
+
+
+def test_a_lora_for_renoised_steps_says_so_in_its_file(inputs, tmp_path):
+    """One phase, matched at the four noise levels that LCM samples; the profile of the file is LCM's."""
+    more = ("--phases", "1", "--stage", "both", "--steps", "1", "--matching-steps", "1", "--matching-cfg", "2",
+            "--matching-renoised", "4")  # fmt: skip
+    done = command(inputs, tmp_path, "lcm", *more)
+    assert done.returncode == 0, done.stderr
+    with safe_open(tmp_path / "lcm.safetensors", "pt") as file:
+        profile = profile_from_metadata(file.metadata())
+    assert profile is not None
+    assert (profile.steps, profile.determinism) == (4, 0.0)
+    refused = command(inputs, tmp_path, "two", *more, "--phases", "2").stderr
+    assert "phases is 2. Expected: 1 with renoised steps." in refused.replace("\n", " ")
