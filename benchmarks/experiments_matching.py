@@ -92,13 +92,17 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12], help="of the pictures")
     parser.add_argument("--folder", type=Path, default=Path("output/matching"))
-    parser.add_argument("--bank", default="bank", help="name of the bank in the folder; runs of equal banks share one")
-    parser.add_argument("--only-bank", action="store_true", help="make the bank and stop")
+    parser.add_argument("--bank", default="bank", help="name of the whole walks' bank in the folder; all runs share it")
+    parser.add_argument("--only-bank", action="store_true", help="make that bank and stop")
     parser.add_argument("--log", type=Path, help="append the figures to this file, a row of JSON each")
     parser.add_argument("--score", type=Path, nargs="+", help="only score these LoRA files, or the word teacher")
     parser.add_argument("--at", type=int, nargs="+", help="step counts to score at; default the phases")
     parser.add_argument("--determinism", type=float, default=1.0, help="of the sampler")
     return parser.parse_args(arguments)
+
+
+def bank_of(options: argparse.Namespace) -> Path:
+    return options.folder / f"{options.bank}_{'clips' if options.clips else 'pictures'}"
 
 
 def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -110,10 +114,9 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     usual = START_CLIPS if options.clips else START
     start, clock = options.start or WEIGHTS / usual[options.phases], time.process_time()
     tensors, metadata = read_tensors(start)
-    lora = (Matched.clips() if options.clips else Matched.pictures()).train(
-        tensors, config, pairs=options.pairs, on_step=show, only_bank=options.only_bank,
-        folder=options.folder / f"{options.bank}_{options.phases}",
-    )  # fmt: skip
+    world = Matched.clips() if options.clips else Matched.pictures()
+    walks = world.walks(options.pairs, config.teacher_cfg, bank_of(options)) if config.walk == "path" else None
+    lora = world.train(tensors, config, options.pairs, walks, on_step=show)
     file = options.folder / f"{options.name}_{options.phases}_{options.seed}.safetensors"
     base = "wan" if options.clips else "demo_sd3"
     before = int(metadata["pcm_train_steps"])
@@ -136,10 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {}
     files: list[Path] = options.score or []
+    if options.only_bank:
+        (Matched.clips() if options.clips else Matched.pictures()).walks(options.pairs, CFG, bank_of(options))
+        return
     if not files:
         file, told = train(options)
-        if options.only_bank:
-            return
         files = [file]
     scorer = ClipScorer(options.seeds) if options.clips else Scorer(options.folder, options.seeds)
     for file in files:

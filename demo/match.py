@@ -44,29 +44,47 @@ class Matched:
     def backbone(self, x: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
         return Denoiser(self.teacher, tuple(text[captions] for text in self.texts))(x, sigma)
 
-    def train(
-        self, start: dict[str, Tensor], config: distill.MatchingConfig, *, pairs: int, folder: Path | None = None,
-        only_bank: bool = False, on_step: Callable[[distill.StepReport], None] | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """One matching stage from the LoRA ``start``. Returns the averaged LoRA.
+    def walks(self, pairs: int, cfg: float, folder: Path | None = None) -> distill.Bank:
+        """The guided teacher's walks from pure noise; one bank serves LoRAs of every number of phases.
 
-        ``pairs`` is the size of the bank, kept in ``folder`` if there is one; with ``only_bank`` nothing is trained.
+        Kept in ``folder`` if there is one.
         """
-        rank = next(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
-        matrices = {n: module for n, module in distill.adaptable(self.teacher).items() if isinstance(module, nn.Linear)}
-        adapters = distill.Adapters(matrices, rank, generator=torch.Generator().manual_seed(config.seed))
-        adapters.load_lora({name: value.float() for name, value in start.items()})
-        plan = distill.BankPlan.of(
-            TABLE, config.phases, GRID, config.terminal, whole=config.walk == "path", shape=self.shape,
-            texts=len(self.texts[0]) - 1, pairs=pairs, chunk=64, cfg=config.teacher_cfg, flow=True, held_texts=16,
-        )  # fmt: skip
+        plan = self._plan(1, pairs, cfg)
         print(plan.announcement(), flush=True)
+        # Of a LoRA that no walk uses.
+        adapters = distill.Adapters(self._matrices(), 1, generator=torch.Generator().manual_seed(0))
+        store = distill.BankStore(folder, plan, distill.fingerprint(adapters))
+        return store.make(lambda captions: self._models(adapters, captions, cfg), "cpu")
+
+    def train(
+        self, start: dict[str, Tensor], config: distill.MatchingConfig, pairs: int, walks: distill.Bank | None = None,
+        on_step: Callable[[distill.StepReport], None] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """One matching stage from the LoRA ``start``, on ``walks`` or a bank of its own. Returns the averaged LoRA."""
+        rank = next(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
+        adapters = distill.Adapters(self._matrices(), rank, generator=torch.Generator().manual_seed(config.seed))
+        adapters.load_lora({name: value.float() for name, value in start.items()})
+        plan = self._plan(config.phases, pairs, config.teacher_cfg, whole=config.walk == "path")
+
+        def models(captions: Tensor) -> tuple[distill.Denoiser, distill.Denoiser]:
+            return self._models(adapters, captions, config.teacher_cfg)
+
         with adapters.attached():
-            store = distill.BankStore(folder, plan, distill.fingerprint(adapters))
-            bank = store.make(lambda captions: self._models(adapters, captions, config.teacher_cfg), "cpu")
-            if not only_bank:
-                distill.MatchingTrainer(self.backbone, adapters, bank, plan, TABLE, config, flow=True).run(on_step)
+            if walks is not None:
+                bank = distill.with_student(walks, plan, models, "cpu")
+            else:
+                bank = distill.BankStore(None, plan, distill.fingerprint(adapters)).make(models, "cpu")
+            distill.MatchingTrainer(self.backbone, adapters, bank, plan, TABLE, config, flow=True).run(on_step)
         return adapters.lora(ema=True)
+
+    def _matrices(self) -> dict[str, nn.Module]:
+        return {n: module for n, module in distill.adaptable(self.teacher).items() if isinstance(module, nn.Linear)}
+
+    def _plan(self, phases: int, pairs: int, cfg: float, whole: bool = True) -> distill.BankPlan:
+        return distill.BankPlan.of(
+            TABLE, phases, GRID, "zero", whole=whole, shape=self.shape, texts=len(self.texts[0]) - 1, pairs=pairs,
+            chunk=64, cfg=cfg, flow=True, held_texts=16,
+        )  # fmt: skip
 
     def _models(
         self, adapters: distill.Adapters, captions: Tensor, cfg: float

@@ -92,11 +92,10 @@ VIDEO_CLIPS = 4000
 
 @dataclass(frozen=True)
 class MatchRun:
-    """A matching stage: ``start`` is the LoRA file it goes on from, ``pairs`` the size of its bank."""
+    """A matching stage: ``start`` is the LoRA file it goes on from."""
 
     file: str
     start: str
-    pairs: int
     config: MatchingConfig
 
 
@@ -105,23 +104,27 @@ def matching(phases: int, **settings: Any) -> MatchingConfig:
     return MatchingConfig(**{"phases": phases, **common, **settings})
 
 
-# benchmarks/results/experiments.md has what else was tried.
+# benchmarks/results/experiments.md has what else was tried. All runs of a world share one bank.
 MATCHES = (
-    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", 6400, matching(4, steps=650)),
+    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=1300)),
     MatchRun(
-        "demo_pcm_2phase_matched.safetensors",
-        "demo_pcm_2phase.safetensors",
-        6400,
-        matching(2, steps=800, cfg=5.0, regression=1.0),
+        "demo_pcm_2phase_matched.safetensors", "demo_pcm_2phase.safetensors",
+        matching(2, steps=1600, cfg=5.0, regression=1.0),
     ),
     MatchRun(
-        "demo_pcm_1phase_matched.safetensors",
-        "demo_lcm.safetensors",
-        6400,
-        matching(1, steps=1200, lr=3e-4, regression=0.3),
+        "demo_pcm_1phase_matched.safetensors", "demo_lcm.safetensors",
+        matching(1, steps=1200, lr=5e-4, regression=0.3, regression_warmup=2000),
     ),
+    MatchRun(
+        "demo_lcm_matched.safetensors", "demo_lcm.safetensors",
+        matching(1, steps=1300, renoised=4, regression=0.0),
+    ),
+)  # fmt: skip
+MATCH_PAIRS = 25_600
+VIDEO_MATCHES = (
+    MatchRun("demo_wan_pcm_4phase_matched.safetensors", "demo_wan_pcm_4phase.safetensors", matching(4, steps=500)),
 )
-VIDEO_MATCHES: tuple[MatchRun, ...] = ()
+VIDEO_MATCH_PAIRS = 3000
 
 
 @dataclass(frozen=True)
@@ -178,17 +181,20 @@ def stage_lora(folder: Path) -> None:
         save(run, lora, folder)
 
 
-def stage_match(folder: Path, runs: Sequence[MatchRun] = MATCHES, base: str = "demo_sd3") -> None:
+def stage_match(
+    folder: Path, runs: Sequence[MatchRun] = MATCHES, pairs: int = MATCH_PAIRS, base: str = "demo_sd3"
+) -> None:
     world = Matched.pictures(folder) if base == "demo_sd3" else Matched.clips(folder)
+    walks = world.walks(pairs, CFG)
     for run in runs:
         start, metadata = read_tensors(folder / run.start)
-        lora = world.train(start, run.config, pairs=run.pairs)
+        lora = world.train(start, run.config, pairs, walks)
         config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
         save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
 
 
 def stage_video_match(folder: Path) -> None:
-    stage_match(folder, VIDEO_MATCHES, "wan")
+    stage_match(folder, VIDEO_MATCHES, VIDEO_MATCH_PAIRS, "wan")
 
 
 def stage_decoder(folder: Path) -> None:

@@ -84,7 +84,7 @@ class Job:
     def steps(self) -> int:
         """Of all stages, the warm-up of the fake included."""
         consistency = 0 if self.stage == "matching" else self.config.steps
-        return consistency + (self.matching.fake_warmup + self.matching.steps if self.matching else 0)
+        return consistency + (self.matching.all_steps if self.matching else 0)
 
 
 def _checked_captions(texts: list[Conditioning], latents: list[Tensor]) -> list[int]:

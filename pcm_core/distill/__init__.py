@@ -18,7 +18,7 @@ from .adversarial import (
     renoise_std,
 )
 from .autograd import blocks, differentiable_weights
-from .bank import Bank, BankPlan, BankStore, fingerprint
+from .bank import Bank, BankPlan, BankStore, fingerprint, with_student
 from .config import ADVERSARIAL_LR, ADVERSARIAL_SPAN, DistillConfig, Diverged, distill_metadata, usual_warmup
 from .data import Data, LatentSet
 from .diagnosis import Collapsed, Diagnosis
@@ -112,6 +112,7 @@ __all__ = [
     "subinterval_target",
     "unroll",
     "usual_warmup",
+    "with_student",
     "write_lora",
 ]
 

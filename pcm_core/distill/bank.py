@@ -156,15 +156,38 @@ def fingerprint(adapters: Adapters) -> str:
 def make_chunk(plan: BankPlan, number: int, size: int, student: Denoiser, teacher: Denoiser, device: Any) -> Bank:
     """The student's jumps and the teacher's walk for one chunk."""
     noise, captions = plan.draw(number, size)
-    x = plan.start(noise).to(device)
-    states = [x]
-    for above, below in zip(plan.edges[:-2], plan.edges[1:-1], strict=True):
-        x = _jump(student, x, above, below)
-        states.append(x)
+    states = _states(plan, plan.start(noise).to(device), student)
     x = states[plan.edges.index(plan.walk[0])]
     for above, below in pairwise(plan.walk):
         x = _jump(teacher, x, above, below)
     return Bank(tuple(state.float().cpu() for state in states), x.float().cpu(), captions)
+
+
+@torch.no_grad()
+def with_student(
+    walks: Bank, plan: BankPlan, models: Callable[[Tensor], tuple[Denoiser, Denoiser]], device: torch.device | str
+) -> Bank:
+    """``walks`` with the states of another student, which take a few evaluations where the walks took dozens.
+
+    Args:
+        walks: of the same teacher, whose walks begin at pure noise.
+        plan: with the student's phases; only its edges and ``chunk`` count.
+        models: as in ``BankStore.make``.
+    """
+    parts: list[Bank] = []
+    for first in range(0, len(walks), plan.chunk):
+        part = walks.rows(first, first + plan.chunk)
+        states = _states(plan, part.states[0].to(device), models(part.captions)[0])
+        parts.append(Bank(tuple(state.float().cpu() for state in states), part.ends, part.captions))
+    return Bank.joined(parts)
+
+
+def _states(plan: BankPlan, x: Tensor, student: Denoiser) -> list[Tensor]:
+    """The student at the top of every phase, from ``x`` at the first."""
+    states = [x]
+    for above, below in zip(plan.edges[:-2], plan.edges[1:-1], strict=True):
+        states.append(_jump(student, states[-1], above, below))
+    return states
 
 
 def _jump(model: Denoiser, x: Tensor, above: float, below: float) -> Tensor:

@@ -36,6 +36,8 @@ class MatchingConfig:
         matching, regression, hold: weights of the matching loss; of the pseudo-Huber loss (``regression_c``) between
             the end and the teacher's own walk; and of that (``hold_c``) between jumps of the upper phases and their
             stored ends.
+        regression_warmup: updates by regression alone before all others, at ``regression_lr`` down to 2 % of it: what a
+            student of one step needs (10,000 pairs in DMD2, ``train_sd_ode.py``).
         fake_rank, fake_lr, fake_updates, fake_warmup: of the fake: its rank (``None`` as the student), rate, updates
             per update of the student, and updates before the first one.
         teacher_cfg: guidance of the teacher's walk in the bank.
@@ -72,6 +74,8 @@ class MatchingConfig:
     regression_c: float = 0.1
     hold: float = 0.0
     hold_c: float = 0.02
+    regression_warmup: int = 0
+    regression_lr: float = 1e-3
     fake_rank: int | None = None
     fake_lr: float = 5e-4
     fake_updates: int = 1
@@ -86,12 +90,13 @@ class MatchingConfig:
         for name in ("steps", "batch", "accumulate", "fake_updates", "fake_rank"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1.")
-        for name in ("lr", "fake_lr", "max_grad_norm", "regression_c", "hold_c", "floor", "cfg", "teacher_cfg"):
+        rates = ("lr", "fake_lr", "regression_lr")
+        for name in (*rates, "max_grad_norm", "regression_c", "hold_c", "floor", "cfg", "teacher_cfg"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
         for name in ("ema", "collapse"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
-        for name in ("warmup", "weight_decay", "matching", "regression", "hold", "fake_warmup"):
+        for name in ("warmup", "weight_decay", "matching", "regression", "hold", "fake_warmup", "regression_warmup"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
         reaches = ("phase", "path")
         for name, known in (("reach", reaches), ("walk", reaches), ("phase", ("last", "random"))):
@@ -110,6 +115,14 @@ class MatchingConfig:
     def guided(self) -> bool:
         """Whether a null caption is needed."""
         return self.cfg != 1 or self.teacher_cfg != 1
+
+    @property
+    def all_steps(self) -> int:
+        """Updates of the student and those that only prepare them."""
+        return self.regression_warmup + self.fake_warmup + self.steps
+
+    def regression_rate(self, step: int) -> float:
+        return cosine(self.regression_lr, step, 0, self.regression_warmup)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to 2 %."""

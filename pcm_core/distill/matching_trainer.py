@@ -78,7 +78,7 @@ class MatchingTrainer(TrainingLoop):
             "fake", config.fake_rank or adapters.rank, generator=torch.Generator().manual_seed(config.seed + 1)
         )
         super().__init__(
-            backbone, adapters, processes, steps=config.fake_warmup + config.steps, ema=config.ema,
+            backbone, adapters, processes, steps=config.all_steps, ema=config.ema,
             autocast=config.autocast, seed=config.seed,
         )  # fmt: skip
         part = self.processes.part(config.batch)
@@ -90,32 +90,36 @@ class MatchingTrainer(TrainingLoop):
 
     @property
     def updates(self) -> int:
-        """Updates of the student so far."""
-        return max(0, self.step_number - self.config.fake_warmup)
+        """Updates of the student against the fake so far."""
+        return max(0, self.step_number - self.config.regression_warmup - self.config.fake_warmup)
 
     def step(self) -> MatchingReport:
-        """One update of the fake alone during its warm-up; then one of the student and some of the fake."""
+        """One update of the student by regression, then of the fake alone, then of the student and some of the fake."""
         self._check_attached()
         batches = [self.draws.batch() for _ in range(self.config.accumulate)]
-        if self.step_number < self.config.fake_warmup:
+        alone = self.step_number < self.config.regression_warmup
+        if not alone and self.step_number < self.config.regression_warmup + self.config.fake_warmup:
             return self._warm(batches)
-        report = self._update_student(batches)
+        report = self._update_student(batches, alone)
         self._watch(report)
         return report
 
     def _warm(self, batches: list[MatchingBatch]) -> MatchingReport:
+        # The bank's states are those of the student that it was made with.
+        jumps = -1 if self.config.regression_warmup else 0
         with torch.no_grad():
-            landings = [self._land(batch, 0)[0] for batch in batches]
+            landings = [self._land(batch, jumps)[0] for batch in batches]
         self._remember()
         loss, norm = self._update_fake(batches, landings)
         self.step_number += 1
         self.losses.append(loss)
         return MatchingReport(self.step_number, loss, 0.0, loss, norm, self.config.fake_lr)
 
-    def _update_student(self, batches: list[MatchingBatch]) -> MatchingReport:
+    def _update_student(self, batches: list[MatchingBatch], alone: bool) -> MatchingReport:
+        """``alone``: by regression, without a fake."""
         config, parameters = self.config, self.adapters.student.trained
         self.optimizer.zero_grad(set_to_none=True)
-        passes = [self._pass(batch) for batch in batches]
+        passes = [self._pass(batch, alone) for batch in batches]
         figures, landings = torch.stack([found for found, _ in passes]).mean(0), [landing for _, landing in passes]
         self.processes.average([figures, *(p.grad for p in parameters if p.grad is not None)])
         norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -124,22 +128,25 @@ class MatchingTrainer(TrainingLoop):
             if not math.isfinite(value):
                 raise self._diverged(name)
         self._remember()
-        lr = config.learning_rate(self.updates)
+        lr = config.regression_rate(self.step_number) if alone else config.learning_rate(self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.adapters.student.publish()
-        fakes = [self._update_fake(batches, landings, again=i > 0)[0] for i in range(config.fake_updates)]
+        count = 0 if alone else config.fake_updates
+        fakes = [self._update_fake(batches, landings, again=i > 0)[0] for i in range(count)]
         self._count_update(loss)
+        done = self.step_number if alone else self.updates
         return MatchingReport(
-            self.step_number, loss, matching, sum(fakes) / len(fakes), norm, lr, regression, hold, push, guidance,
-            self.diagnose() if self.updates % _DIAGNOSE_EVERY == 0 else None,
+            self.step_number, loss, matching, sum(fakes) / max(count, 1), norm, lr, regression, hold, push, guidance,
+            self.diagnose() if done % _DIAGNOSE_EVERY == 0 else None,
         )  # fmt: skip
 
-    def _pass(self, batch: MatchingBatch) -> tuple[Tensor, Tensor]:
+    def _pass(self, batch: MatchingBatch, alone: bool) -> tuple[Tensor, Tensor]:
         """Forward and backward pass of one batch: its loss, parts and gradient sizes, float64 [6], and its landings."""
         landing, denoised = self._land(batch, self.config.unroll)
-        scores = self._scores(batch, landing)
+        # A fake that equals the teacher pushes nowhere.
+        scores = Scores(landing.detach(), landing.detach()) if alone else self._scores(batch, landing)
         gradient = matching_gradient(scores, denoised, self.config.floor)
         parts = [matching_loss(landing, gradient), self._regression(batch, landing), self._hold(batch)]
         total = sum(weight * part for weight, part in zip(self._weights(), parts, strict=True))

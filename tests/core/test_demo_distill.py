@@ -66,8 +66,8 @@ def test_the_adversarial_loss_looks_where_it_is_told():
 def test_the_match_stage_goes_on_from_a_lora_and_says_so_in_its_file(tmp_path):
     for name in ("demo_sd3.safetensors", "demo_pcm_2phase.safetensors"):
         shutil.copy(WEIGHTS / name, tmp_path)
-    config = matching(2, steps=1, batch=4, fake_warmup=1, walk="phase")
-    stage_match(tmp_path, [MatchRun("matched.safetensors", "demo_pcm_2phase.safetensors", 8, config)])
+    config = matching(2, steps=1, batch=4, fake_warmup=1)
+    stage_match(tmp_path, [MatchRun("matched.safetensors", "demo_pcm_2phase.safetensors", config)], pairs=8)
     before, _ = read_tensors(tmp_path / "demo_pcm_2phase.safetensors")
     after, told = read_tensors(tmp_path / "matched.safetensors")
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)

@@ -177,6 +177,36 @@ def test_renoised_steps_are_all_trained_and_diagnosed():
     assert one == two
 
 
+def test_regression_alone_comes_first_and_needs_no_fake():
+    """Its updates are plain gradient steps on the distance to the teacher's ends; the fake starts after them."""
+    trainer, given = make(phases=1, regression_warmup=6, regression_lr=0.02, fake_warmup=2, steps=3, batch=8, ema=0.0)
+    expected, _ = make(phases=1, regression_warmup=6, fake_warmup=2, steps=3, batch=8, ema=0.0)
+    parameters = expected.adapters.student.trained
+    optimizer = torch.optim.AdamW(parameters, betas=(0.0, 0.99), weight_decay=0.0)
+    fresh = {name: value.clone() for name, value in trainer.fake.state_dict().items()}
+    top = torch.full((8,), trainer.edges[0])
+    for i in range(6):
+        given.backbone.calls.clear()
+        report = run(trainer, i + 1)[0]
+        assert {mode for mode, _, _ in given.backbone.calls} == {"student"}
+        assert report.discriminator_loss == report.matching == 0 and trainer.updates == 0
+        batch = expected.draws.batch()
+        with expected.adapters.attached():
+            landing = expected._as("student", batch.captions)(expected.bank.states[0][batch.rows], top)
+        error = landing - expected.bank.ends[batch.rows]
+        loss = expected.config.regression * (torch.sqrt(error.square() + 0.01) - 0.1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.param_groups[0]["lr"] = report.lr
+        optimizer.step()
+        assert report.loss == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert all(torch.equal(value, fresh[name]) for name, value in trainer.fake.state_dict().items())
+    reports = run(trainer)
+    assert len(reports) == 5 and trainer.updates == 3
+    assert [report.matching > 0 for report in reports] == [False, False, True, True, True]
+
+
 def test_passes_of_one_update_are_one_batch():
     """Two passes of 9 against one of the same 18: the same losses, and the same student and fake after 6 updates."""
     settings = {"fake_warmup": 2, "steps": 4, "phases": 4, "hold": 0.5, "fake_updates": 1}
@@ -200,7 +230,7 @@ def test_passes_of_one_update_are_one_batch():
 @pytest.mark.parametrize("cut", [2, 4, 9])
 @pytest.mark.parametrize("settings", [
     {}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5, "accumulate": 2},
-    {"phases": 1, "renoised": 4, "regression": 0.0},
+    {"phases": 1, "renoised": 4, "regression": 0.0}, {"regression_warmup": 3},
 ], ids=str)  # fmt: skip
 def test_resume_continues_to_the_same_bits(settings, cut, tmp_path: Path):
     whole, _ = make(**settings)
@@ -324,6 +354,29 @@ def test_a_banks_teacher_may_walk_from_pure_noise():
     torch.testing.assert_close(bank.ends, x)
 
 
+def test_whole_walks_serve_students_of_any_number_of_phases():
+    """The walks of a bank with one phase, in which no student takes part, and the states of one with four."""
+    given = setting(phases=4, grid=8)
+    common = {"whole": True, "shape": (2,), "texts": 3, "pairs": 50, "chunk": 24, "cfg": 1.5, "flow": True}
+    one, four = (distill.BankPlan.of(FLOW_TABLE, phases, 8, "zero", **common) for phases in (1, 4))
+    with given.adapters.attached():
+        under = models(given)
+
+        def no_student(captions):
+            def refuse(x, sigma):
+                raise AssertionError("a student in a walk")
+
+            return refuse, under(captions)[1]
+
+        walks = distill.BankStore(None, one, "").make(no_student, "cpu")
+        expected = distill.BankStore(None, four, "").make(under, "cpu")
+        found = distill.with_student(walks, four, under, "cpu")
+    assert len(found.states) == 4 and len(found) == len(expected)
+    torch.testing.assert_close(found.states, expected.states)
+    torch.testing.assert_close(found.ends, expected.ends)
+    assert torch.equal(found.captions, expected.captions)
+
+
 def test_a_bank_says_its_size_and_cost_before_it_is_made():
     plan = setting(phases=4, grid=8).plan
     assert plan.evaluations == 96 * (3 + 2 * 2) and plan.bytes == 96 * 5 * 2 * 4
@@ -426,6 +479,7 @@ def test_checkpoints_of_other_stages_settings_or_starts_are_refused():
     {"hold": -0.1}, {"fake_warmup": -1}, {"warmup": -1}, {"reach": "far"}, {"walk": "far"}, {"phase": "first"},
     {"span": (0.5, 0.5)},
     {"guidance_span": (0.0, 2.0)}, {"unroll": -2}, {"weight_decay": -1.0}, {"renoised": -1},
+    {"regression_warmup": -1}, {"regression_lr": 0.0},
     {"phases": 2, "renoised": 4, "regression": 0.0}, {"regression": 2.0, "phases": 1, "renoised": 4},
     {"unroll": 0, "phases": 1, "renoised": 4, "regression": 0.0},
 ], ids=str)  # fmt: skip
