@@ -58,12 +58,15 @@ class Matched:
 
     def train(
         self, start: dict[str, Tensor], config: distill.MatchingConfig, pairs: int, walks: distill.Bank | None = None,
-        on_step: Callable[[distill.StepReport], None] | None = None,
+        rank: int | None = None, on_step: Callable[[distill.StepReport], None] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """One matching stage from the LoRA ``start``, on ``walks`` or a bank of its own. Returns the averaged LoRA."""
-        rank = next(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
+        """One matching stage from the LoRA ``start``, on ``walks`` or a bank of its own. Returns the averaged LoRA.
+
+        ``rank`` is at least that of ``start``, the default.
+        """
+        rank = rank or max(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
         adapters = distill.Adapters(self._matrices(), rank, generator=torch.Generator().manual_seed(config.seed))
-        adapters.load_lora({name: value.float() for name, value in start.items()})
+        adapters.load_lora(widened({name: value.float() for name, value in start.items()}, adapters.lora()))
         plan = self._plan(config.phases, pairs, config.teacher_cfg, whole=config.walk == "path")
 
         def models(captions: Tensor) -> tuple[distill.Denoiser, distill.Denoiser]:
@@ -100,3 +103,15 @@ class Matched:
             return distill.guided(with_text, without, torch.full((len(x),), cfg))
 
         return student, guided
+
+
+def widened(start: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``start`` with the rank of ``fresh``, whose ``up`` is zero, so that both change the model alike."""
+    wide = {name: value.clone() for name, value in fresh.items()}
+    for name, value in start.items():
+        if name.endswith("lora_down.weight"):
+            stem, rank = name.removesuffix("lora_down.weight"), len(value)
+            scale = start[f"{stem}alpha"] / rank * len(wide[name]) / fresh[f"{stem}alpha"]
+            wide[name][:rank] = value
+            wide[f"{stem}lora_up.weight"][:, :rank] = start[f"{stem}lora_up.weight"] * scale
+    return wide

@@ -92,11 +92,12 @@ VIDEO_CLIPS = 4000
 
 @dataclass(frozen=True)
 class MatchRun:
-    """A matching stage: ``start`` is the LoRA file it goes on from."""
+    """A matching stage: ``start`` is the LoRA file it goes on from, ``rank`` at least its rank, the default."""
 
     file: str
     start: str
     config: MatchingConfig
+    rank: int | None = None
 
 
 def matching(phases: int, **settings: Any) -> MatchingConfig:
@@ -188,7 +189,7 @@ def stage_match(
     walks = world.walks(pairs, CFG)
     for run in runs:
         start, metadata = read_tensors(folder / run.start)
-        lora = world.train(start, run.config, pairs, walks)
+        lora = world.train(start, run.config, pairs, walks, run.rank)
         config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
         save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
 

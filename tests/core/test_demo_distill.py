@@ -6,12 +6,14 @@ import shutil
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.distill import Critic, Denoiser, distil, load_lora, save_lora
+from demo.match import widened
 from demo.teacher import LatentPool, load_teacher
 from demo.train import MatchRun, matching, stage_match
 from demo.train_vae import WEIGHTS, load_vae
+from pcm_core.distill import Adapters, adaptable
 from pcm_core.safetensors_file import read_tensors
 
 
@@ -73,3 +75,22 @@ def test_the_match_stage_goes_on_from_a_lora_and_says_so_in_its_file(tmp_path):
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
     assert (told["pcm_phases"], told["pcm_train_steps"]) == ("2", "7201")
     assert (told["pcm_matching_steps"], told["pcm_matching_cfg"]) == ("1", "4.0") and "pcm_determinism" not in told
+
+
+def test_a_lora_of_more_rank_begins_as_the_one_it_starts_from():
+    start, _ = read_tensors(WEIGHTS / "demo_lcm.safetensors")
+    start = {name: value.float() for name, value in start.items()}
+    matrices = {n: m for n, m in adaptable(load_teacher()).items() if isinstance(m, nn.Linear)}
+    fresh = Adapters(matrices, 40, alpha=20.0, generator=torch.Generator().manual_seed(1)).lora()
+    wide = widened(start, fresh)
+    assert wide.keys() == start.keys()
+    for name in matrices:
+        stem = f"diffusion_model.{name}"
+        one, other = (
+            lora[f"{stem}.alpha"] / len(lora[f"{stem}.lora_down.weight"])
+            * lora[f"{stem}.lora_up.weight"] @ lora[f"{stem}.lora_down.weight"]
+            for lora in (start, wide)
+        )  # fmt: skip
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+    new = wide[f"{stem}.lora_down.weight"][36:]
+    assert new.shape[0] == 4 and float(new.abs().min()) > 0, "zero rows would never learn"
