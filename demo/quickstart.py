@@ -49,11 +49,11 @@ class Method:
 METHODS = (
     Method("Teacher, 25 steps", "CFG 3: 50 evaluations", 25, sampler="euler"),
     Method("Teacher, 4 steps", "CFG 3: 8 evaluations", 4, sampler="euler"),
-    Method("LCM, 4 steps", "stock lcm: 4 evaluations", 4, "demo_lcm", "lcm"),
-    Method("PCM, 1 phase", "consistency: 1 evaluation", 1, "demo_lcm"),
-    Method("PCM, 2 phases", "2 evaluations", 2, "demo_pcm_2phase"),
-    Method("PCM, 4 phases", "4 evaluations", 4, "demo_pcm_4phase"),
-    Method("PCM, 8 phases", "8 evaluations", 8, "demo_pcm_8phase"),
+    Method("LCM, 4 steps", "stock lcm: 4 evaluations", 4, "demo_lcm_matched", "lcm"),
+    Method("PCM, 1 phase", "1 evaluation", 1, "demo_pcm_1phase_matched"),
+    Method("PCM, 2 phases", "2 evaluations", 2, "demo_pcm_2phase_matched"),
+    Method("PCM, 4 phases", "4 evaluations", 4, "demo_pcm_4phase_matched"),
+    Method("PCM, 8 phases", "no matching: 8 evaluations", 8, "demo_pcm_8phase"),
 )
 
 

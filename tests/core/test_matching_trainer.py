@@ -471,6 +471,20 @@ def test_checkpoints_of_other_stages_settings_or_starts_are_refused():
         trainer.load(moved)
 
 
+def test_the_usual_stage_of_one_phase_begins_by_regression():
+    """What the demo world's one step needed; more phases and renoised steps do without."""
+    one, two = (distill.DistillConfig(phases=phases, grid=40, lr=1e-3, cfg=(2.0, 4.0)) for phases in (1, 2))
+    found = distill.matching_after(one, steps=700, cfg=4.0)
+    assert (found.regression_warmup, found.fake_warmup, found.all_steps) == (700, 600, 2000)
+    assert (found.regression, found.fake_updates, found.lr, found.fake_lr) == (0.3, 3, 5e-4, 1e-3)
+    for other in (
+        distill.matching_after(two, steps=700, cfg=4.0),
+        distill.matching_after(one, steps=700, cfg=4.0, renoised=4, regression=0.0),
+    ):
+        assert (other.regression_warmup, other.fake_updates, other.lr) == (0, 1, 2e-4)
+        assert other.teacher_cfg == 3.0 and other.all_steps == 1300
+
+
 @pytest.mark.parametrize("settings", [
     {"steps": 0}, {"batch": 0}, {"accumulate": 0}, {"fake_updates": 0}, {"fake_rank": 0},
     {"lr": 0.0}, {"fake_lr": float("nan")},
