@@ -25,7 +25,8 @@ A tiny model that knows sentences like **a yellow cross on pink**: red, green, b
 square, triangle or cross; on white, black, gray, blue, green or pink.
 
 The LoRA file carries its settings, so the PCM Sampler needs none:
-* `demo_pcm_4phase` runs 4 steps at cfg 1. Pick `demo_pcm_2phase` or `demo_pcm_8phase` and the steps follow.
+* `demo_pcm_4phase` runs 4 steps at cfg 1. Pick `demo_pcm_2phase` or `demo_pcm_8phase` and the steps follow. Those with
+  `matched` in their names draw better, in as many steps as they have phases.
 * At cfg 1 the negative prompt is not used and a step costs one evaluation.
 * The same seed gives the same picture, bit for bit.
 """

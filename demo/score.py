@@ -59,6 +59,7 @@ METHODS = (
     Method("PCM, M = 4", "demo_pcm_4phase.safetensors"),
     Method("PCM, M = 8", "demo_pcm_8phase.safetensors"),
     # A matching stage trains the whole path of M jumps, and nothing else.
+    Method("LCM (M = 1), renoised, matched", "demo_lcm_matched.safetensors", determinism=0.0, steps=(2, 4, 8)),
     Method("PCM, M = 1, matched", "demo_pcm_1phase_matched.safetensors", steps=(1,)),
     Method("PCM, M = 2, matched", "demo_pcm_2phase_matched.safetensors", steps=(2,)),
     Method("PCM, M = 4, matched", "demo_pcm_4phase_matched.safetensors", steps=(4,)),

@@ -65,6 +65,8 @@ METHODS = (
     Method("PCM, 1 phase", 1, "demo_wan_lcm.safetensors"),
     Method("PCM, 2 phases", 2, "demo_wan_pcm_2phase.safetensors"),
     Method("PCM, 4 phases", 4, "demo_wan_pcm_4phase.safetensors"),
+    Method("PCM, 2 phases, matched", 2, "demo_wan_pcm_2phase_matched.safetensors"),
+    Method("PCM, 4 phases, matched", 4, "demo_wan_pcm_4phase_matched.safetensors"),
 )
 
 

@@ -101,30 +101,37 @@ class MatchRun:
 
 
 def matching(phases: int, **settings: Any) -> MatchingConfig:
-    common = {"grid": GRID, "teacher_cfg": CFG, "fake_warmup": 300, "seed": 1}
+    common = {"grid": GRID, "teacher_cfg": CFG, "lr": 3e-4, "fake_warmup": 300, "seed": 1}
     return MatchingConfig(**{"phases": phases, **common, **settings})
 
 
 # benchmarks/results/experiments.md has what else was tried. All runs of a world share one bank.
 MATCHES = (
-    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=1300)),
+    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=1500), 72),
     MatchRun(
         "demo_pcm_2phase_matched.safetensors", "demo_pcm_2phase.safetensors",
-        matching(2, steps=1600, cfg=5.0, regression=1.0),
+        matching(2, steps=1500, cfg=5.0, regression=1.0), 72,
     ),
     MatchRun(
         "demo_pcm_1phase_matched.safetensors", "demo_lcm.safetensors",
-        matching(1, steps=1200, lr=5e-4, regression=0.3, regression_warmup=2000),
+        matching(1, steps=3000, lr=5e-4, fake_lr=1e-3, fake_updates=3, regression=0.3, regression_warmup=2500), 72,
     ),
     MatchRun(
         "demo_lcm_matched.safetensors", "demo_lcm.safetensors",
-        matching(1, steps=1300, renoised=4, regression=0.0),
+        matching(1, steps=600, lr=1e-4, cfg=3.0, fake_updates=3, regression=0.0, renoised=4),
     ),
 )  # fmt: skip
 MATCH_PAIRS = 25_600
 VIDEO_MATCHES = (
-    MatchRun("demo_wan_pcm_4phase_matched.safetensors", "demo_wan_pcm_4phase.safetensors", matching(4, steps=500)),
-)
+    MatchRun(
+        "demo_wan_pcm_4phase_matched.safetensors", "demo_wan_pcm_4phase.safetensors",
+        matching(4, steps=500, fake_warmup=200),
+    ),
+    MatchRun(
+        "demo_wan_pcm_2phase_matched.safetensors", "demo_wan_pcm_2phase.safetensors",
+        matching(2, steps=600, cfg=5.0, regression=1.0, fake_warmup=200),
+    ),
+)  # fmt: skip
 VIDEO_MATCH_PAIRS = 3000
 
 
