@@ -207,6 +207,16 @@ def test_regression_alone_comes_first_and_needs_no_fake():
     assert [report.matching > 0 for report in reports] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize(("regression_warmup", "calls"), [(0, 1), (2, 2)])
+def test_the_fake_meets_the_student_of_now(regression_warmup, calls):
+    """The bank has the states of the student that it was made with; after regression they are those of another."""
+    trainer, given = make(regression_warmup=regression_warmup, fake_warmup=1, steps=1)
+    run(trainer, regression_warmup)
+    given.backbone.calls.clear()
+    run(trainer, regression_warmup + 1)
+    assert [mode for mode, _, _ in given.backbone.calls] == ["student"] * calls + ["fake"]
+
+
 def test_passes_of_one_update_are_one_batch():
     """Two passes of 9 against one of the same 18: the same losses, and the same student and fake after 6 updates."""
     settings = {"fake_warmup": 2, "steps": 4, "phases": 4, "hold": 0.5, "fake_updates": 1}
