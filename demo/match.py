@@ -60,8 +60,9 @@ class Matched:
         self, start: dict[str, Tensor], config: distill.MatchingConfig, pairs: int, walks: distill.Bank | None = None,
         rank: int | None = None, on_step: Callable[[distill.StepReport], None] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """One matching stage from the LoRA ``start``, on ``walks`` or a bank of its own. Returns the averaged LoRA.
+        """One matching stage from the LoRA ``start``. Returns the averaged LoRA.
 
+        Its bank has ``pairs``, the first of ``walks`` where they are given.
         ``rank`` is at least that of ``start``, the default.
         """
         rank = rank or max(len(value) for name, value in start.items() if name.endswith("lora_down.weight"))
@@ -74,7 +75,7 @@ class Matched:
 
         with adapters.attached():
             if walks is not None:
-                bank = distill.with_student(walks, plan, models, "cpu")
+                bank = distill.with_student(walks.rows(0, plan.held + pairs), plan, models, "cpu")
             else:
                 bank = distill.BankStore(None, plan, distill.fingerprint(adapters)).make(models, "cpu")
             distill.MatchingTrainer(self.backbone, adapters, bank, plan, TABLE, config, flow=True).run(on_step)

@@ -92,12 +92,19 @@ VIDEO_CLIPS = 4000
 
 @dataclass(frozen=True)
 class MatchRun:
-    """A matching stage: ``start`` is the LoRA file it goes on from, ``rank`` at least its rank, the default."""
+    """A matching stage.
+
+    Attributes:
+        start: the LoRA file it goes on from.
+        rank: at least that of ``start``, the default.
+        pairs: how many of the world's bank it uses; ``None`` for all.
+    """
 
     file: str
     start: str
     config: MatchingConfig
     rank: int | None = None
+    pairs: int | None = None
 
 
 def matching(phases: int, **settings: Any) -> MatchingConfig:
@@ -110,7 +117,7 @@ MATCHES = (
     MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=1500), 72),
     MatchRun(
         "demo_pcm_2phase_matched.safetensors", "demo_pcm_2phase.safetensors",
-        matching(2, steps=1500, cfg=5.0, regression=1.0), 72,
+        matching(2, steps=800, lr=2e-4, cfg=5.0, regression=1.0), pairs=6400,
     ),
     MatchRun(
         "demo_pcm_1phase_matched.safetensors", "demo_lcm.safetensors",
@@ -196,7 +203,7 @@ def stage_match(
     walks = world.walks(pairs, CFG)
     for run in runs:
         start, metadata = read_tensors(folder / run.start)
-        lora = world.train(start, run.config, pairs, walks, run.rank)
+        lora = world.train(start, run.config, run.pairs or pairs, walks, run.rank)
         config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
         save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
 
