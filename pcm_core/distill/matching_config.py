@@ -142,8 +142,8 @@ def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more
 
     The student's rate is a fifth of that of the consistency stage, the fake's a half, as on the demo world; the bank's
     teacher is guided as the middle of the consistency stage's range. The fake warms up as long as the student trains,
-    at most 600 updates, which cost a third. One phase has most to learn: regression alone comes first, in as many updates;
-    then the rates are half of and as that of the consistency stage, and the fake has three updates for one.
+    at most 600 updates, which cost a third. One phase has most to learn: regression alone comes first, in as many
+    updates; then the student's rate is a half and the fake's the whole, and the fake has three updates for one.
     """
     usual: dict[str, Any] = {
         "phases": consistency.phases,

@@ -110,7 +110,7 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
                        "several times cheaper and less good")  # fmt: skip
     match.add_argument("--matching-steps", type=int, default=450, help="updates of the student")
     match.add_argument("--matching-renoised", type=int, default=0, metavar="STEPS",
-                       help="with --phases 1, for a LoRA that is sampled as LCM in so many steps, each renoised")  # fmt: skip
+                       help="with --phases 1: for a LoRA that is sampled as LCM in so many steps")  # fmt: skip
     match.add_argument("--bank", type=Path, help="folder of its (noise, text) pairs; default: beside --out")
     match.add_argument("--new-bank", action="store_true", help="make the pairs again")
 
