@@ -105,6 +105,9 @@ class MatchingConfig:
             low, high = getattr(self, name)
             require(0 <= low < high <= 1, name, (low, high), "two numbers from 0 to 1, rising.")
         require(self.unroll >= -1, "unroll", self.unroll, "-1 for all, or a number of jumps.")
+        if self.regression_warmup:
+            require(self.regression > 0, "regression", self.regression, "above 0 with regression_warmup.")
+            require(self.phase == "last", "phase", self.phase, "last with regression_warmup.")
         require(self.renoised >= 0, "renoised", self.renoised, "0, or a number of steps.")
         if self.renoised:
             require(self.phases == 1, "phases", self.phases, "1 with renoised steps.")

@@ -503,7 +503,8 @@ def test_the_usual_stage_of_one_phase_begins_by_regression():
     {"hold": -0.1}, {"fake_warmup": -1}, {"warmup": -1}, {"reach": "far"}, {"walk": "far"}, {"phase": "first"},
     {"span": (0.5, 0.5)},
     {"guidance_span": (0.0, 2.0)}, {"unroll": -2}, {"weight_decay": -1.0}, {"renoised": -1},
-    {"regression_warmup": -1}, {"regression_lr": 0.0},
+    {"regression_warmup": -1}, {"regression_lr": 0.0}, {"regression": 0.0, "regression_warmup": 5},
+    {"phase": "random", "regression_warmup": 5},
     {"phases": 2, "renoised": 4, "regression": 0.0}, {"regression": 2.0, "phases": 1, "renoised": 4},
     {"unroll": 0, "phases": 1, "renoised": 4, "regression": 0.0},
 ], ids=str)  # fmt: skip
