@@ -13,6 +13,7 @@ from PIL import ImageChops
 from safetensors.torch import load_file
 
 from pcm_core import distill as core_distill
+from pcm_core.distill import matching_draws
 from pcm_core.errors import PCMError
 from phased_consistency.nodes.drawing import loss_curve
 from phased_consistency.nodes.host import lora as host_lora
@@ -100,15 +101,20 @@ def test_cancelled_at_any_step_nothing_is_lost(host, zoo, distil, monkeypatch, f
 
 
 def test_passes_are_accumulated_in_both_stages(zoo, distil, monkeypatch):
-    drawn, original = [], core_distill.MatchingTrainer._draw
+    drawn, step, draw = [], core_distill.MatchingTrainer.step, matching_draws.Draws.batch
 
-    def draw(self):
-        drawn.append(self.step_number)
-        return original(self)
+    def stepping(self):
+        drawn.append([])
+        return step(self)
 
-    monkeypatch.setattr(core_distill.MatchingTrainer, "_draw", draw)
+    def drawing(self):
+        drawn[-1].append(draw(self))
+        return drawn[-1][-1]
+
+    monkeypatch.setattr(core_distill.MatchingTrainer, "step", stepping)
+    monkeypatch.setattr(matching_draws.Draws, "batch", drawing)
     lora, losses, _ = distil(zoo["sd3"], stage="both", grad_accumulation=2, **SHORT).args
-    assert drawn == [step for step in range(6) for _ in range(2)] and len(losses["loss"]) == 8
+    assert [len(batches) for batches in drawn] == [2] * 6 and len(losses["loss"]) == 8
     assert any(bool(tensor.any()) for key, tensor in lora.items() if key.endswith("lora_up.weight"))
 
 
