@@ -254,12 +254,13 @@ class MatchingTrainer(TrainingLoop):
             student, x = self._as("ema", held.captions), held.states[0].to(self.device)
             ends, _ = unroll(student, x, self.path, noises=noises, flow=self.flow)
         found = diagnosis_of(ends.float().cpu(), held, self.first_spread)
-        self.first_spread = self.first_spread or found.spread
+        # A start that scatters more than the teacher may come down to it.
+        self.first_spread = self.first_spread or min(found.spread, 1.0)
         return found
 
     def _watch(self, report: MatchingReport) -> None:
         """Stop the run if its samples collapse."""
-        first = self.first_spread or self.diagnose().spread
+        first = self.first_spread or min(self.diagnose().spread, 1.0)
         if report.diagnosis is not None and report.diagnosis.spread < self.config.collapse * first:
             raise Collapsed(first, report.diagnosis.spread)
 

@@ -13,7 +13,7 @@ from test_distill_trainer import FLOW_TABLE, Recorder, Velocity, same
 
 from pcm_core import distill
 from pcm_core.distill import matching_trainer as module
-from pcm_core.distill.diagnosis import diagnosis_of
+from pcm_core.distill.diagnosis import Diagnosis, diagnosis_of
 from pcm_core.errors import PCMError
 
 
@@ -215,6 +215,16 @@ def test_the_fake_meets_the_student_of_now(regression_warmup, calls):
     given.backbone.calls.clear()
     run(trainer, regression_warmup + 1)
     assert [mode for mode, _, _ in given.backbone.calls] == ["student"] * calls + ["fake"]
+
+
+def test_a_start_that_scatters_more_than_the_teacher_may_come_down_to_it(monkeypatch):
+    spreads = iter([1.7, 0.8, 0.4])
+    monkeypatch.setattr(module, "diagnosis_of", lambda ends, held, first: Diagnosis(0.1, next(spreads), fell=False))
+    monkeypatch.setattr(module, "_DIAGNOSE_EVERY", 1)
+    trainer, _ = make(fake_warmup=0, steps=3)
+    with pytest.raises(distill.Collapsed, match=r"fell from 1 to 0\.4"):
+        run(trainer)
+    assert trainer.updates == 3, "1.7 and 0.8 are no collapse"
 
 
 def test_passes_of_one_update_are_one_batch():
