@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.matching_terms import TERMS, with_terms
 from demo import score, score_video
 from demo.distill import CFG, GRID, save_lora
 from demo.match import Matched
@@ -87,6 +88,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="matched", help="of the row and the file")
     parser.add_argument("--start", type=Path, help="LoRA to start from; default the demo's of these phases")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the stage")
+    parser.add_argument("--term", nargs="*", default=[], metavar="NAME=WEIGHT", help=f"more terms: {', '.join(TERMS)}")
     parser.add_argument("--steps", type=int, default=650, help="updates of the student")
     parser.add_argument("--rank", type=int, help="of the LoRA; default that of the one to start from")
     parser.add_argument("--pairs", type=int, default=6400, help="of the bank")
@@ -117,13 +119,15 @@ def train(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     tensors, metadata = read_tensors(start)
     world = Matched.clips() if options.clips else Matched.pictures()
     walks = world.walks(options.pairs, config.teacher_cfg, bank_of(options)) if config.walk == "path" else None
-    lora = world.train(tensors, config, options.pairs, walks, options.rank, show)
+    terms = {name: float(weight) for name, weight in (item.split("=", 1) for item in options.term)}
+    kind = with_terms(terms, world.teacher) if terms else distill.MatchingTrainer
+    lora = world.train(tensors, config, options.pairs, walks, options.rank, show, kind)
     file = options.folder / f"{options.name}_{options.phases}_{options.seed}.safetensors"
     base = "wan" if options.clips else "demo_sd3"
     before = int(metadata["pcm_train_steps"])
     save_lora(lora, file.name, options.phases, before + options.steps, config.lr, options.folder, base, matching=config)
     minutes = (time.process_time() - clock) / 60
-    told = {"pairs": options.pairs, "rank": options.rank, "start": start.name, **asked}
+    told = {"pairs": options.pairs, "rank": options.rank, "start": start.name, **terms, **asked}
     return file, {"updates": config.steps, "seed": config.seed, **told, "minutes": round(minutes, 1)}
 
 

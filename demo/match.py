@@ -59,6 +59,7 @@ class Matched:
     def train(
         self, start: dict[str, Tensor], config: distill.MatchingConfig, pairs: int, walks: distill.Bank | None = None,
         rank: int | None = None, on_step: Callable[[distill.StepReport], None] | None = None,
+        kind: type[distill.MatchingTrainer] = distill.MatchingTrainer,
     ) -> dict[str, Tensor]:  # fmt: skip
         """One matching stage from the LoRA ``start``. Returns the averaged LoRA.
 
@@ -78,7 +79,7 @@ class Matched:
                 bank = distill.with_student(walks.rows(0, plan.held + pairs), plan, models, "cpu")
             else:
                 bank = distill.BankStore(None, plan, distill.fingerprint(adapters)).make(models, "cpu")
-            distill.MatchingTrainer(self.backbone, adapters, bank, plan, TABLE, config, flow=True).run(on_step)
+            kind(self.backbone, adapters, bank, plan, TABLE, config, flow=True).run(on_step)
         return adapters.lora(ema=True)
 
     def _matrices(self) -> dict[str, nn.Module]:

@@ -130,7 +130,8 @@ class MatchingTrainer(TrainingLoop):
         self._remember()
         lr = config.regression_rate(self.step_number) if alone else config.learning_rate(self.updates)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            # Regression is ordinary learning; against a fake that moves, momentum would push on into where it was.
+            group |= {"lr": lr, "betas": (0.9 if alone else 0.0, 0.99)}
         self.optimizer.step()
         self.adapters.student.publish()
         count = 0 if alone else config.fake_updates
@@ -255,12 +256,16 @@ class MatchingTrainer(TrainingLoop):
             ends, _ = unroll(student, x, self.path, noises=noises, flow=self.flow)
         found = diagnosis_of(ends.float().cpu(), held, self.first_spread)
         # A start that scatters more than the teacher may come down to it.
-        self.first_spread = self.first_spread or min(found.spread, 1.0)
+        if self.first_spread is None:
+            self.first_spread = min(found.spread, 1.0)
         return found
 
     def _watch(self, report: MatchingReport) -> None:
         """Stop the run if its samples collapse."""
-        first = self.first_spread or min(self.diagnose().spread, 1.0)
+        if self.first_spread is None:
+            self.diagnose()
+        first = self.first_spread
+        assert first is not None
         if report.diagnosis is not None and report.diagnosis.spread < self.config.collapse * first:
             raise Collapsed(first, report.diagnosis.spread)
 

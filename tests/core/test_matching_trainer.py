@@ -178,11 +178,11 @@ def test_renoised_steps_are_all_trained_and_diagnosed():
 
 
 def test_regression_alone_comes_first_and_needs_no_fake():
-    """Its updates are plain gradient steps on the distance to the teacher's ends; the fake starts after them."""
+    """Its updates are AdamW steps, with momentum, on the distance to the teacher's ends; the fake starts after them."""
     trainer, given = make(phases=1, regression_warmup=6, regression_lr=0.02, fake_warmup=2, steps=3, batch=8, ema=0.0)
     expected, _ = make(phases=1, regression_warmup=6, fake_warmup=2, steps=3, batch=8, ema=0.0)
     parameters = expected.adapters.student.trained
-    optimizer = torch.optim.AdamW(parameters, betas=(0.0, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
     fresh = {name: value.clone() for name, value in trainer.fake.state_dict().items()}
     top = torch.full((8,), trainer.edges[0])
     for i in range(6):
@@ -205,6 +205,7 @@ def test_regression_alone_comes_first_and_needs_no_fake():
     reports = run(trainer)
     assert len(reports) == 5 and trainer.updates == 3
     assert [report.matching > 0 for report in reports] == [False, False, True, True, True]
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.0, 0.99)
 
 
 @pytest.mark.parametrize(("regression_warmup", "calls"), [(0, 1), (2, 2)])
