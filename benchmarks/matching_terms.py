@@ -1,7 +1,6 @@
 """Terms that were tried beside the losses of a matching stage, for ``benchmarks.experiments_matching --term``.
 
-``spread``: the student's samples of one text must vary as much as the teacher's along the principal directions of the
-latter. ``consistency``: the phased consistency loss on the states of the bank. ``critic``: a discriminator of frozen
+``consistency``: the phased consistency loss on the states of the bank. ``critic``: a discriminator of frozen
 features of every block, between the student's ends and the bank's.
 """
 
@@ -16,40 +15,10 @@ from torch import Tensor, nn
 from demo.distill import TABLE
 from pcm_core import distill
 from pcm_core.distill.adversarial import hinge_discriminator, renoise
-from pcm_core.distill.bank import Bank
-from pcm_core.distill.matching import matching_loss
 from pcm_core.distill.matching_draws import MatchingBatch
 from pcm_core.distill.objective import SolverGrid, guided, jump_batch, phased_loss
 
 Term = Callable[[MatchingBatch, Tensor], Tensor]
-
-
-class Spread:
-    """Variance of the samples of one text, along the principal directions of the bank's ends around their means.
-
-    The difference of the student's and the bank's variances on the *same* pairs is averaged over updates: there the
-    noise of a small batch cancels. Its sign says whether a direction of a sample is stretched or shortened.
-    """
-
-    def __init__(self, bank: Bank, directions: int = 256, memory: float = 0.99) -> None:
-        self.bank, self.memory, self.count = bank, memory, 0
-        ends, number = bank.ends.flatten(1), int(bank.captions.max()) + 1
-        total = torch.zeros(number, ends.shape[1]).index_add(0, bank.captions, ends)
-        self.means = total / torch.bincount(bank.captions, minlength=number).clamp(min=1)[:, None]
-        apart = ends - self.means[bank.captions]
-        variances, axes = torch.linalg.eigh(apart.mT @ apart / len(apart))
-        self.axes, self.variances = axes[:, -directions:], variances[-directions:]
-        self.excess = torch.zeros(directions)
-
-    def __call__(self, batch: MatchingBatch, landing: Tensor) -> Tensor:
-        means = self.means[batch.captions]
-        student, teacher = (
-            (x.detach().flatten(1) - means) @ self.axes for x in (landing, self.bank.ends[batch.rows])
-        )  # fmt: skip
-        excess = (student.square() - teacher.square()).mean(0) / self.variances
-        self.count += 1
-        self.excess.lerp_(excess, max(1 / self.count, 1 - self.memory))
-        return matching_loss(landing, ((student * self.excess) @ self.axes.mT).reshape(landing.shape))
 
 
 class Consistency:
@@ -124,7 +93,6 @@ def _network(trainer: distill.MatchingTrainer, mode: str, captions: Tensor) -> d
 
 
 TERMS: dict[str, Callable[[distill.MatchingTrainer, nn.Module], Term]] = {
-    "spread": lambda trainer, teacher: Spread(trainer.bank),
     "consistency": lambda trainer, teacher: Consistency(trainer),
     "critic": Critic,
 }

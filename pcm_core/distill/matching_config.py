@@ -36,6 +36,7 @@ class MatchingConfig:
         matching, regression, hold: weights of the matching loss; of the pseudo-Huber loss (``regression_c``) between
             the end and the teacher's own walk; and of that (``hold_c``) between jumps of the upper phases and their
             stored ends.
+        spread: weight of the loss that keeps samples of one text as far apart as the teacher's, see ``spread``.
         regression_warmup: updates by regression alone before all others, at ``regression_lr`` down to 2 % of it: what a
             student of one step needs (10,000 pairs in DMD2, ``train_sd_ode.py``).
         fake_rank, fake_lr, fake_updates, fake_warmup: of the fake: its rank (``None`` as the student), rate, updates
@@ -74,6 +75,7 @@ class MatchingConfig:
     regression_c: float = 0.1
     hold: float = 0.0
     hold_c: float = 0.02
+    spread: float = 0.0
     regression_warmup: int = 0
     regression_lr: float = 1e-3
     fake_rank: int | None = None
@@ -96,7 +98,8 @@ class MatchingConfig:
             require(math.isfinite(value) and value > 0, name, value, "a number above 0.")
         for name in ("ema", "collapse"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 up to 1, 1 excluded.")
-        for name in ("warmup", "weight_decay", "matching", "regression", "hold", "fake_warmup", "regression_warmup"):
+        weights, warmups = ("matching", "regression", "hold", "spread"), ("warmup", "fake_warmup", "regression_warmup")
+        for name in (*weights, *warmups, "weight_decay"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more.")
         reaches = ("phase", "path")
         for name, known in (("reach", reaches), ("walk", reaches), ("phase", ("last", "random"))):

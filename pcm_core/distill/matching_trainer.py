@@ -27,6 +27,7 @@ from .matching import Scores, fake_loss, matching_gradient, matching_loss, renoi
 from .matching_config import MatchingConfig
 from .matching_draws import Draws, MatchingBatch
 from .objective import jump_batch, pseudo_huber
+from .spread import Spread
 
 _DIAGNOSE_EVERY = 50
 
@@ -37,13 +38,14 @@ class MatchingReport(StepReport):
     part and ``discriminator_loss`` that of the fake.
 
     Attributes:
-        regression, hold: the parts of the loss, before their weights.
+        regression, hold, spread: the parts of the loss, before their weights.
         matching, guidance: RMS of the two parts of the gradient, before they are normalized.
         diagnosis: every 50 updates.
     """
 
     regression: float = 0.0
     hold: float = 0.0
+    spread: float = 0.0
     matching: float = 0.0
     guidance: float = 0.0
     diagnosis: Diagnosis | None = None
@@ -86,6 +88,7 @@ class MatchingTrainer(TrainingLoop):
         self.device = next(adapters.student.parameters()).device
         self.optimizer = adamw(adapters.student.trained, config.lr, (0.0, 0.99), config.weight_decay)
         self.fake_optimizer = adamw(self.fake.trained, config.fake_lr, (0.0, 0.99), 0.0)
+        self.spread = Spread.of(self.bank) if config.spread else None
         self.first_spread: float | None = None
 
     @property
@@ -123,14 +126,14 @@ class MatchingTrainer(TrainingLoop):
         figures, landings = torch.stack([found for found, _ in passes]).mean(0), [landing for _, landing in passes]
         self.processes.average([figures, *(p.grad for p in parameters if p.grad is not None)])
         norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        loss, matching, regression, hold, push, guidance = (float(figure) for figure in figures)
+        loss, matching, regression, hold, spread, push, guidance = (float(figure) for figure in figures)
         for name, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
                 raise self._diverged(name)
         self._remember()
         lr = config.regression_rate(self.step_number) if alone else config.learning_rate(self.updates)
         for group in self.optimizer.param_groups:
-            # Regression is ordinary learning; against a fake that moves, momentum would push on into where it was.
+            # Regression is ordinary learning. Against a fake, GANs have taught to do without momentum.
             group |= {"lr": lr, "betas": (0.9 if alone else 0.0, 0.99)}
         self.optimizer.step()
         self.adapters.student.publish()
@@ -139,17 +142,18 @@ class MatchingTrainer(TrainingLoop):
         self._count_update(loss)
         done = self.step_number if alone else self.updates
         return MatchingReport(
-            self.step_number, loss, matching, sum(fakes) / max(count, 1), norm, lr, regression, hold, push, guidance,
-            self.diagnose() if done % _DIAGNOSE_EVERY == 0 else None,
+            self.step_number, loss, matching, sum(fakes) / max(count, 1), norm, lr, regression, hold, spread, push,
+            guidance, self.diagnose() if done % _DIAGNOSE_EVERY == 0 else None,
         )  # fmt: skip
 
     def _pass(self, batch: MatchingBatch, alone: bool) -> tuple[Tensor, Tensor]:
-        """Forward and backward pass of one batch: its loss, parts and gradient sizes, float64 [6], and its landings."""
+        """Forward and backward pass of one batch: its loss, parts and gradient sizes, float64 [7], and its landings."""
         landing, denoised = self._land(batch, self.config.unroll)
         # A fake that equals the teacher pushes nowhere.
         scores = Scores(landing.detach(), landing.detach()) if alone else self._scores(batch, landing)
         gradient = matching_gradient(scores, denoised, self.config.floor)
         parts = [matching_loss(landing, gradient), self._regression(batch, landing), self._hold(batch)]
+        parts.append(self._spread(batch, landing))
         total = sum(weight * part for weight, part in zip(self._weights(), parts, strict=True))
         assert isinstance(total, Tensor)
         self._check_frozen(total)
@@ -158,8 +162,8 @@ class MatchingTrainer(TrainingLoop):
         figures = torch.stack([total.detach(), *(part.detach() for part in parts), *sizes]).cpu().double()
         return figures, landing.detach()
 
-    def _weights(self) -> tuple[float, float, float]:
-        return self.config.matching, self.config.regression, self.config.hold
+    def _weights(self) -> tuple[float, float, float, float]:
+        return self.config.matching, self.config.regression, self.config.hold, self.config.spread
 
     def _land(self, batch: MatchingBatch, jumps: int) -> tuple[Tensor, Tensor]:
         """The student from the bank through so many earlier jumps (-1: all) and its phase: landing and last x0."""
@@ -204,6 +208,11 @@ class MatchingTrainer(TrainingLoop):
         if not self.config.regression or batch.phase + 1 < self.config.phases:
             return landing.new_zeros(())
         return pseudo_huber(landing - self.bank.ends[batch.rows].to(landing), self.config.regression_c)
+
+    def _spread(self, batch: MatchingBatch, landing: Tensor) -> Tensor:
+        if self.spread is None or batch.phase + 1 < self.config.phases:
+            return landing.new_zeros(())
+        return self.spread.loss(landing, batch.rows, self.processes)
 
     def _hold(self, batch: MatchingBatch) -> Tensor:
         """Loss between jumps of the upper phases and their results stored in the bank."""
@@ -280,6 +289,7 @@ class MatchingTrainer(TrainingLoop):
             "adapter_dtype": self.adapters.dtype_name,
             "start": self.start,
             "first_spread": self.first_spread,
+            **({"spread": self.spread.state()} if self.spread else {}),
             "optimizer": self.optimizer.state_dict(),
             "fake_optimizer": self.fake_optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -300,6 +310,8 @@ class MatchingTrainer(TrainingLoop):
             )
         self.step_number, self.losses = int(state["step"]), list(state["losses"])
         self.first_spread = state["first_spread"]
+        if self.spread:
+            self.spread.load(state["spread"])
         self.adapters.load(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fake_optimizer.load_state_dict(state["fake_optimizer"])

@@ -81,7 +81,7 @@ def run(trainer, steps: int | None = None) -> list:
 @pytest.mark.parametrize("settings", [
     {}, {"phases": 1}, {"phases": 4, "unroll": 0, "hold": 1.0}, {"phases": 4, "phase": "random", "reach": "path"},
     {"matched_cfg": 1.5}, {"fake_updates": 3, "fake_rank": 2}, {"cfg": 1.0, "teacher_cfg": 1.0},
-    {"ema": 0.0, "recompute": True}, {"phases": 1, "renoised": 3, "regression": 0.0},
+    {"ema": 0.0, "recompute": True}, {"phases": 1, "renoised": 3, "regression": 0.0}, {"spread": 5.0},
 ], ids=str)  # fmt: skip
 def test_it_trains_and_the_base_is_untouched(settings):
     trainer, given = make(**settings)
@@ -94,8 +94,8 @@ def test_it_trains_and_the_base_is_untouched(settings):
     assert all(torch.equal(value, before[name]) for name, value in given.network.state_dict().items())
     assert not same(trainer.adapters.student.state(), start)
     assert not any(hooked._forward_hooks for hooked in given.network.modules())
-    if settings.get("hold"):
-        assert any(report.hold > 0 for report in reports)
+    for part in ("hold", "spread"):
+        assert any(getattr(report, part) > 0 for report in reports) == (part in settings)
     assert all((report.guidance > 0) == ("matched_cfg" in settings) for report in reports[4:])
 
 
@@ -251,7 +251,7 @@ def test_passes_of_one_update_are_one_batch():
 @pytest.mark.parametrize("cut", [2, 4, 9])
 @pytest.mark.parametrize("settings", [
     {}, {"phases": 4, "phase": "random", "unroll": 1, "hold": 0.5, "accumulate": 2},
-    {"phases": 1, "renoised": 4, "regression": 0.0}, {"regression_warmup": 3},
+    {"phases": 1, "renoised": 4, "regression": 0.0}, {"regression_warmup": 3}, {"spread": 5.0},
 ], ids=str)  # fmt: skip
 def test_resume_continues_to_the_same_bits(settings, cut, tmp_path: Path):
     whole, _ = make(**settings)
@@ -267,12 +267,12 @@ def test_resume_continues_to_the_same_bits(settings, cut, tmp_path: Path):
 
 
 def test_two_processes_are_one():
-    whole, _ = make(steps=3, ema=0.0)
+    whole, _ = make(steps=3, ema=0.0, spread=5.0)
     run(whole)
     averaged: list = []
 
     def pair(rank: int, average):
-        return make(distill.Processes(rank, 2, average), steps=3, ema=0.0)[0]
+        return make(distill.Processes(rank, 2, average), steps=3, ema=0.0, spread=5.0)[0]
 
     # Both run in threads that meet wherever tensors are averaged.
     barrier, box = threading.Barrier(2), {}
