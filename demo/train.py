@@ -200,10 +200,10 @@ def stage_match(
     folder: Path, runs: Sequence[MatchRun] = MATCHES, pairs: int = MATCH_PAIRS, base: str = "demo_sd3"
 ) -> None:
     world = Matched.pictures(folder) if base == "demo_sd3" else Matched.clips(folder)
-    walks = world.walks(pairs, CFG)
+    walks = {cfg: world.walks(pairs, cfg) for cfg in sorted({run.config.teacher_cfg for run in runs})}
     for run in runs:
         start, metadata = read_tensors(folder / run.start)
-        lora = world.train(start, run.config, run.pairs or pairs, walks, run.rank)
+        lora = world.train(start, run.config, run.pairs or pairs, walks[run.config.teacher_cfg], run.rank)
         config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
         save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
 

@@ -146,10 +146,14 @@ def matching_metadata(config: MatchingConfig) -> dict[str, str]:
 def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more: Any) -> MatchingConfig:
     """The usual matching stage after a consistency stage: same phases, batch and precision, rates that follow its.
 
-    The student's rate is a fifth of that of the consistency stage, the fake's a half, as on the demo world; the bank's
-    teacher is guided as the middle of the consistency stage's range. The fake warms up as long as the student trains,
-    at most 600 updates, which cost a third. One phase has most to learn: regression alone comes first, in as many
-    updates; then the student's rate is a half and the fake's the whole, and the fake has three updates for one.
+    All of it was measured on the demo world (``benchmarks/results/experiments.md``). The student's rate is a fifth of
+    that of the consistency stage, the fake's a half. The fake warms up as long as the student trains, at most 600
+    updates, which cost a third. The bank's teacher is guided as the middle of the consistency stage's range. By phases:
+
+    - one has most to learn: regression alone comes first, in as many updates; then the student's rate is a half and the
+      fake's the whole, and the fake has three updates for one;
+    - two are pushed far by guidance: the walks of the bank have less of it, and the regression is lighter;
+    - more have a loss that holds the spread.
     """
     usual: dict[str, Any] = {
         "phases": consistency.phases,
@@ -170,4 +174,8 @@ def matching_after(consistency: DistillConfig, *, steps: int, cfg: float, **more
     if consistency.phases == 1 and not more.get("renoised"):
         usual |= {"lr": consistency.lr / 2, "fake_lr": consistency.lr, "fake_updates": 3, "regression": 0.3}
         usual |= {"regression_warmup": steps, "regression_lr": consistency.lr}
+    elif consistency.phases == 2:
+        usual |= {"teacher_cfg": 1 + 0.75 * (usual["teacher_cfg"] - 1), "regression": 1.0}
+    elif consistency.phases > 2:
+        usual["spread"] = 20.0
     return MatchingConfig(**usual | more)

@@ -57,7 +57,7 @@ class Spread:
 
     @classmethod
     def of(cls, bank: Bank) -> Spread:
-        ends = coarse(bank.ends.float())
+        ends = torch.cat([coarse(part.float()) for part in bank.ends.split(64)])
         rows, texts = _groups(bank)
         counts = torch.bincount(rows, minlength=texts).clamp(min=1)
         means = torch.zeros(texts, ends.shape[1]).index_add(0, rows, ends) / counts[:, None]

@@ -492,18 +492,23 @@ def test_checkpoints_of_other_stages_settings_or_starts_are_refused():
         trainer.load(moved)
 
 
-def test_the_usual_stage_of_one_phase_begins_by_regression():
-    """What the demo world's one step needed; more phases and renoised steps do without."""
-    one, two = (distill.DistillConfig(phases=phases, grid=40, lr=1e-3, cfg=(2.0, 4.0)) for phases in (1, 2))
-    found = distill.matching_after(one, steps=700, cfg=4.0)
-    assert (found.regression_warmup, found.fake_warmup, found.all_steps) == (700, 600, 2000)
-    assert (found.regression, found.fake_updates, found.lr, found.fake_lr) == (0.3, 3, 5e-4, 1e-3)
-    for other in (
-        distill.matching_after(two, steps=700, cfg=4.0),
-        distill.matching_after(one, steps=700, cfg=4.0, renoised=4, regression=0.0),
-    ):
-        assert (other.regression_warmup, other.fake_updates, other.lr) == (0, 1, 2e-4)
-        assert other.teacher_cfg == 3.0 and other.all_steps == 1300
+def test_the_usual_stage_depends_on_the_phases():
+    """What the demo world needed."""
+
+    def usual(phases: int, **more) -> distill.MatchingConfig:
+        consistency = distill.DistillConfig(phases=phases, grid=40, lr=1e-3, cfg=(2.0, 4.0))
+        return distill.matching_after(consistency, steps=700, cfg=4.0, **more)
+
+    one, two, four = usual(1), usual(2), usual(4)
+    assert (one.regression_warmup, one.fake_warmup, one.all_steps) == (700, 600, 2000)
+    assert (one.regression, one.fake_updates, one.lr, one.fake_lr) == (0.3, 3, 5e-4, 1e-3)
+    for other in (two, four, usual(1, renoised=4, regression=0.0)):
+        assert (other.regression_warmup, other.fake_updates, other.lr, other.all_steps) == (0, 1, 2e-4, 1300)
+    assert (two.teacher_cfg, two.regression, two.spread) == (2.5, 1.0, 0.0)
+    assert (four.teacher_cfg, four.regression, four.spread) == (3.0, 2.0, 20.0)
+    # Without guidance there is none to lower.
+    plain = distill.matching_after(distill.DistillConfig(phases=2, grid=40, cfg=(1.0, 1.0)), steps=1, cfg=1.0)
+    assert plain.teacher_cfg == 1.0 and not plain.guided
 
 
 @pytest.mark.parametrize("settings", [
