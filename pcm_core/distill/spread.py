@@ -57,7 +57,7 @@ class Spread:
 
     @classmethod
     def of(cls, bank: Bank) -> Spread:
-        ends = torch.cat([coarse(part.float()) for part in bank.ends.split(64)])
+        ends = torch.cat([coarse(bank.ends[i : i + 64].float()) for i in range(0, len(bank), 64)])
         rows, texts = _groups(bank)
         counts = torch.bincount(rows, minlength=texts).clamp(min=1)
         means = torch.zeros(texts, ends.shape[1]).index_add(0, rows, ends) / counts[:, None]
