@@ -8,12 +8,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from benchmarks.matching_terms import TERMS, with_terms
 from demo.distill import Critic, Denoiser, distil, load_lora, save_lora
-from demo.match import widened
+from demo.match import Matched, widened
 from demo.teacher import LatentPool, load_teacher
 from demo.train import MatchRun, matching, stage_match
 from demo.train_vae import WEIGHTS, load_vae
-from pcm_core.distill import Adapters, adaptable
+from pcm_core.distill import Adapters, MatchingTrainer, adaptable
 from pcm_core.safetensors_file import read_tensors
 
 
@@ -75,6 +76,19 @@ def test_the_match_stage_goes_on_from_a_lora_and_says_so_in_its_file(tmp_path):
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
     assert (told["pcm_phases"], told["pcm_train_steps"]) == ("2", "7201")
     assert (told["pcm_matching_steps"], told["pcm_matching_cfg"]) == ("1", "4.0") and "pcm_determinism" not in told
+
+
+def test_the_terms_of_the_experiments_reach_the_lora():
+    world, steps = Matched.pictures(), {}
+    start = {name: value.float() for name, value in read_tensors(WEIGHTS / "demo_pcm_2phase.safetensors")[0].items()}
+    walks = world.walks(8, 3.0)
+    for name in ("", *TERMS):
+        kind = with_terms({name: 50.0}, world.teacher) if name else MatchingTrainer
+        config = matching(2, steps=2, batch=4, fake_warmup=1)
+        steps[name] = world.train(start, config, 8, walks, kind=kind)
+    for name in TERMS:
+        assert any(not torch.equal(steps[name][key], steps[""][key]) for key in start), name
+        assert all(bool(value.isfinite().all()) for value in steps[name].values())
 
 
 def test_a_lora_of_more_rank_begins_as_the_one_it_starts_from():
