@@ -97,14 +97,12 @@ class MatchRun:
     Attributes:
         start: the LoRA file it goes on from.
         rank: at least that of ``start``, the default.
-        pairs: how many of the world's bank it uses; ``None`` for all.
     """
 
     file: str
     start: str
     config: MatchingConfig
     rank: int | None = None
-    pairs: int | None = None
 
 
 def matching(phases: int, **settings: Any) -> MatchingConfig:
@@ -112,12 +110,14 @@ def matching(phases: int, **settings: Any) -> MatchingConfig:
     return MatchingConfig(**{"phases": phases, **common, **settings})
 
 
-# benchmarks/results/experiments.md has what else was tried. All runs of a world share one bank.
+# benchmarks/results/experiments.md has what else was tried. Runs with the same guidance of the walks share a bank.
 MATCHES = (
-    MatchRun("demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=1500), 72),
+    MatchRun(
+        "demo_pcm_4phase_matched.safetensors", "demo_pcm_4phase.safetensors", matching(4, steps=3000, spread=20.0), 72
+    ),
     MatchRun(
         "demo_pcm_2phase_matched.safetensors", "demo_pcm_2phase.safetensors",
-        matching(2, steps=800, lr=2e-4, cfg=5.0, regression=1.0), pairs=6400,
+        matching(2, steps=2500, cfg=5.0, regression=1.0, teacher_cfg=2.5), 72,
     ),
     MatchRun(
         "demo_pcm_1phase_matched.safetensors", "demo_lcm.safetensors",
@@ -203,7 +203,7 @@ def stage_match(
     walks = {cfg: world.walks(pairs, cfg) for cfg in sorted({run.config.teacher_cfg for run in runs})}
     for run in runs:
         start, metadata = read_tensors(folder / run.start)
-        lora = world.train(start, run.config, run.pairs or pairs, walks[run.config.teacher_cfg], run.rank)
+        lora = world.train(start, run.config, pairs, walks[run.config.teacher_cfg], run.rank)
         config, steps = run.config, int(metadata["pcm_train_steps"]) + run.config.steps
         save_lora(lora, run.file, config.phases, steps, config.lr, folder, base, matching=config)
 
