@@ -32,7 +32,7 @@ COLUMNS = (
 METHODS = (
     Method("Teacher, 25 steps", "CFG 3: 50 evaluations", 25, sampler="euler"),
     Method("Teacher, 4 steps", "CFG 3: 8 evaluations", 4, sampler="euler"),
-    Method("LCM, 4 steps", "stock lcm: 4 evaluations", 4, "demo_wan_lcm", "lcm"),
+    Method("LCM, 4 steps", "stock lcm: 4 evaluations", 4, "demo_wan_lcm_matched", "lcm"),
     Method("PCM, 1 phase", "consistency: 1 evaluation", 1, "demo_wan_lcm"),
     Method("PCM, 2 phases", "2 evaluations", 2, "demo_wan_pcm_2phase_matched"),
     Method("PCM, 4 phases", "4 evaluations", 4, "demo_wan_pcm_4phase_matched"),

@@ -62,6 +62,7 @@ METHODS = (
     Method("Teacher, 8 steps", 8, cfg=CFG),
     Method("Teacher, 4 steps", 4, cfg=CFG),
     Method("LCM, 4 steps", 4, "demo_wan_lcm.safetensors", determinism=0.0),
+    Method("LCM, 4 steps, matched", 4, "demo_wan_lcm_matched.safetensors", determinism=0.0),
     Method("PCM, 1 phase", 1, "demo_wan_lcm.safetensors"),
     Method("PCM, 2 phases", 2, "demo_wan_pcm_2phase.safetensors"),
     Method("PCM, 4 phases", 4, "demo_wan_pcm_4phase.safetensors"),

@@ -138,6 +138,10 @@ VIDEO_MATCHES = (
         "demo_wan_pcm_2phase_matched.safetensors", "demo_wan_pcm_2phase.safetensors",
         matching(2, steps=600, cfg=5.0, regression=1.0, fake_warmup=200),
     ),
+    MatchRun(
+        "demo_wan_lcm_matched.safetensors", "demo_wan_lcm.safetensors",
+        matching(1, steps=400, lr=1e-4, cfg=3.0, fake_updates=3, regression=0.0, renoised=4, fake_warmup=200),
+    ),
 )  # fmt: skip
 VIDEO_MATCH_PAIRS = 3000
 
