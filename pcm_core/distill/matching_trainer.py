@@ -133,7 +133,7 @@ class MatchingTrainer(TrainingLoop):
         self._remember()
         lr = config.regression_rate(self.step_number) if alone else config.learning_rate(self.updates)
         for group in self.optimizer.param_groups:
-            # Regression is ordinary learning. Against a fake, GANs have taught to do without momentum.
+            # Regression is ordinary learning. Against a fake there is no momentum, as in GANs.
             group |= {"lr": lr, "betas": (0.9 if alone else 0.0, 0.99)}
         self.optimizer.step()
         self.adapters.student.publish()

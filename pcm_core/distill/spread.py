@@ -65,7 +65,8 @@ class Spread:
         covariance = (apart.mT @ apart / len(apart)).double()
         variances, axes = cast(tuple[Tensor, Tensor], torch.linalg.eigh(covariance))  # pyright: ignore[reportUnknownMemberType]
         count = min(_DIRECTIONS, int((variances > 1e-4 * variances[-1]).sum()))
-        return cls(bank, means, axes[:, -count:].float(), variances[-count:].float(), torch.zeros(count))
+        kept = slice(len(variances) - count, None)
+        return cls(bank, means, axes[:, kept].float(), variances[kept].float(), torch.zeros(count))
 
     def loss(self, landing: Tensor, rows: Tensor, processes: Processes) -> Tensor:
         """A loss whose gradient moves the landings [B, ...] of the bank's ``rows`` along the axes.

@@ -49,6 +49,12 @@ def test_samples_that_vary_as_the_teachers_are_left_alone():
     assert float(pull(bank, 2 * means_of(bank) - bank.ends).abs().max()) < 1e-7
 
 
+def test_ends_that_are_all_alike_have_no_direction():
+    ends = torch.ones(8, 2, 3)
+    bank = Bank((ends,), ends, torch.zeros(8, dtype=torch.int64))
+    assert float(pull(bank, torch.randn(8, 2, 3)).abs().max()) == 0
+
+
 def test_only_the_direction_that_is_off_is_moved():
     bank = bank_of(30_000, 3)
     landing = bank.ends.clone()
