@@ -120,7 +120,7 @@ MATCHES = (
         matching(2, steps=2500, cfg=5.0, regression=1.0, teacher_cfg=2.5), 72,
     ),
     MatchRun(
-        "demo_pcm_1phase_matched.safetensors", "demo_lcm.safetensors",
+        "demo_pcm_1phase_matched.safetensors", "demo_pcm_2phase_matched.safetensors",
         matching(1, steps=3000, lr=5e-4, fake_lr=1e-3, fake_updates=3, regression=0.3, regression_warmup=2500), 72,
     ),
     MatchRun(
