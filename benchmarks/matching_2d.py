@@ -11,6 +11,7 @@ to nine modes is steep, and a short training stops halfway.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchmarks.common import markdown
 from benchmarks.lora_2d import GRID, TABLE, Bench, bench, settings, train
 from pcm_core import distill
 
-MORE: dict[int, dict[str, Any]] = {1: {"regression_warmup": 6000, "regression_lr": 5e-3, "batch": 512}}
+BY_PHASES: dict[int, dict[str, Any]] = {1: {"regression_warmup": 6000, "regression_lr": 5e-3, "batch": 512}}
 
 
 def models(where: Bench, adapters: distill.Adapters) -> tuple[distill.Denoiser, distill.Denoiser]:
@@ -38,7 +39,7 @@ def models(where: Bench, adapters: distill.Adapters) -> tuple[distill.Denoiser, 
 
 
 def run(seed: int, phases: int, steps: int, updates: int) -> dict[str, float]:
-    """Distances before and after the matching stage, and after the part by regression alone."""
+    """Distances before and after the matching stage, and after its part by regression alone, NaN if there is none."""
     where = bench(seed)
     adapters = where.adapters(seed)
     with adapters.attached():
@@ -51,7 +52,7 @@ def run(seed: int, phases: int, steps: int, updates: int) -> dict[str, float]:
 
         before = measured("student")
         usual: dict[str, Any] = {"batch": 256, "lr": 3e-4, "fake_lr": 1e-3, "fake_warmup": updates, "regression": 1.0}
-        usual |= {"cfg": 1.0, "teacher_cfg": 1.0} | MORE.get(phases, {})
+        usual |= {"cfg": 1.0, "teacher_cfg": 1.0} | BY_PHASES.get(phases, {})
         config = distill.MatchingConfig(phases=phases, grid=GRID, steps=updates, seed=seed, **usual)
         plan = distill.BankPlan.of(
             TABLE, phases, GRID, "zero", shape=(2,), texts=1, pairs=16_384, chunk=4096, cfg=1.0, flow=False, seed=seed,
@@ -60,7 +61,7 @@ def run(seed: int, phases: int, steps: int, updates: int) -> dict[str, float]:
         store = distill.BankStore(None, plan, distill.fingerprint(adapters))
         bank = store.make(lambda captions: models(where, adapters), "cpu")
         trainer = distill.MatchingTrainer(where.backbone, adapters, bank, plan, TABLE, config, flow=False)
-        alone = before
+        alone = math.nan
 
         def look(report: distill.StepReport) -> None:
             nonlocal alone
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             found = run(seed, phases, options.steps, options.updates)
             ratio = found["after"] / found["before"]
-            row = [str(phases), str(seed), *(f"{value:.3f}" for value in found.values()), f"{ratio:.2f}"]
+            distances = ["" if math.isnan(value) else f"{value:.3f}" for value in found.values()]
+            row = [str(phases), str(seed), *distances, f"{ratio:.2f}"]
             print(" ".join(row), flush=True)
             rows.append(row)
     print(markdown(["phases", "seed", "SW before", "after regression", "after all", "ratio"], rows))

@@ -104,6 +104,8 @@ def with_terms(weights: dict[str, float], teacher: nn.Module) -> type[distill.Ma
     class WithTerms(distill.MatchingTrainer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
+            if not self.config.regression:
+                raise SystemExit("--term needs regression above 0: the terms are counted with it.")
             self.terms = [(weight, TERMS[name](self, teacher)) for name, weight in weights.items()]
 
         def _regression(self, batch: MatchingBatch, landing: Tensor) -> Tensor:

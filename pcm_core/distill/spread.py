@@ -38,10 +38,13 @@ def coarse(x: Tensor, elements: int = _ELEMENTS) -> Tensor:
 
 @dataclass
 class Spread:
-    """The student's variances against the bank's.
+    """The student's variances against the bank's. All tensors are on the CPU, float32. Ours, from no paper.
 
     Attributes:
-        means: of the teacher's coarse ends, [texts, D]; a single row where texts have fewer than four pairs.
+        bank: with the teacher's ends.
+        groups: of each pair, the row of its mean, [pairs].
+        means: of the teacher's coarse ends, one for each text, [texts, D]; a single one where texts have fewer than
+            four pairs.
         axes, variances: the principal directions of the ends around their means, [D, K], and their variances, [K].
         excess: the student's variance less the teacher's along each axis, relative to the latter, [K]: an average over
             about 3,200 samples.
@@ -49,6 +52,7 @@ class Spread:
     """
 
     bank: Bank
+    groups: Tensor
     means: Tensor
     axes: Tensor
     variances: Tensor
@@ -58,22 +62,23 @@ class Spread:
     @classmethod
     def of(cls, bank: Bank) -> Spread:
         ends = torch.cat([coarse(bank.ends[i : i + 64].float()) for i in range(0, len(bank), 64)])
-        rows, texts = _groups(bank)
-        counts = torch.bincount(rows, minlength=texts).clamp(min=1)
-        means = torch.zeros(texts, ends.shape[1]).index_add(0, rows, ends) / counts[:, None]
-        apart = ends - means[rows]
+        texts = int(bank.captions.max()) + 1
+        groups = bank.captions if len(bank) >= _PER_TEXT * texts else torch.zeros_like(bank.captions)
+        counts = torch.bincount(groups)
+        means = torch.zeros(len(counts), ends.shape[1]).index_add(0, groups, ends) / counts.clamp(min=1)[:, None]
+        apart = ends - means[groups]
         covariance = (apart.mT @ apart / len(apart)).double()
         variances, axes = cast(tuple[Tensor, Tensor], torch.linalg.eigh(covariance))  # pyright: ignore[reportUnknownMemberType]
         count = min(_DIRECTIONS, int((variances > 1e-4 * variances[-1]).sum()))
         kept = slice(len(variances) - count, None)
-        return cls(bank, means, axes[:, kept].float(), variances[kept].float(), torch.zeros(count))
+        return cls(bank, groups, means, axes[:, kept].float(), variances[kept].float(), torch.zeros(count))
 
     def loss(self, landing: Tensor, rows: Tensor, processes: Processes) -> Tensor:
         """A loss whose gradient moves the landings [B, ...] of the bank's ``rows`` along the axes.
 
         The paired difference of variances has far less noise than either: that of a small batch is in both.
         """
-        means = self.means[_groups(self.bank)[0][rows]]
+        means = self.means[self.groups[rows]]
         x = coarse(landing.float())
         student, teacher = (
             (y.detach().cpu() - means) @ self.axes for y in (x, coarse(self.bank.ends[rows].float()))
@@ -90,11 +95,3 @@ class Spread:
 
     def load(self, state: dict[str, Any]) -> None:
         self.excess, self.seen = state["excess"], int(state["seen"])
-
-
-def _groups(bank: Bank) -> tuple[Tensor, int]:
-    """The row of the means for every pair, and how many rows there are."""
-    texts = int(bank.captions.max()) + 1
-    if len(bank) < _PER_TEXT * texts:
-        return torch.zeros_like(bank.captions), 1
-    return bank.captions, texts

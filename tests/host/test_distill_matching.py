@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pcm_core import distill as core_distill
 from pcm_core.distill import matching_draws
+from pcm_core.distill.spread import Spread
 from pcm_core.errors import PCMError
 from phased_consistency.nodes.drawing import loss_curve
 from phased_consistency.nodes.host import lora as host_lora
@@ -25,13 +26,20 @@ SHORT = {"steps": 2, "matching_steps": 3, "batch_size": 2}  # and three updates 
 OTHERS = [pytest.param(family, marks=pytest.mark.long) for family in ("eps", "v", "wan")]
 
 
-@pytest.mark.parametrize("family", ["eps", "v", "sd3", "wan"])
-def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):
-    """Train, save, load and sample; the base stays, the file says what was done."""
-    given = zoo[family]
+@pytest.mark.parametrize(("family", "phases"), [("eps", 4), ("v", 2), ("sd3", 4), ("wan", 4)])
+def test_both_stages_in_one_graph(host, zoo, distil, family, phases, caplog, monkeypatch):
+    """Train, save, load and sample; the base stays, the file says what was done. Four phases hold the spread too."""
+    given, held, original = zoo[family], [], Spread.loss
+
+    def loss(self, landing, rows, processes):
+        held.append(landing.shape)
+        return original(self, landing, rows, processes)
+
+    monkeypatch.setattr(Spread, "loss", loss)
     weights = tiny.fingerprint(given.model.model.state_dict())
     with caplog.at_level(logging.INFO):
-        lora, losses, steps = distil(given, stage="both", matching_cfg=2.0, **SHORT).args
+        lora, losses, steps = distil(given, stage="both", matching_cfg=2.0, phases=phases, **SHORT).args
+    assert len(held) == (3 if phases > 2 else 0)
     assert steps == len(losses["loss"]) == 2 + 3 + 3
     assert "The bank takes" in caplog.text
     assert tiny.fingerprint(given.model.model.state_dict()) == weights
@@ -40,7 +48,7 @@ def test_both_stages_in_one_graph(host, zoo, distil, family, caplog):
     assert lora.metadata["pcm_train_steps"] == "8"
     assert not host_training.temporary_folder("pcm_bank").exists(), "the bank of this run only is thrown away"
     (name,) = host.call("PCMSaveLora", lora=lora, prefix=f"test/matched_{family}")
-    only = distil(given, stage="consistency", **SHORT).args[0]
+    only = distil(given, stage="consistency", phases=phases, **SHORT).args[0]
     assert any(not torch.equal(lora[key], only[key]) for key in only)
     (plain,) = host.call("PCMSaveLora", lora=only, prefix=f"test/consistent_{family}")
     matched, consistent = (sampled(host, given, file) for file in (name, plain))
